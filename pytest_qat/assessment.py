@@ -1,0 +1,235 @@
+"""Put one check to a run: compute the stages it needs, judge the numbers, and keep the record of it.
+
+The record is a plain dict in the form of `--qat-json`, so that it crosses to an xdist controller unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.ao.quantization as tq
+
+from pytest_qat import verdict as judge
+from pytest_qat.case import Tolerances
+from pytest_qat.checks import CHECKS, STAGE_OWNERS
+from pytest_qat.errors import CheckFailed, QATError
+from pytest_qat.findings import Finding
+from pytest_qat.measure.accuracy import Accuracy
+from pytest_qat.measure.energy import NO_COUNTER
+from pytest_qat.measure.speed import Speed
+from pytest_qat.pipeline import ModelRun, NotApplicable, StageFailed
+from pytest_qat.properties.roundtrip import check_roundtrip, quantized_tensors
+from pytest_qat.verdict import Outcome, Verdict
+
+__all__ = ["Assessment", "Result"]
+
+NEED_INT8 = frozenset({"parity", "accuracy", "size", "speedup", "roundtrip"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a check concluded.
+
+    Attributes:
+        check: Name of the check.
+        verdict: Outcome, reasons and findings.
+        error: What to raise for a failed check that is not a plain finding: a tool error or an unforeseen one.
+    """
+
+    check: str
+    verdict: Verdict
+    error: Exception | None = None
+
+
+class Assessment:
+    """The checks of one run and their record.
+
+    Args:
+        run: The stages.
+        reference: The REF under which the model was asked for.
+    """
+
+    def __init__(self, run: ModelRun, *, reference: str) -> None:
+        self.run = run
+        self._record: dict[str, Any] = {
+            "model": reference, "recipe": run.recipe.name, "name": run.case.label, "workflow": run.recipe.workflow,
+            "runtime": run.recipe.runtime, "engine": run.recipe.engine, "threads": run.settings.threads,
+            "batch": None, "fine_tuning": None, "tolerances": _tolerances(run.settings.tolerances),
+            "metrics": {"accuracy": None, "latency_s": None, "throughput_per_s": None, "speedup": None,
+                        "speedup_over_eager": None, "size_bytes": None, "size_reduction": None, "coverage": None,
+                        "parity": None, "energy_j_per_sample": None, "throughput_per_w": None,
+                        "energy_note": None, "peak_memory_bytes": None},
+            "checks": {}, "findings": []}
+
+    def record(self) -> dict[str, Any]:
+        """Return the run so far as plain JSON values."""
+        return copy.deepcopy(self._record)
+
+    def check(self, name: str, *, selected: Collection[str] = CHECKS, tolerances: Tolerances | None = None) -> Result:
+        """Put one check to the run and note the outcome.
+
+        Args:
+            name: One of `CHECKS`.
+            selected: Checks that this session will make; a failed stage whose own check is not among them fails the
+                first check that needs it, so that no failure gets lost.
+            tolerances: Instead of the run's.
+        """
+        result = self._result(name, selected, tolerances or self.run.settings.tolerances)
+        verdict = result.verdict
+        self._record["checks"][name] = {"outcome": verdict.outcome.value, "reasons": list(verdict.reasons)}
+        known = self._record["findings"]
+        known.extend(entry for entry in (finding.as_dict() for finding in verdict.findings) if entry not in known)
+        return result
+
+    def _result(self, name: str, selected: Collection[str], tolerances: Tolerances) -> Result:
+        try:
+            if name in NEED_INT8 and self.run.coverage().int8_modules == 0:
+                nothing = judge.judge_coverage(self.run.coverage(), tolerances)
+                raise StageFailed("coverage", CheckFailed(nothing.reasons, findings=nothing.findings))
+            made = _CHECKS[name](self, tolerances)
+            return Result(check=name, verdict=judge.strictly(made, strict=self.run.settings.strict))
+        except NotApplicable as reason:
+            verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(str(reason),))
+            return Result(check=name, verdict=judge.strictly(verdict, strict=self.run.settings.strict))
+        except StageFailed as failed:
+            owner = STAGE_OWNERS.get(failed.stage, name)
+            if owner != name and owner in selected:
+                return Result(check=name, verdict=Verdict(
+                    outcome=Outcome.BLOCKED, reasons=(f"blocked: {owner} failed ({_headline(failed.error)})",)))
+            return _failure(name, failed.error)
+        except (CheckFailed, QATError) as error:
+            return _failure(name, error)
+
+    # -- one method a check ---------------------------------------------------------------------------------------
+
+    def _prepare(self, tolerances: Tolerances) -> Verdict:
+        if self.run.case.converted is not None and self.run.case.prepared is None:
+            self.run.inputs()
+            return _passed("the case brings its own converted model.", self._notes())
+        module = self.run.prepared().module
+        count = sum(isinstance(part, tq.FakeQuantizeBase) for part in module.modules())
+        return _passed(f"{count} fake-quantize modules inserted.", self._notes())
+
+    def _notes(self) -> tuple[Finding, ...]:
+        if not self.run.case.model.training:
+            return ()
+        return (Finding(code="model-in-train-mode", severity="note", remedy="call .eval() before handing it over.",
+                        message="the model came in train mode; a copy in eval mode is the float baseline."),)
+
+    def _convert(self, tolerances: Tolerances) -> Verdict:
+        done = self.run.converted().fine_tuning
+        self._record["fine_tuning"] = {
+            "kind": done.kind, "steps": done.steps, "first_loss": done.first_loss, "last_loss": done.last_loss}
+        return _passed({
+            "data": f"fine-tuned for {done.steps} steps, loss {done.first_loss or 0:.4f} -> {done.last_loss or 0:.4f}.",
+            "own": "fine-tuned by the case's own train.",
+            "none": "not fine-tuned: the case gives neither train nor train_data, so this is calibration only.",
+            "given": "the case brings its own converted model.",
+        }[done.kind])
+
+    def _coverage(self, tolerances: Tolerances) -> Verdict:
+        coverage = self.run.coverage()
+        self._metrics["coverage"] = {
+            "macs": coverage.macs, "int8_macs": coverage.int8_macs, "mac_share": coverage.mac_share,
+            "weights": coverage.weights, "int8_weights": coverage.int8_weights,
+            "weight_share": coverage.weight_share, "int8_modules": coverage.int8_modules}
+        return judge.judge_coverage(coverage, tolerances)
+
+    def _parity(self, tolerances: Tolerances) -> Verdict:
+        parity = self.run.parity()
+        self._metrics["parity"] = {"sqnr_db": _number(parity.sqnr_db), "finite": parity.finite,
+                                   "quantization_sqnr_db": _number(parity.quantization_sqnr_db)}
+        return judge.judge_parity(parity)
+
+    def _accuracy(self, tolerances: Tolerances) -> Verdict:
+        accuracy = self.run.accuracy()
+        self._metrics["accuracy"] = _accuracy_metrics(accuracy)
+        return judge.judge_accuracy(accuracy, tolerances, strict=self.run.settings.strict,
+                                    higher_is_better=self.run.case.higher_is_better)
+
+    def _size(self, tolerances: Tolerances) -> Verdict:
+        pair = self.run.deployed()
+        fp32, int8 = pair.fp32["contiguous"].size_bytes, pair.int8["contiguous"].size_bytes
+        self._metrics.update(size_bytes={"fp32": fp32, "int8": int8}, size_reduction=fp32 / int8)
+        return judge.judge_size(fp32, int8, tolerances)
+
+    def _speedup(self, tolerances: Tolerances) -> Verdict:
+        speed = self.run.speed()
+        self._metrics.update(_speed_metrics(speed))
+        self._record["batch"] = speed.samples
+        return judge.judge_speedup(speed.like_for_like, tolerances, noise_floor=speed.noise_floor)
+
+    def _roundtrip(self, tolerances: Tolerances) -> Verdict:
+        tensors = quantized_tensors(self.run.converted().converted.module)
+        if not tensors:
+            raise NotApplicable("the converted model shows no qparams to drive.")
+        broken = check_roundtrip(tensors, seed=self.run.settings.seed)
+        if broken:
+            return Verdict(outcome=Outcome.FAILED, findings=tuple(broken), reasons=(
+                f"quantize-dequantize breaks its law on the qparams of {broken[0].module or 'the model'}.",))
+        return _passed(f"quantize-dequantize holds its law on {len(tensors)} quantized tensors.")
+
+    @property
+    def _metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = self._record["metrics"]
+        return metrics
+
+
+_CHECKS: Mapping[str, Callable[[Assessment, Tolerances], Verdict]] = {
+    "prepare": Assessment._prepare, "convert": Assessment._convert, "coverage": Assessment._coverage,
+    "parity": Assessment._parity, "accuracy": Assessment._accuracy, "size": Assessment._size,
+    "speedup": Assessment._speedup, "roundtrip": Assessment._roundtrip}
+
+
+def _passed(reason: str, findings: tuple[Finding, ...] = ()) -> Verdict:
+    return Verdict(outcome=Outcome.PASSED, reasons=(reason,), findings=findings)
+
+
+def _failure(name: str, error: Exception) -> Result:
+    findings = error.findings if isinstance(error, CheckFailed) else ()
+    reasons = error.reasons if isinstance(error, CheckFailed) else (_headline(error),)
+    verdict = Verdict(outcome=Outcome.FAILED, reasons=tuple(reasons), findings=findings)
+    return Result(check=name, verdict=verdict, error=None if isinstance(error, CheckFailed) else error)
+
+
+def _headline(error: Exception) -> str:
+    if isinstance(error, CheckFailed):
+        return error.reasons[0]
+    if isinstance(error, QATError):
+        return error.message
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _tolerances(tolerances: Tolerances) -> dict[str, float | None]:
+    return {name: getattr(tolerances, name) for name in tolerances.__slots__}
+
+
+def _accuracy_metrics(accuracy: Accuracy) -> dict[str, Any]:
+    return {"fp32": accuracy.fp32, "int8": accuracy.int8, "ptq": accuracy.ptq, "drop": accuracy.drop,
+            "drop_ci": list(accuracy.drop_ci), "p_value": accuracy.p_value, "samples": accuracy.samples,
+            "kind": accuracy.kind, "sqnr_db": _number(accuracy.sqnr_db)}
+
+
+def _speed_metrics(speed: Speed) -> dict[str, Any]:
+    main, eager = speed.like_for_like, speed.over_eager
+    latency = {"fp32": main.baseline_s, "int8": main.candidate_s, "fp32_eager": eager.baseline_s}
+    energy = speed.energy_j_per_sample
+    return {
+        "latency_s": latency,
+        "throughput_per_s": {side: speed.samples / seconds for side, seconds in latency.items()},
+        "speedup": {"estimate": main.estimate, "ci": [_number(end) for end in main.ci], "pairs": main.pairs,
+                    "confidence": main.confidence, "noise_floor": speed.noise_floor, "layouts": speed.layouts},
+        "speedup_over_eager": {"estimate": eager.estimate, "ci": [_number(end) for end in eager.ci],
+                               "pairs": eager.pairs},
+        "energy_j_per_sample": energy,
+        "throughput_per_w": None if energy is None else {
+            side: 1 / joules if joules else None for side, joules in energy.items()},
+        "energy_note": NO_COUNTER if energy is None else None}
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

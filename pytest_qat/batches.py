@@ -1,0 +1,118 @@
+"""One way to call a model on a batch and to look at what comes back, whatever its form.
+
+Inputs: a tensor is one argument, a tuple or list the positional ones, a mapping the keywords. Outputs may be a
+tensor, or tensors in tuples, lists, dicts and dataclass-like containers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pytest_qat.case import QATCase
+from pytest_qat.errors import DataError
+
+__all__ = [
+    "calibration_batches",
+    "call",
+    "classify",
+    "float_tensors",
+    "labelled",
+    "move",
+    "sample_count",
+    "to_channels_last",
+]
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Call `model` on the inputs of one batch."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def float_tensors(value: Any) -> list[Tensor]:
+    """Return every floating-point tensor in a nested value, in order; quantized ones are dequantized."""
+    if hasattr(value, "__dict__") and not isinstance(value, (Tensor, Mapping, tuple, list)):
+        value = list(vars(value).values())
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    leaves = [leaf.dequantize() if leaf.is_quantized else leaf
+              for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves if leaf.is_floating_point()]
+
+
+def classify(output: Any, *, source: str) -> Tensor:
+    """Return the logits of an output, shape `(N, classes, ...)`: its first tensor with at least two classes.
+
+    Raises:
+        DataError: the output has no such tensor.
+    """
+    for tensor in float_tensors(output):
+        if tensor.dim() >= 2 and tensor.shape[1] >= 2:
+            return tensor
+    shapes = [tuple(tensor.shape) for tensor in float_tensors(output)]
+    raise DataError(
+        f"{source} needs an output of shape (N, classes), but the model returned {shapes or type(output).__name__}.",
+        hint="Give metric=, a function (output, target) -> one score per sample.")
+
+
+def sample_count(inputs: Any) -> int:
+    """Return the number of samples of a batch: the first side of its first tensor."""
+    for leaf in pytree.tree_leaves(inputs if not isinstance(inputs, Mapping) else dict(inputs)):
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return int(leaf.shape[0])
+    return 1
+
+
+def move(value: Any, device: torch.device | str) -> Any:
+    """Return a nested value with its tensors on `device`."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+
+
+def to_channels_last(value: Any) -> Any:
+    """Return a nested value with its 4-D tensors in channels_last layout."""
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    return pytree.tree_map_only(Tensor, convert, value)
+
+
+def labelled(data: Iterable[Any], *, field: str) -> Iterator[tuple[Any, Any]]:
+    """Yield `(inputs, target)` of every batch.
+
+    Raises:
+        DataError: a batch is not such a pair.
+    """
+    for index, batch in enumerate(data):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            seen = f"a tensor of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else (
+                f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__)
+            raise DataError(f"batch {index} of {field} is {seen}, expected a pair (inputs, target).",
+                            hint=f"Make {field} yield (inputs, target); inputs may be a tuple or a dict.")
+        yield batch[0], batch[1]
+
+
+def calibration_batches(case: QATCase, *, limit: int) -> list[Any]:
+    """Return at most `limit` batches of inputs to calibrate on: the case's own, its training inputs, or the example.
+
+    Raises:
+        DataError: the data are empty.
+    """
+    if case.calibration_data is not None:
+        batches = list(itertools.islice(case.calibration_data, limit))
+        field = "calibration_data"
+    elif case.train_data is not None:
+        batches = [inputs for inputs, _ in itertools.islice(labelled(case.train_data, field="train_data"), limit)]
+        field = "train_data"
+    else:
+        return [case.example_inputs]
+    if not batches:
+        raise DataError(f"{field} is empty, expected at least one batch.", hint=f"Make {field} yield a batch.")
+    return batches

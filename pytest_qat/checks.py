@@ -1,0 +1,11 @@
+"""The names of the checks in their order, and which stage each one answers for. No torch."""
+
+from __future__ import annotations
+
+__all__ = ["CHECKS", "STAGE_OWNERS"]
+
+CHECKS = ("prepare", "convert", "coverage", "parity", "accuracy", "size", "speedup", "roundtrip")
+
+STAGE_OWNERS = {"inputs": "prepare", "prepare": "prepare", "fine-tune": "convert", "convert": "convert",
+                "coverage": "coverage"}
+"""A stage that fails is the fault of its owner; the checks that need it are blocked."""

@@ -1,0 +1,1 @@
+"""Why a quantized model is bad, in the user's terms."""

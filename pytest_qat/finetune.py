@@ -1,0 +1,212 @@
+"""The QAT loop between prepare and convert: calibrate first, train, freeze towards the end.
+
+The schedule is the one of torchvision's quantization references: observers learn ranges first and are then frozen,
+and later BatchNorm statistics are frozen too, so that the last steps train the very function that is converted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.ao.quantization as tq
+from torch import Tensor, nn
+from torch.ao.nn.intrinsic import qat as nniqat
+
+from pytest_qat.batches import call, labelled, move
+from pytest_qat.case import QATCase
+from pytest_qat.errors import DataError, StageError, UnsupportedEnvironment
+from pytest_qat.locate import place_of
+
+__all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "Progress", "calibrate", "fine_tune", "silent"]
+
+FREEZE_OBSERVERS_AT = 0.6
+FREEZE_BATCHNORM_AT = 0.8
+
+
+class Progress(Protocol):
+    """Where the loop reports how far it is."""
+
+    def __call__(self, step: int, total: int, loss: float) -> None:
+        """Take note that `step` of `total` is done."""
+
+
+def silent(step: int, total: int, loss: float) -> None:
+    """Report nothing."""
+    del step, total, loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuning:
+    """What the training between prepare and convert did.
+
+    Attributes:
+        kind: `data` (built-in loop), `own` (the case's `train`) or `none` (calibration only).
+        steps: Optimizer steps of the built-in loop.
+        first_loss: Loss of the first step.
+        last_loss: Mean loss of the last tenth of the steps.
+    """
+
+    kind: str
+    steps: int | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+
+def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
+    """Let the observers see the batches, in place, with fake-quantize off and in eval mode.
+
+    Moving-average observers get the weight 1/k at batch k, so that the range is the mean of the batches' extremes
+    whatever their order; torch's own constant of 0.01 would keep the first batch's range nearly unchanged.
+    """
+    prepared.eval()
+    prepared.apply(tq.enable_observer)
+    prepared.apply(tq.disable_fake_quant)
+    observers = [module for module in prepared.modules() if hasattr(module, "averaging_constant")]
+    constants = [observer.averaging_constant for observer in observers]
+    with torch.no_grad():
+        for index, inputs in enumerate(batches, start=1):
+            for observer in observers:
+                observer.averaging_constant = 1 / index
+            call(prepared, inputs)
+    for observer, constant in zip(observers, constants, strict=True):
+        observer.averaging_constant = constant
+    prepared.apply(tq.enable_fake_quant)
+
+
+def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu", progress: Progress = silent) -> FineTuning:
+    """Train a prepared module in place, as the case says, and leave it on the CPU in eval mode, observers off.
+
+    Args:
+        prepared: A prepared and calibrated module.
+        case: Its `train`, or its `train_data`, `loss_fn`, `optimizer` and `epochs`.
+        device: Where to train.
+        progress: Told after every step.
+
+    Raises:
+        UnsupportedEnvironment: there is no such device.
+        StageError: the user's loop, loss or optimizer raised, or the loss is not finite.
+        DataError: the training data are empty or have another form.
+    """
+    with _device_errors(device):
+        prepared.to(device)
+    prepared.train()
+    if case.train is not None:
+        _own_loop(prepared, case)
+        done = FineTuning(kind="own")
+    elif case.train_data is not None:
+        done = _built_in_loop(prepared, case, device=device, progress=progress)
+    else:
+        done = FineTuning(kind="none")
+    prepared.to("cpu").eval()
+    prepared.apply(tq.disable_observer)
+    return done
+
+
+@contextlib.contextmanager
+def _device_errors(device: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        raise UnsupportedEnvironment(
+            f"fine-tuning on {device} failed: {str(error).splitlines()[0]}", hint="Use --qat-device=cpu.") from error
+
+
+def _own_loop(prepared: nn.Module, case: QATCase) -> None:
+    assert case.train is not None, "unreachable because fine_tune asked"
+    try:
+        with torch.enable_grad():
+            case.train(prepared)
+    except Exception as error:
+        raise StageError(
+            f"fine-tuning: the case's train raised {type(error).__name__}: {error} ({place_of(error)}).",
+            hint="train gets the prepared module in train mode and changes it in place; call it in a shell to see "
+                 "the whole traceback.") from error
+
+
+def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str, progress: Progress) -> FineTuning:
+    assert case.train_data is not None, "unreachable because fine_tune asked"
+    optimizer = _optimizer(prepared, case)
+    per_epoch = _length(case.train_data)
+    total = per_epoch * case.epochs
+    losses: list[float] = []
+    with torch.enable_grad():
+        for _ in range(case.epochs):
+            for inputs, target in labelled(case.train_data, field="train_data"):
+                _freeze(prepared, done=len(losses) / total)
+                loss = _loss(prepared, case, move(inputs, device), move(target, device), step=len(losses) + 1)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+                progress(len(losses), total, losses[-1])
+    tail = losses[-max(1, len(losses) // 10):]
+    return FineTuning(kind="data", steps=len(losses), first_loss=losses[0], last_loss=sum(tail) / len(tail))
+
+
+def _optimizer(prepared: nn.Module, case: QATCase) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise StageError("fine-tuning: no parameter of the prepared model requires a gradient.",
+                         hint="Set requires_grad on the layers to train, or leave out train_data.")
+    if case.optimizer is None:
+        return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+    try:
+        optimizer = case.optimizer(parameters)
+    except Exception as error:
+        raise StageError(f"fine-tuning: the case's optimizer raised {type(error).__name__}: {error}.",
+                         hint="Write optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-4).") from error
+    if not hasattr(optimizer, "step") or not hasattr(optimizer, "zero_grad"):
+        raise StageError(f"fine-tuning: optimizer gave {type(optimizer).__name__}, expected a torch optimizer.",
+                         hint="Write optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-4).")
+    return optimizer
+
+
+def _loss(prepared: nn.Module, case: QATCase, inputs: Any, target: Any, *, step: int) -> Tensor:
+    assert case.loss_fn is not None, "unreachable because QATCase asked"
+    try:
+        loss = case.loss_fn(call(prepared, inputs), target)
+    except Exception as error:
+        raise StageError(f"fine-tuning: step {step} raised {type(error).__name__}: {error} ({place_of(error)}).",
+                         hint="Check that train_data fit the model and that loss_fn(output, target) works.") from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise StageError(f"fine-tuning: loss_fn gave {_shape(loss)}, expected a scalar tensor.",
+                         hint="Reduce the loss to its mean.")
+    if not math.isfinite(loss.item()):
+        raise StageError(f"fine-tuning: the loss is {loss.item()} at step {step}, expected a finite number.",
+                         hint="Use a learning rate 10 to 100 times lower than for training from scratch.")
+    return loss
+
+
+def _shape(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _length(data: Iterable[Any]) -> int:
+    count = len(data) if isinstance(data, Sized) else sum(1 for _ in data)
+    if count == 0:
+        raise DataError("train_data is empty, expected at least one (inputs, target) batch.",
+                        hint="Make train_data yield batches, or leave it out for calibration only.")
+    return count
+
+
+def _freeze(prepared: nn.Module, *, done: float) -> None:
+    if done >= FREEZE_OBSERVERS_AT:
+        prepared.apply(tq.disable_observer)
+    if done >= FREEZE_BATCHNORM_AT:
+        prepared.apply(nniqat.freeze_bn_stats)
+        for module in prepared.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def untrained_copy(prepared: nn.Module) -> nn.Module:
+    """Return a copy in eval mode with its observers off: the post-training-quantized twin, ready to convert."""
+    twin = copy.deepcopy(prepared).eval()
+    twin.apply(tq.disable_observer)
+    return twin

@@ -1,0 +1,97 @@
+"""Leave the process as it was found: torch's global state is set for a stage and put back after it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+from pytest_qat.errors import UnsupportedEnvironment
+
+__all__ = ["preserved_torch_state", "quantized_engine", "threads"]
+
+_DEPRECATED = (
+    r".*torch\.ao\.quantization is deprecated.*",
+    r".*quantize_per_(tensor|channel).*deprecated.*",
+    r".*TypedStorage is deprecated.*",
+    r".*quantized tensor.*deprecated.*",
+    r".*reduce_range will be deprecated.*",
+    r".*must run observer before calling calculate_qparams.*",
+    r".*Please use quant_min and quant_max to specify the range for observers.*",
+)
+
+
+@contextlib.contextmanager
+def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
+    """Restore engine, threads, generators, grad mode, default dtype and determinism on leaving.
+
+    Args:
+        seed: Seeds torch's, Python's and (if it is loaded) numpy's generators on entering.
+
+    torch's own deprecation warnings about eager quantization are not the user's to act on, and stay silent inside.
+    """
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    engine, thread_count = torch.backends.quantized.engine, torch.get_num_threads()
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        if seed is not None:
+            random.seed(seed)
+            torch.manual_seed(seed)
+            if numpy is not None:
+                numpy.random.seed(seed % 2**32)
+        with warnings.catch_warnings():
+            for message in _DEPRECATED:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        if torch.backends.quantized.engine != engine:
+            torch.backends.quantized.engine = engine
+        if torch.get_num_threads() != thread_count:
+            torch.set_num_threads(thread_count)
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        if numpy is not None and numpy_state is not None:
+            numpy.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def quantized_engine(name: str) -> Iterator[None]:
+    """Run with torch's quantized engine set to `name`, and restore the one before.
+
+    Raises:
+        UnsupportedEnvironment: this build of torch, on this machine, has no such engine.
+    """
+    supported = torch.backends.quantized.supported_engines
+    if name not in supported:
+        others = ", ".join(engine for engine in supported if engine != "none") or "none"
+        raise UnsupportedEnvironment(
+            f"the recipe needs torch's quantized engine {name}, but this machine supports {others}.",
+            hint=f"Choose a recipe that ends in one of: {others}.")
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = name
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with `count` intra-op threads, and restore the number before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,42 @@
+"""Where an exception comes from: the user's module, the user's line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+__all__ = ["locate_module", "place_of"]
+
+
+def locate_module(error: BaseException, model: nn.Module) -> str | None:
+    """Return the qualified name of the innermost module of `model` whose method an exception passed through.
+
+    Args:
+        error: A caught exception, with its traceback.
+        model: The very object that was called: modules are recognised by identity.
+
+    Returns:
+        The name, or None if no frame belongs to a submodule.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    found: str | None = None
+    trace = error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and names.get(id(owner)):
+            found = names[id(owner)]
+        trace = trace.tb_next
+    return found
+
+
+def place_of(error: BaseException) -> str:
+    """Return `file:line` of the innermost frame of an error outside of installed packages, for one-line messages."""
+    trace = error.__traceback__
+    place = "unknown place"
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if "site-packages" not in path and not path.startswith("<") and "pytest_qat" not in path:
+            place = f"{Path(path).name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place

@@ -1,0 +1,151 @@
+"""How much of a model runs in int8: by weights and by multiply-accumulates (MACs), with every float leftover named.
+
+MACs are counted by `torch.utils.flop_counter` on one call of the float model, so functional matmuls count too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pytest_qat.batches import call
+from pytest_qat.workflows.border import user_name
+
+__all__ = ["Coverage", "Leftover", "measure_coverage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """A module that still computes in float.
+
+    Attributes:
+        module: Qualified name.
+        kind: Its class.
+        weights: Number of its weights (tensors of two and more dimensions).
+        macs: Its multiply-accumulates on the example inputs.
+        reason: Why it is in float.
+    """
+
+    module: str
+    kind: str
+    weights: int
+    macs: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """Shares of a model that run in int8.
+
+    Attributes:
+        weights: Number of weights in the float model.
+        int8_weights: Those held by int8 modules.
+        macs: Multiply-accumulates of one call on the example inputs.
+        int8_macs: Those done by int8 modules.
+        int8_modules: Number of modules with int8 weights.
+        leftovers: What stays in float, most MACs first.
+    """
+
+    weights: int
+    int8_weights: int
+    macs: int
+    int8_macs: int
+    int8_modules: int
+    leftovers: tuple[Leftover, ...]
+
+    @property
+    def mac_share(self) -> float:
+        """Share of the multiply-accumulates in int8, in [0, 1]."""
+        return self.int8_macs / self.macs if self.macs else 0.0
+
+    @property
+    def weight_share(self) -> float:
+        """Share of the weights in int8, in [0, 1]."""
+        return self.int8_weights / self.weights if self.weights else 0.0
+
+
+def measure_coverage(float_model: nn.Module, converted: nn.Module, example_inputs: tuple[Any, ...], *,
+                     reasons: Mapping[str, str]) -> Coverage:
+    """Compare a converted model with the float model it comes from, module by module.
+
+    Args:
+        float_model: In eval mode.
+        converted: Its converted form; module names must agree, apart from wrappers that this package adds.
+        example_inputs: Positional arguments of one call.
+        reasons: Known reasons for staying in float, by module name (or a parent's).
+    """
+    macs = _own_macs(float_model, example_inputs)
+    weights = {name: sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
+               for name, module in float_model.named_modules()}
+    int8 = _int8_owners(converted)
+    modules = dict(float_model.named_modules())
+    leftovers = [
+        Leftover(module=name, kind=type(modules[name]).__name__, weights=weights[name], macs=macs.get(name, 0),
+                 reason=_reason(name, modules[name], reasons, called=name in macs))
+        for name in modules if name not in int8 and (weights[name] or macs.get(name, 0))
+    ]
+    return Coverage(
+        weights=sum(weights.values()), int8_weights=sum(weights.get(name, 0) for name in int8),
+        macs=sum(macs.values()), int8_macs=sum(macs.get(name, 0) for name in int8), int8_modules=len(int8),
+        leftovers=tuple(sorted(leftovers, key=lambda left: (-left.macs, -left.weights))),
+    )
+
+
+def _own_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, int]:
+    """MACs by module, without those of its children."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call(model, example_inputs)
+    root = type(model).__name__
+    totals = {name.removeprefix(root).removeprefix("."): sum(ops.values()) // 2
+              for name, ops in counter.get_flop_counts().items() if name != "Global"}
+    if not totals:
+        return {}
+    own = {}
+    for name, total in totals.items():
+        prefix = f"{name}." if name else ""
+        children = sum(other for path, other in totals.items()
+                       if path != name and path.startswith(prefix) and "." not in path[len(prefix):])
+        if total > children:
+            own[name] = total - children
+    return own
+
+
+def _int8_owners(converted: nn.Module) -> frozenset[str]:
+    """Names, in the user's model, of the modules whose weights are int8."""
+    names = {user_name(name) for name, module in converted.named_modules() if _holds_int8_weight(module)}
+    if isinstance(converted, torch.fx.GraphModule):
+        for node in converted.graph.nodes:
+            if node.op == "call_function" and _is_int8_matmul(node.target):
+                stack = node.meta.get("nn_module_stack") or {}
+                names.add(next(reversed(stack), ""))
+    return frozenset(names)
+
+
+def _holds_int8_weight(module: nn.Module) -> bool:
+    path = type(module).__module__
+    return path.startswith("torch.ao.nn") and ".quantized" in path and "reference" not in path and (
+        callable(getattr(module, "weight", None)) or hasattr(module, "_packed_params"))
+
+
+def _is_int8_matmul(target: Any) -> bool:
+    name = str(target)
+    return "quantized" in name and any(op in name for op in ("conv", "linear", "matmul"))
+
+
+def _reason(name: str, module: nn.Module, reasons: Mapping[str, str], *, called: bool) -> str:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        known = reasons.get(".".join(parts[:length]))
+        if known:
+            return known
+    if not called and not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "not called on the example inputs"
+    kind = type(module).__name__
+    if type(module).__module__.startswith("torch.nn."):
+        return f"{kind} has no int8 form in this workflow"
+    return f"{kind} computes with its own parameters or functions, which this workflow does not quantize"

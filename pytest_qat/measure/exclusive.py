@@ -1,0 +1,59 @@
+"""One timing at a time on a machine: timings hold a lock alone, heavy stages of other processes share it.
+
+The lock is SQLite's, through filelock: the operating system frees it when its holder dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import ReadWriteLock
+
+__all__ = ["MachineLock"]
+
+
+class MachineLock:
+    """A read-write lock that every pytest-qat process of this user on this machine respects.
+
+    Args:
+        folder: Where the lock file lies; default: one folder per user in the machine's temporary directory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        folder = folder or Path(tempfile.gettempdir()) / f"pytest-qat-{_user()}"
+        self._lock: ReadWriteLock | None
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = ReadWriteLock(folder / "timing.lock.db")
+        except (OSError, sqlite3.Error):
+            self._lock = None  # nowhere to put a lock: measure without one rather than not at all
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the machine for a timing; waits for heavy stages to end."""
+        if self._lock is None:
+            yield
+            return
+        with self._lock.write_lock():
+            yield
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Do heavy work beside other heavy work; waits for a timing to end."""
+        if self._lock is None:
+            yield
+            return
+        with self._lock.read_lock():
+            yield
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

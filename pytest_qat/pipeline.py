@@ -1,0 +1,316 @@
+"""One model through one recipe: case -> prepare -> calibrate -> fine-tune -> convert -> deploy -> measure.
+
+`ModelRun` computes each stage once, on first need, each from its own seed, so that results do not depend on which
+checks run or in what order. A stage that failed fails again, with the same error, for everything that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.ao.quantization as tq
+from torch import Tensor, nn
+
+from pytest_qat import soundness
+from pytest_qat.batches import calibration_batches, call
+from pytest_qat.case import QATCase, Tolerances
+from pytest_qat.diagnosis.explain import explain
+from pytest_qat.errors import CheckFailed, QATError, StageError
+from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, silent, untrained_copy
+from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads
+from pytest_qat.measure.accuracy import Accuracy, Scores, agreement_scores, compare_scores, evaluate
+from pytest_qat.measure.coverage import Coverage, measure_coverage
+from pytest_qat.measure.exclusive import MachineLock
+from pytest_qat.measure.latency import TimingSettings
+from pytest_qat.measure.parity import Parity, compare_parity
+from pytest_qat.measure.speed import Speed, measure_speed
+from pytest_qat.recipe import Recipe
+from pytest_qat.runtimes import Deployed, load_runtime
+from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
+
+__all__ = ["ModelRun", "NotApplicable", "RunSettings", "StageFailed"]
+
+T = TypeVar("T")
+CALIBRATION_BATCHES = 32
+PARITY_BATCHES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What the command line decides for a run.
+
+    Attributes:
+        tolerances: What the int8 model must hold.
+        threads: Intra-op threads while timing.
+        max_time_s: Budget of the speed measurement, in seconds.
+        seed: Seed of every stage.
+        device: Where fine-tuning takes place.
+        strict: Whether inconclusive counts as failed.
+    """
+
+    tolerances: Tolerances
+    threads: int = 1
+    max_time_s: float = 20.0
+    seed: int = 0
+    device: str = "cpu"
+    strict: bool = False
+
+
+class StageFailed(Exception):
+    """A stage raised; `error` is what it raised, `stage` its name."""
+
+    def __init__(self, stage: str, error: Exception) -> None:
+        super().__init__(f"{stage} failed")
+        self.stage = stage
+        self.error = error
+
+
+class NotApplicable(Exception):
+    """A check has nothing to look at in this run; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Converted:
+    """What training and converting gave."""
+
+    converted: ConvertedModel
+    prepared: PreparedModel | None
+    ptq: ConvertedModel | None
+    fine_tuning: FineTuning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployedPair:
+    """The float and the int8 artefact in one runtime, in each layout that was deployed."""
+
+    fp32: dict[str, Deployed]
+    int8: dict[str, Deployed]
+
+
+class ModelRun:
+    """The stages of one model and recipe, each computed once.
+
+    Args:
+        case: The user's model; never changed.
+        recipe: How to quantize and where to run.
+        settings: Options.
+        lock: The machine's timing lock.
+        progress: Told about training steps.
+    """
+
+    def __init__(self, case: QATCase, recipe: Recipe, settings: RunSettings, *, lock: MachineLock,
+                 progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None) -> None:
+        self.case = case
+        self.recipe = recipe
+        self.settings = settings
+        self._lock = lock
+        self._progress = progress or _no_progress
+        self._stages: dict[str, tuple[Any, Exception | None]] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    # -- stages ---------------------------------------------------------------------------------------------------
+
+    def inputs(self) -> nn.Module:
+        """Return a copy of the float model in eval mode that is known to run on its example inputs."""
+        return self._stage("inputs", lambda: soundness.checked_model(self.case))
+
+    def prepared(self) -> PreparedModel:
+        """Return the prepared (not yet calibrated) model."""
+        self.inputs()
+        return self._stage("prepare", self._prepare)
+
+    def converted(self) -> _Converted:
+        """Return the fine-tuned and converted model with the post-training-quantized control."""
+        if self.case.converted is None:
+            self.prepared()
+        else:
+            self.inputs()
+        return self._stage("convert", self._convert)
+
+    def coverage(self) -> Coverage:
+        """Return how much of the model runs in int8."""
+        done = self.converted()
+        reasons = done.prepared.float_modules if done.prepared else {}
+        return self._stage("coverage", lambda: measure_coverage(
+            self.inputs(), done.converted.module, self.case.example_inputs, reasons=reasons))
+
+    def parity(self) -> Parity:
+        """Return how far the converted model agrees with the prepared one.
+
+        Raises:
+            NotApplicable: the case brings its own converted model and no prepared one.
+        """
+        done = self.converted()
+        if done.prepared is None:
+            raise NotApplicable("the case gives converted= without prepared=, so there is nothing to compare with.")
+        fake = done.prepared.module
+        plain = copy.deepcopy(fake)
+        plain.apply(tq.disable_fake_quant)
+        batches = calibration_batches(self.case, limit=PARITY_BATCHES)
+        return self._stage("parity", lambda: compare_parity(
+            *(lambda inputs, module=module: call(module, inputs)  # type: ignore[misc]
+              for module in (plain, fake, done.converted.module)), batches))
+
+    def deployed(self) -> DeployedPair:
+        """Return the float and the int8 artefact, deployed to the recipe's runtime."""
+        self.converted()
+        return self._stage("deploy", self._deploy)
+
+    def accuracy(self) -> Accuracy:
+        """Return paired scores of float, control and int8."""
+        self.deployed()
+        return self._stage("accuracy", self._accuracy)
+
+    def speed(self) -> Speed:
+        """Return the paired latency, measured with the machine to itself."""
+        pair = self.deployed()
+        eager = self.inputs()
+        return self._stage("speed", lambda: measure_speed(
+            fp32=pair.fp32, int8=pair.int8, eager=lambda: call(eager, self.case.example_inputs),
+            inputs=self.case.example_inputs, floor=self.settings.tolerances.min_speedup,
+            settings=TimingSettings(max_time_s=self.settings.max_time_s)), timing=True)
+
+    def close(self) -> None:
+        """Forget every stage and delete the artefacts."""
+        self._stages.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    # -- how they are made ----------------------------------------------------------------------------------------
+
+    def _stage(self, name: str, make: Callable[[], T], *, timing: bool = False) -> T:
+        if name not in self._stages:
+            self._stages[name] = self._compute(name, make, timing=timing)
+        value, error = self._stages[name]
+        if error is not None:
+            raise StageFailed(name, error)
+        return value  # type: ignore[no-any-return]
+
+    def _compute(self, name: str, make: Callable[[], T], *, timing: bool) -> tuple[T | None, Exception | None]:
+        held = self._lock.alone() if timing else self._lock.shared()
+        try:
+            with held, preserved_torch_state(seed=self.settings.seed), quantized_engine(self.recipe.engine):
+                if not timing:
+                    return make(), None
+                with threads(self.settings.threads):
+                    return make(), None
+        except (CheckFailed, QATError) as error:
+            return None, error
+        except Exception as error:
+            finding = explain(error, model=self.case.model, stage=name)
+            if finding is None:
+                return None, error
+            failed = CheckFailed([f"{name} failed: {type(error).__name__}."], findings=[finding])
+            failed.__cause__ = error
+            return None, failed
+
+    def _prepare(self) -> PreparedModel:
+        if self.case.prepared is not None:
+            return PreparedModel(module=copy.deepcopy(self.case.prepared), float_modules={})
+        return load_workflow(self.recipe.workflow).prepare(self.case, self.recipe)
+
+    def _convert(self) -> _Converted:
+        if self.case.converted is not None:
+            module = copy.deepcopy(self.case.converted).eval()
+            given = self._prepare() if self.case.prepared is not None else None
+            if given is not None:
+                given.module.eval().apply(tq.disable_observer)
+            self._try(module, "the converted model")
+            return _Converted(converted=ConvertedModel(module=module), prepared=given, ptq=None,
+                              fine_tuning=FineTuning(kind="given"))
+        workflow = load_workflow(self.recipe.workflow)
+        first = self.prepared()
+        prepared = PreparedModel(module=copy.deepcopy(first.module), float_modules=first.float_modules)
+        ptq = None
+        if self.case.prepared is None:
+            calibrate(prepared.module, calibration_batches(self.case, limit=CALIBRATION_BATCHES))
+            twin = PreparedModel(module=untrained_copy(prepared.module), float_modules=prepared.float_modules)
+            ptq = workflow.convert(twin, self.recipe)
+            self._try(ptq.module, "the converted model")  # before any time goes into training
+        with self._progress(f"{self.case.label} [{self.recipe.name}]") as progress:
+            done = fine_tune(prepared.module, self.case, device=self.settings.device, progress=progress)
+        converted = workflow.convert(prepared, self.recipe)
+        self._try(converted.module, "the converted model")
+        return _Converted(converted=converted, prepared=prepared, ptq=ptq, fine_tuning=done)
+
+    def _try(self, module: nn.Module, what: str) -> None:
+        """Run a module once on the example inputs, and name the user's module if it cannot."""
+        try:
+            with torch.inference_mode():
+                call(module, self.case.example_inputs)
+        except Exception as error:
+            finding = explain(error, model=module, stage="convert")
+            if finding is None:
+                raise StageError(
+                    f"{what} raised {type(error).__name__} on example_inputs: {str(error).splitlines()[0]}",
+                    hint="Try an fx recipe, or name the module that fails in skip=(...).") from error
+            raise CheckFailed([f"{what} cannot run on example_inputs."], findings=[finding]) from error
+
+    def _deploy(self) -> DeployedPair:
+        runtime = load_runtime(self.recipe.runtime)
+        workflow = load_workflow(self.recipe.workflow)
+        folder = self._artefacts()
+        layouts = [False, True] if _has_images(self.case.example_inputs) else [False]
+        sides = {"fp32": workflow.float_twin(self.case).eval(), "int8": self.converted().converted.module}
+        deployed = {
+            side: [runtime.deploy(module, self.case.example_inputs, folder / f"{side}-{int(last)}.pt",
+                                  engine=self.recipe.engine, channels_last=last) for last in layouts]
+            for side, module in sides.items()}
+        return DeployedPair(**{side: {form.layout: form for form in forms} for side, forms in deployed.items()})
+
+    def _artefacts(self) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="pytest-qat-")
+        return Path(self._folder.name)
+
+    def _accuracy(self) -> Accuracy:
+        pair, ptq = self.deployed(), self.converted().ptq
+        fp32, int8 = pair.fp32["contiguous"], pair.int8["contiguous"]
+        if self.case.eval_data is None:
+            batches = calibration_batches(self.case, limit=CALIBRATION_BATCHES)
+            reference = _outputs(fp32, batches)
+            agreed, sqnr = agreement_scores(reference, _outputs(int8, batches))
+            same, _ = agreement_scores(reference, reference)
+            control = None
+            if ptq is not None:
+                with torch.inference_mode():
+                    control, _ = agreement_scores(reference, [call(ptq.module, inputs) for inputs in batches])
+            return compare_scores(same, agreed, control, higher_is_better=True, kind="agreement", sqnr=sqnr)
+        scores: list[Scores | None] = [self._score(fp32), self._score(int8), None]
+        if ptq is not None:
+            scores[2] = self._score_with(lambda inputs: call(ptq.module, inputs))
+        assert scores[0] is not None and scores[1] is not None, "unreachable because both were just scored"
+        return compare_scores(scores[0], scores[1], scores[2], higher_is_better=self.case.higher_is_better)
+
+    def _score(self, deployed: Deployed) -> Scores:
+        with deployed.session():
+            return self._score_with(lambda inputs: deployed.run(deployed.adapt(inputs)))
+
+    def _score_with(self, run: Callable[[Any], Any]) -> Scores:
+        assert self.case.eval_data is not None, "unreachable because _accuracy asked"
+        # A loader that shuffles with torch's generator gives the same order in each pass this way.
+        with preserved_torch_state(seed=self.settings.seed), torch.inference_mode():
+            return evaluate(run, self.case.eval_data, self.case.metric)
+
+
+def _outputs(deployed: Deployed, batches: list[Any]) -> list[Any]:
+    with deployed.session():
+        return [deployed.run(deployed.adapt(inputs)) for inputs in batches]
+
+
+def _has_images(inputs: tuple[Any, ...]) -> bool:
+    return any(isinstance(value, Tensor) and value.dim() == 4 for value in inputs)
+
+
+@contextlib.contextmanager
+def _no_progress(label: str) -> Iterator[Progress]:
+    del label
+    yield silent

@@ -1,0 +1,41 @@
+"""The pytest plugin. Loading it loads no torch; without an option, marker or fixture of its own it does nothing.
+
+Options and start-up are here, the hooks of a session in `session`; what is measured and how it is judged is below,
+in `pytest_qat.assessment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from pytest_qat.plugin.fixtures import qat_case, qat_compare_latency, qat_converted, qat_prepared, qat_run
+from pytest_qat.plugin.options import add_options, read_options
+from pytest_qat.plugin.session import QATSession
+
+__all__ = ["qat_case", "qat_compare_latency", "qat_converted", "qat_prepared", "qat_run"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the `--qat-*` options and their ini keys."""
+    add_options(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """Keep the checks of one model on one xdist worker, unless the user chose how to distribute."""
+    if config.getoption("qat_model") and config.getoption("numprocesses", None) and (
+            config.getoption("dist", None) == "no"):
+        config.option.dist = "loadgroup"
+    return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the options before anything heavy starts, and let the session's hooks in."""
+    config.addinivalue_line(
+        "markers", "qat(model, recipe, accuracy_drop, min_accuracy, min_speedup, min_size_reduction, min_coverage): "
+        "quantize the model and hold it to these tolerances after the test's body; "
+        "fixtures: qat_case, qat_prepared, qat_converted, qat_run.")
+    session = QATSession(config, read_options(config))
+    config.pluginmanager.register(session, "qat-session")

@@ -1,0 +1,108 @@
+"""`--qat-model` as collectors and items: one item per model, recipe and check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_qat.checks import CHECKS
+from pytest_qat.errors import CheckFailed, QATError
+from pytest_qat.plugin.messages import failure_text
+
+if TYPE_CHECKING:
+    from _pytest._code.code import ExceptionInfo, TerminalRepr
+
+    from pytest_qat.assessment import Result
+    from pytest_qat.plugin.session import QATSession
+
+__all__ = ["CheckItem", "ModelCollector", "RecipeCollector", "raise_result"]
+
+
+class ModelCollector(pytest.Collector):
+    """One `--qat-model` reference; collecting it loads the case and makes a collector per recipe."""
+
+    def __init__(self, *, qat: QATSession, reference: str, **kwargs: Any) -> None:
+        super().__init__(nodeid=f"qat-model:{reference}", **kwargs)
+        self.qat = qat
+        self.reference = reference
+
+    def collect(self) -> Iterator[pytest.Collector]:
+        """Yield a collector per recipe.
+
+        Raises:
+            CollectError: the reference, what it gives, or a recipe's name is bad.
+        """
+        try:
+            case = self.qat.registry.case(self.reference, key=self.reference, source=self.reference)
+            recipes = self.qat.registry.recipes(case)
+        except QATError as error:
+            raise self.CollectError(f"--qat-model={self.reference}: {error}") from None
+        for recipe in recipes:
+            yield RecipeCollector.from_parent(self, name=f"{self.name}[{recipe}]", recipe=recipe)
+
+
+class RecipeCollector(pytest.Collector):
+    """One model with one recipe; its items are the checks in their order."""
+
+    parent: ModelCollector
+
+    def __init__(self, *, recipe: str, parent: ModelCollector, **kwargs: Any) -> None:
+        super().__init__(nodeid=f"{parent.nodeid}[{recipe}]", parent=parent, **kwargs)
+        self.recipe = recipe
+        self.add_marker(pytest.mark.xdist_group(name=parent.nodeid))
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Yield the checks."""
+        for check in CHECKS:
+            yield CheckItem.from_parent(self, name=check)
+
+
+class CheckItem(pytest.Item):
+    """One check of one model and recipe."""
+
+    parent: RecipeCollector
+
+    def runtest(self) -> None:
+        """Make the check.
+
+        Raises:
+            CheckFailed: the answer is no.
+            QATError: the question could not be asked.
+        """
+        qat = self.parent.parent.qat
+        reference = self.parent.parent.reference
+        registry = qat.registry
+        case = registry.case(reference, key=reference, source=reference)
+        assessment = registry.assessment(case, self.parent.recipe, key=reference, reference=reference)
+        try:
+            result = assessment.check(self.name, selected=qat.selected(reference, self.parent.recipe))
+        finally:
+            qat.note(self, assessment.record())
+        raise_result(result, item=self)
+
+    def repr_failure(self, excinfo: ExceptionInfo[BaseException],  # type: ignore[override]
+                     *args: Any, **kwargs: Any) -> str | TerminalRepr:
+        """Print a finding or a tool error as text, anything unforeseen with its traceback."""
+        text = failure_text(excinfo.value, title=f"{self.parent.name} {self.name}")
+        return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        """Return where the item comes from: the command line."""
+        return self.parent.nodeid, None, f"{self.parent.nodeid}::{self.name}"
+
+
+def raise_result(result: Result, *, item: pytest.Item) -> None:
+    """Turn an outcome into what pytest understands: nothing, a failure or a skip."""
+    outcome = result.verdict.outcome.value
+    if outcome == "passed":
+        return
+    if outcome == "failed":
+        raise result.error or CheckFailed(result.verdict.reasons, findings=result.verdict.findings)
+    reason = " ".join(result.verdict.reasons)
+    item.stash[OUTCOME] = outcome
+    pytest.skip(reason if reason.startswith(outcome) else f"{outcome}: {reason}")
+
+
+OUTCOME = pytest.StashKey[str]()

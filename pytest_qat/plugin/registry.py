@@ -1,0 +1,111 @@
+"""The runs of this process: one `Assessment` per model and recipe, shared by collected checks, markers and fixtures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_qat.recipe import DEFAULT_RECIPE, get_recipe
+
+if TYPE_CHECKING:
+    from pytest_qat.assessment import Assessment
+    from pytest_qat.case import QATCase
+    from pytest_qat.finetune import Progress
+    from pytest_qat.measure.exclusive import MachineLock
+    from pytest_qat.plugin.options import Options
+
+__all__ = ["RunRegistry"]
+
+_KEPT = 4
+"""Runs kept in memory; an older one is made again if it is needed again, with the same seeds."""
+
+
+class RunRegistry:
+    """Loads cases and keeps runs. Everything heavy is imported on first use.
+
+    Args:
+        options: The checked options.
+        root: Folder that references are looked up in.
+        progress: Makes the progress display of a fine-tuning.
+    """
+
+    def __init__(self, options: Options, *, root: Path,
+                 progress: Callable[[str], AbstractContextManager[Progress]]) -> None:
+        self._options = options
+        self._root = root
+        self._progress = progress
+        self._cases: dict[object, QATCase] = {}
+        self._runs: OrderedDict[tuple[object, str], Assessment] = OrderedDict()
+        self._lock: MachineLock | None = None
+
+    def case(self, model: Any, *, key: object, source: str) -> QATCase:
+        """Return the case of a reference or object, loaded once.
+
+        Raises:
+            QATError: the reference or what it gives is bad.
+        """
+        from pytest_qat.isolation import preserved_torch_state
+        from pytest_qat.refs import as_case, load_case
+
+        if key not in self._cases:
+            options = self._options
+            if isinstance(model, str):
+                self._cases[key] = load_case(model, root=self._root, shapes=options.shapes, seed=options.seed)
+            else:
+                with preserved_torch_state(seed=options.seed):
+                    made = model() if callable(model) and not _is_module(model) else model
+                    self._cases[key] = as_case(made, source=source, shapes=options.shapes)
+        return self._cases[key]
+
+    def recipes(self, case: QATCase) -> tuple[str, ...]:
+        """Return the recipes to use for a collected case: the command line's, else its own, else the default.
+
+        Raises:
+            UnknownRecipe: the case names one that does not exist.
+        """
+        names = self._options.recipes or tuple(case.recipes) or (DEFAULT_RECIPE,)
+        return tuple(get_recipe(name).name for name in dict.fromkeys(names))
+
+    def assessment(self, case: QATCase, recipe: str, *, key: object, reference: str) -> Assessment:
+        """Return the shared assessment of a case by a recipe."""
+        from pytest_qat.assessment import Assessment
+        from pytest_qat.measure.exclusive import MachineLock
+        from pytest_qat.pipeline import ModelRun, RunSettings
+
+        where = (key, recipe)
+        if where not in self._runs:
+            while len(self._runs) >= _KEPT:
+                self._runs.popitem(last=False)[1].run.close()
+            self._lock = self._lock or MachineLock()
+            options = self._options
+            settings = RunSettings(
+                tolerances=options.tolerances(case.tolerances), threads=options.threads,
+                max_time_s=options.max_time_s, seed=options.seed, device=options.device, strict=options.strict)
+            run = ModelRun(case, get_recipe(recipe), settings, lock=self._lock, progress=self._progress)
+            self._runs[where] = Assessment(run, reference=reference)
+        self._runs.move_to_end(where)
+        return self._runs[where]
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the machine for a timing."""
+        from pytest_qat.measure.exclusive import MachineLock
+
+        self._lock = self._lock or MachineLock()
+        return self._lock.alone()
+
+    def close(self) -> None:
+        """Free models and artefacts."""
+        while self._runs:
+            with contextlib.suppress(OSError):
+                self._runs.popitem()[1].run.close()
+        self._cases.clear()
+
+
+def _is_module(model: Any) -> bool:
+    import torch
+
+    return isinstance(model, torch.nn.Module)

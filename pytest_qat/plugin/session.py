@@ -1,0 +1,161 @@
+"""One pytest session: what was asked, the runs, and the record; its hooks are short and hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_qat.checks import CHECKS
+from pytest_qat.plugin.collection import OUTCOME, CheckItem, ModelCollector
+from pytest_qat.plugin.progress import progress_display
+from pytest_qat.plugin.registry import RunRegistry
+from pytest_qat.report.json import write_json
+from pytest_qat.report.store import RecordStore
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
+    from pytest_qat.plugin.options import Options
+
+__all__ = ["SESSION", "QATSession"]
+
+RECORD = pytest.StashKey[dict[str, Any]]()
+
+
+class QATSession:
+    """The plugin's state and hooks of one session.
+
+    Args:
+        config: pytest's configuration.
+        options: The checked options.
+    """
+
+    def __init__(self, config: pytest.Config, options: Options) -> None:
+        self.options = options
+        self.store = RecordStore()
+        self.registry = RunRegistry(options, root=config.invocation_params.dir, progress=progress_display(config))
+        self._config = config
+        self._is_worker = hasattr(config, "workerinput")
+        self._selected: dict[tuple[str, str], set[str]] = {}
+        config.stash[SESSION] = self
+        if options.models and config.args_source is not pytest.Config.ArgsSource.ARGS:
+            config.args = []  # no path was given: the models are the tests
+
+    # -- what items and fixtures ask ------------------------------------------------------------------------------
+
+    def selected(self, reference: str, recipe: str) -> set[str]:
+        """Return the checks that this session makes of a model and recipe."""
+        return self._selected.get((reference, recipe), set(CHECKS))
+
+    def note(self, item: pytest.Item, record: dict[str, Any]) -> None:
+        """Keep what an item measured for its report."""
+        item.stash[RECORD] = record
+
+    # -- hooks ----------------------------------------------------------------------------------------------------
+
+    def pytest_report_header(self) -> str | None:
+        """Name what the results depend on."""
+        options = self.options
+        if not options.models:
+            return None
+        return (f"qat: {len(options.models)} model{'s' if len(options.models) > 1 else ''}, "
+                f"recipe {', '.join(options.recipes) or 'of each model, else fx-x86'}, "
+                f"threads {options.threads}, seed {options.seed}{', strict' if options.strict else ''}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, Any, Any]:
+        """Add the models of the command line to what the session collects."""
+        report = yield
+        if isinstance(collector, pytest.Session) and self.options.models and report.outcome == "passed":
+            report.result.extend(
+                ModelCollector.from_parent(collector, name=reference, qat=self, reference=reference)
+                for reference in self.options.models)
+        return report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: Sequence[pytest.Item]) -> None:
+        """Let marked tests of one model share an xdist worker; checks of models have their group already."""
+        for item in items:
+            marker = item.get_closest_marker("qat")
+            if marker is not None and isinstance(marker.kwargs.get("model"), str):
+                item.add_marker(pytest.mark.xdist_group(name=f"qat-model:{marker.kwargs['model']}"))
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note which checks this session will make of each model."""
+        for item in session.items:
+            if isinstance(item, CheckItem):
+                key = (item.parent.parent.reference, item.parent.recipe)
+                self._selected.setdefault(key, set()).add(item.name)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        """After a marked test's body, hold the model to the tolerances that the marker gives."""
+        yield
+        if item.get_closest_marker("qat") is not None:
+            from pytest_qat.plugin.fixtures import hold_to_marker
+
+            hold_to_marker(item, self)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item,
+                                  call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Attach what the item measured to its report; xdist carries plain dicts to the controller."""
+        report = yield
+        if report.when == "call" and RECORD in item.stash:
+            from pytest_qat.report.environment import describe_environment
+
+            report.qat = {"record": item.stash[RECORD], "environment": describe_environment(seed=self.options.seed)}
+        if OUTCOME in item.stash and report.skipped:
+            report.qat_outcome = item.stash[OUTCOME]
+            if isinstance(item, CheckItem) and isinstance(report.longrepr, tuple):
+                report.longrepr = (item.parent.nodeid, None, report.longrepr[2])
+        return report
+
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """Tell an inconclusive or blocked check from an ordinary skip."""
+        word = getattr(report, "qat_outcome", None)
+        return ("skipped", "s", word.upper()) if word and report.skipped else None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Merge what a test measured, here or on the xdist controller, and keep the file up to date."""
+        sent = getattr(report, "qat", None)
+        if sent is not None and not self._is_worker:
+            self.store.environment = self.store.environment or sent["environment"]
+            self.store.add(sent["record"])
+            self._write()
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Keep models that could not be loaded in the record."""
+        if report.failed and report.nodeid.startswith("qat-model:") and not self._is_worker:
+            self.store.add_error(report.nodeid.removeprefix("qat-model:"), str(report.longrepr))
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the record, also when nothing could be measured or the session was interrupted."""
+        if not self._is_worker:
+            self._write()
+
+    def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
+        """Print one table per model and recipe."""
+        if not self.store.runs:
+            return
+        from pytest_qat.report.terminal import render
+
+        writer = terminalreporter._tw
+        terminalreporter.section("quantized models")
+        terminalreporter.write(render(self.store.runs, width=writer.fullwidth, colour=writer.hasmarkup))
+        if self.options.json is not None:
+            terminalreporter.write_line(f"record written to {self.options.json}")
+
+    def pytest_unconfigure(self) -> None:
+        """Free models and artefacts."""
+        self.registry.close()
+
+    def _write(self) -> None:
+        if self.options.json is not None:
+            write_json(self.store.document(), self.options.json)
+
+
+SESSION = pytest.StashKey[QATSession]()
+

@@ -1,0 +1,1 @@
+"""Laws of quantize and dequantize, driven by Hypothesis."""

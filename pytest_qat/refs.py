@@ -1,0 +1,203 @@
+"""From a reference on the command line to a `QATCase`.
+
+Accepted: `pkg.mod:fn`, `path/file.py:fn`, `torchvision:name`. The function may return a `QATCase`, an `nn.Module`,
+or a `(model, example_inputs)` pair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_qat.case import QATCase
+from pytest_qat.errors import InvalidCase, QATError, ReferenceNotFound, UnsupportedEnvironment
+from pytest_qat.isolation import preserved_torch_state
+from pytest_qat.locate import place_of
+from pytest_qat.shapes import parse_shapes
+
+__all__ = ["as_case", "load_case", "resolve"]
+
+_FORMS = "Write it as package.module:function, path/file.py:function or torchvision:model_name."
+
+
+def load_case(reference: str, *, root: Path, shapes: str | None = None, seed: int = 0) -> QATCase:
+    """Resolve a reference, call what it names, and return the case.
+
+    Args:
+        reference: `pkg.mod:fn`, `path/file.py:fn` or `torchvision:name`.
+        root: Folder that relative paths and modules are looked for in first.
+        shapes: Input shapes (`--qat-inputs`), for functions that return a bare model.
+        seed: Seed of torch's generator while the function runs.
+
+    Raises:
+        ReferenceNotFound: module, file or attribute does not exist.
+        InvalidCase: the function raised, or what it returned is not a model.
+    """
+    with preserved_torch_state(seed=seed):
+        named = resolve(reference, root=root)
+        return as_case(_call(named, reference), source=reference, shapes=shapes)
+
+
+def as_case(value: object, *, source: str, shapes: str | None = None) -> QATCase:
+    """Return a `QATCase` from one of the accepted forms.
+
+    Raises:
+        InvalidCase: the value is none of them, or a bare model has no inputs.
+    """
+    if isinstance(value, QATCase):
+        return value
+    if isinstance(value, nn.Module):
+        return QATCase(model=value, example_inputs=_inputs_for(value, source=source, shapes=shapes))
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module):
+        return QATCase(model=value[0], example_inputs=value[1])
+    seen = "None" if value is None else (
+        f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r:.60}")
+    hint = f"Return an instance: {value.__name__}(...)." if isinstance(value, type) else (
+        "Return one of these from the function.")
+    raise InvalidCase(
+        f"{source} gave {seen}, expected a QATCase, an nn.Module or a (model, example_inputs) pair.", hint=hint)
+
+
+def _inputs_for(model: nn.Module, *, source: str, shapes: str | None) -> tuple[Any, ...]:
+    if shapes is not None:
+        return tuple(torch.randn(shape) for shape in parse_shapes(shapes, name="--qat-inputs"))
+    own = getattr(model, "example_inputs", None)
+    if callable(own):
+        own = own()
+    if own is not None:
+        return own if isinstance(own, tuple) else (own,)
+    if source.startswith("torchvision:"):
+        return (torch.randn(1, 3, 224, 224),)
+    raise InvalidCase(
+        f"{source} gave a bare {type(model).__name__}, so its inputs are unknown.",
+        hint="Give --qat-inputs=1x3x224x224 (its shape), or return (model, example_inputs).",
+    )
+
+
+def resolve(reference: str, *, root: Path) -> Any:
+    """Return the object that a reference names, without calling it.
+
+    Raises:
+        ReferenceNotFound: with what is missing, near matches, and the accepted forms.
+    """
+    place, _, attribute = reference.rpartition(":")
+    if not place or not attribute:
+        raise ReferenceNotFound(f"the reference {reference!r} has no ':' between module and function.", hint=_FORMS)
+    if place == "torchvision":
+        return _torchvision(attribute)
+    with _first_on_path(root):
+        module = _load_file(place, root=root) if place.endswith(".py") else _load_module(place)
+    found: Any = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            near = difflib.get_close_matches(part, [name for name in vars(module) if not name.startswith("_")], n=3)
+            known = f"Did you mean {' or '.join(near)}?" if near else f"Define {part} there, or name another function."
+            raise ReferenceNotFound(f"{place} has no attribute {part!r}.", hint=known) from None
+    return found
+
+
+def _call(named: Any, reference: str) -> object:
+    if isinstance(named, (QATCase, nn.Module, str)) or not callable(named):
+        return named
+    if isinstance(named, type) and not issubclass(named, nn.Module):
+        return named
+    try:
+        return named()
+    except QATError:
+        raise
+    except Exception as error:
+        raise InvalidCase(
+            f"{reference} raised {type(error).__name__}: {error} ({place_of(error)}).",
+            hint="Make the function run without arguments; call it once in a Python shell to see it fail.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _first_on_path(root: Path) -> Iterator[None]:
+    entry = str(root)
+    if entry not in sys.path:
+        sys.path.insert(0, entry)
+    importlib.invalidate_caches()
+    yield
+
+
+def _load_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if name != missing and not name.startswith(f"{missing}."):
+            raise ReferenceNotFound(f"module {name} imports {missing}, which is not installed.",
+                                    hint=f"Install {missing}, or drop the import.") from error
+        raise ReferenceNotFound(f"no module is named {missing!r}.", hint=_near_modules(name)) from error
+    except Exception as error:
+        raise ReferenceNotFound(
+            f"importing {name} raised {type(error).__name__}: {error} ({place_of(error)}).",
+            hint=f"Run `python -c 'import {name}'` to see the whole traceback.") from error
+
+
+def _near_modules(name: str) -> str:
+    parent, _, leaf = name.rpartition(".")
+    if parent and parent in sys.modules:
+        folders = [Path(entry) for entry in getattr(sys.modules[parent], "__path__", [])]
+    else:
+        folders, leaf = [Path(sys.path[0] or ".")], name.partition(".")[0]
+    names = [path.stem for folder in folders if folder.is_dir() for path in folder.iterdir()
+             if path.suffix == ".py" or path.is_dir()]
+    near = difflib.get_close_matches(leaf, names, n=3)
+    return f"Did you mean {' or '.join(near)}? {_FORMS}" if near else _FORMS
+
+
+def _load_file(path_text: str, *, root: Path) -> Any:
+    path = Path(path_text).expanduser()
+    path = path if path.is_absolute() else root / path
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else _FORMS
+        raise ReferenceNotFound(f"there is no file {path_text}.", hint=hint)
+    path = path.resolve()
+    name = f"_qat_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ReferenceNotFound(f"{path_text} cannot be loaded as Python.", hint=_FORMS)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ReferenceNotFound(
+            f"importing {path_text} raised {type(error).__name__}: {error} ({place_of(error)}).",
+            hint=f"Run `python {path_text}` to see the whole traceback.") from error
+    return module
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:
+        raise UnsupportedEnvironment(
+            f"torchvision:{name} needs torchvision, which does not import here ({error}).",
+            hint="Install the torchvision release that fits the installed torch.") from error
+    if name not in models.list_models():
+        near = difflib.get_close_matches(name, models.list_models(), n=3)
+        raise ReferenceNotFound(f"torchvision has no model named {name!r}.",
+                                hint=f"Did you mean {' or '.join(near)}?" if near else "See torchvision.models.")
+    # Weights would have to be downloaded: a bare model keeps its seeded random ones and says so in its name.
+    return lambda: models.get_model(name, weights=None)

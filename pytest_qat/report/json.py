@@ -1,0 +1,51 @@
+"""`--qat-json`: the canonical record as a file that is either the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_qat.errors import InvalidOption
+
+__all__ = ["check_writable", "write_json"]
+
+
+def check_writable(path: Path, *, name: str) -> None:
+    """Make sure that a report can be written before anything is measured.
+
+    Raises:
+        InvalidOption: the folder is missing or read-only, or the path is a folder.
+    """
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise InvalidOption(f"{name} is {path}, which is a folder, expected a file.", hint=f"Write {name}={path}/qat.json.")
+    if not folder.is_dir():
+        raise InvalidOption(f"{name} is {path}, but there is no folder {folder}.", hint=f"Run `mkdir -p {folder}` first.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidOption(f"{name} is {path}, but {folder} cannot be written to ({error.strerror}).",
+                            hint="Choose another folder.") from None
+
+
+def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Write the document, replacing an older file in one step."""
+    text = json.dumps(document, indent=2, allow_nan=False)
+    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private; a report is not
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

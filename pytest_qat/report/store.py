@@ -1,0 +1,63 @@
+"""The records of a session, merged from the pieces that single tests send; no torch, no pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["RecordStore"]
+
+SCHEMA_VERSION = 1
+_WORST_LAST = ("passed", "blocked", "inconclusive", "failed")
+
+
+class RecordStore:
+    """Collects run records as tests report them; several tests may add to one run."""
+
+    def __init__(self) -> None:
+        self.environment: dict[str, Any] | None = None
+        self._runs: dict[tuple[str, str], dict[str, Any]] = {}
+        self._errors: list[dict[str, str]] = []
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """The merged runs, in the order in which they were first seen."""
+        return list(self._runs.values())
+
+    @property
+    def errors(self) -> list[dict[str, str]]:
+        """Models that could not be loaded."""
+        return list(self._errors)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Merge what one test reported: later metrics fill gaps, and the worst outcome of a check stays."""
+        key = (record["model"], record["recipe"])
+        known = self._runs.get(key)
+        if known is None:
+            self._runs[key] = dict(record)
+            return
+        known["metrics"] = _filled(known["metrics"], record["metrics"])
+        for field in ("batch", "fine_tuning"):
+            known[field] = record[field] if record[field] is not None else known[field]
+        for check, entry in record["checks"].items():
+            before = known["checks"].get(check)
+            if before is None or _badness(entry) >= _badness(before):
+                known["checks"][check] = entry
+        known["findings"] = [*known["findings"], *(f for f in record["findings"] if f not in known["findings"])]
+
+    def add_error(self, model: str, message: str) -> None:
+        """Note that a model could not be loaded."""
+        self._errors.append({"model": model, "message": message})
+
+    def document(self) -> dict[str, Any]:
+        """Return the canonical record of the session (`--qat-json`)."""
+        return {"schema_version": SCHEMA_VERSION, "environment": self.environment or {}, "runs": self.runs,
+                "errors": self.errors}
+
+
+def _filled(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: after.get(name) if after.get(name) is not None else before.get(name) for name in (*before, *after)}
+
+
+def _badness(entry: Mapping[str, Any]) -> int:
+    return _WORST_LAST.index(entry["outcome"])

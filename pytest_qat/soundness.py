@@ -1,0 +1,54 @@
+"""Is the user's float model fit to be quantized at all? Asked once, before anything is spent on it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from pytest_qat.batches import call, float_tensors
+from pytest_qat.case import QATCase
+from pytest_qat.errors import InvalidCase
+from pytest_qat.locate import place_of
+
+__all__ = ["checked_model"]
+
+
+def checked_model(case: QATCase) -> nn.Module:
+    """Return a copy of the case's model in eval mode, after one call on its example inputs.
+
+    Raises:
+        InvalidCase: the model cannot be copied, is not float32, does not take its inputs, or returns NaN.
+    """
+    try:
+        model = copy.deepcopy(case.model).eval()
+    except Exception as error:
+        raise InvalidCase(
+            f"{case.label} cannot be copied: {type(error).__name__}: {str(error).splitlines()[0]}",
+            hint="Keep only parameters and buffers as tensor attributes of modules.") from error
+    other = sorted({str(parameter.dtype) for parameter in model.parameters()
+                    if parameter.is_floating_point() and parameter.dtype != torch.float32})
+    if other:
+        raise InvalidCase(f"{case.label} has parameters of {', '.join(other)}, expected torch.float32.",
+                          hint="Call .float() on the model.")
+    try:
+        with torch.inference_mode():
+            output = call(model, case.example_inputs)
+    except Exception as error:
+        shapes = [tuple(leaf.shape) for leaf in case.example_inputs if isinstance(leaf, torch.Tensor)]
+        raise InvalidCase(
+            f"{case.label} raised {type(error).__name__} on example_inputs of shape {shapes}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'} ({place_of(error)}).",
+            hint="Give the arguments of one forward call as example_inputs.") from error
+    tensors = float_tensors(output)
+    if not tensors:
+        raise InvalidCase(f"{case.label} returned {type(output).__name__} without a floating-point tensor.",
+                          hint="Return the logits as a tensor, or in a tuple or dict.")
+    bad = sum(int((~torch.isfinite(tensor)).sum()) for tensor in tensors)
+    if bad:
+        total = sum(tensor.numel() for tensor in tensors)
+        raise InvalidCase(
+            f"{case.label} returns NaN or infinity in {bad} of {total} output values on example_inputs.",
+            hint="Look for NaN in the weights, and check that the inputs are normalised as in training.")
+    return model

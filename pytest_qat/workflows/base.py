@@ -1,0 +1,54 @@
+"""The types that a workflow takes and gives: a `PreparedModel` cannot be timed, a `ConvertedModel` not trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from pytest_qat.case import QATCase
+from pytest_qat.findings import Finding
+from pytest_qat.recipe import Recipe
+
+__all__ = ["ConvertedModel", "PreparedModel", "Workflow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedModel:
+    """A model with observers and fake-quantize modules, ready to be calibrated and trained.
+
+    Attributes:
+        module: The prepared module; its parameters are the ones to train.
+        float_modules: Reasons by module name for what stays in float.
+        findings: What preparing noticed and could live with.
+    """
+
+    module: nn.Module
+    float_modules: dict[str, str]
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertedModel:
+    """A model whose quantized modules hold int8 weights and call int8 kernels; in eval mode, not trainable."""
+
+    module: nn.Module
+
+
+class Workflow(Protocol):
+    """What each module of `pytest_qat.workflows` offers. The user's model is copied, never changed."""
+
+    def prepare(self, case: QATCase, recipe: Recipe) -> PreparedModel:
+        """Return a QAT-prepared copy of the case's model.
+
+        Raises:
+            CheckFailed: the model cannot be prepared; the findings name module, cause and remedy.
+        """
+
+    def convert(self, prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
+        """Return the int8 form of a copy of the prepared model."""
+
+    def float_twin(self, case: QATCase) -> nn.Module:
+        """Return the float model as it would ship without quantization: eval mode, BatchNorm folded."""
+

@@ -1,0 +1,65 @@
+"""torch.ao FX graph mode: trace the model, insert fake-quantize by pattern, lower to torch's int8 kernels."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+from torch.ao.quantization import quantize_fx
+from torch.fx.proxy import TraceError
+
+from pytest_qat.case import QATCase
+from pytest_qat.errors import CheckFailed
+from pytest_qat.findings import Finding
+from pytest_qat.locate import locate_module
+from pytest_qat.recipe import Recipe
+from pytest_qat.workflows import eager
+from pytest_qat.workflows.base import ConvertedModel, PreparedModel
+from pytest_qat.workflows.qconfigs import float_roots, qconfig_mapping
+
+__all__ = ["convert", "float_twin", "prepare"]
+
+
+def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
+    """Return an FX QAT-prepared copy of the case's model.
+
+    Raises:
+        CheckFailed: torch.fx cannot trace the model.
+    """
+    mapping = qconfig_mapping(case, engine=recipe.engine)
+    # Traced in eval mode: torch.fx bakes `self.training` in, and a dropout traced in train mode never switches off.
+    model = copy.deepcopy(case.model).eval()
+    try:
+        module = quantize_fx.prepare_qat_fx(model, mapping, case.example_inputs)
+    except (TraceError, TypeError, ValueError, RuntimeError) as error:
+        if not _is_trace_error(error):
+            raise
+        raise CheckFailed([f"torch.fx cannot trace {case.label}."],
+                          findings=[_untraceable(error, locate_module(error, model))]) from error
+    return PreparedModel(module=module.train(), float_modules=float_roots(case.model, mapping, case))
+
+
+def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
+    """Return the lowered int8 form of a copy of the prepared model."""
+    return ConvertedModel(module=quantize_fx.convert_fx(copy.deepcopy(prepared.module).eval()).eval())
+
+
+def float_twin(case: QATCase) -> nn.Module:
+    """Return the traced float model in eval mode with BatchNorm folded."""
+    try:
+        return quantize_fx.fuse_fx(copy.deepcopy(case.model).eval())
+    except (TraceError, TypeError, ValueError, RuntimeError):
+        return eager.float_twin(case)
+
+
+def _is_trace_error(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, TraceError) or "Proxy" in text or "symbolically traced" in text
+
+
+def _untraceable(error: BaseException, module: str | None) -> Finding:
+    return Finding(
+        code="not-fx-traceable", severity="error", module=module,
+        message=f"its forward depends on values, which torch.fx cannot follow: {str(error).splitlines()[0]}.",
+        remedy="decide by shapes and attributes instead of tensor values, keep that part out of the model, "
+               "or use an eager recipe such as --qat-recipe=eager-x86.")

@@ -1,0 +1,65 @@
+"""Which qconfig a module gets: the mapping of a case or of an engine, looked up in eager as FX does it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import torch.ao.quantization as tq
+from torch import nn
+
+from pytest_qat.case import QATCase
+
+__all__ = ["float_roots", "qconfig_for", "qconfig_mapping"]
+
+
+def qconfig_mapping(case: QATCase, *, engine: str) -> tq.QConfigMapping:
+    """Return a copy of the case's mapping, else the engine's own for QAT, with the skipped modules set to None."""
+    mapping = copy.deepcopy(case.qconfig_mapping)
+    if mapping is None:
+        # An embedding needs a qconfig of its own (float qparams); the default one makes torch.ao raise.
+        mapping = (tq.get_default_qat_qconfig_mapping(engine)
+                   .set_object_type(nn.Embedding, None).set_object_type(nn.EmbeddingBag, None))
+    for name in case.skip:
+        mapping.set_module_name(name, None)
+    return mapping
+
+
+def qconfig_for(name: str, module: nn.Module, mapping: tq.QConfigMapping) -> Any:
+    """Look a module up as FX does: by its name or a parent's, by regex, by type, else the global one."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        parent = ".".join(parts[:length])
+        if parent in mapping.module_name_qconfigs:
+            return mapping.module_name_qconfigs[parent]
+    for pattern, qconfig in mapping.module_name_regex_qconfigs.items():
+        if re.match(pattern, name):
+            return qconfig
+    kinds: list[Any] = [type(module)]
+    if type(module).__module__.startswith("torch.ao.nn.intrinsic") and isinstance(module, nn.Sequential):
+        kinds.append(type(module[0]))  # a fused module answers to the type of its first part
+    for kind in kinds:
+        if kind in mapping.object_type_qconfigs:
+            return mapping.object_type_qconfigs[kind]
+    return mapping.global_qconfig
+
+
+def float_roots(model: nn.Module, mapping: tq.QConfigMapping, case: QATCase) -> dict[str, str]:
+    """Return the largest modules that get no qconfig anywhere inside, each with the reason."""
+    reasons: dict[str, str] = {}
+    for name, module in model.named_modules():
+        inside = [(f"{name}.{child}" if child else name, part) for child, part in module.named_modules()]
+        if not name or any(name.startswith(f"{root}.") for root in reasons):
+            continue
+        if all(qconfig_for(path, part, mapping) is None for path, part in inside):
+            reasons[name] = _reason(name, module, case)
+    return reasons
+
+
+def _reason(name: str, module: nn.Module, case: QATCase) -> str:
+    if any(name == skipped or name.startswith(f"{skipped}.") for skipped in case.skip):
+        return "left in float on purpose (skip)"
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "an embedding needs a weight-only qconfig of its own"
+    return "the qconfig mapping gives it no qconfig"
