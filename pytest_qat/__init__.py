@@ -33,7 +33,7 @@ _HOMES = {
     "explain": "pytest_qat.diagnosis.explain",
 }
 
-__all__ = [  # noqa: F822 - the names are provided by __getattr__
+__all__ = [
     "CheckFailed",
     "CheckInconclusive",
     "Finding",

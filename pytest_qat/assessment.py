@@ -90,7 +90,7 @@ class Assessment:
             if name in NEED_INT8 and self.run.coverage().int8_modules == 0:
                 nothing = judge.judge_coverage(self.run.coverage(), tolerances)
                 raise StageFailed("coverage", CheckFailed(nothing.reasons, findings=nothing.findings))
-            made = _CHECKS[name](self, tolerances)
+            made = self._checks()[name](tolerances)
             return Result(check=name, verdict=judge.strictly(made, strict=self.run.settings.strict))
         except NotApplicable as reason:
             verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(str(reason),))
@@ -173,16 +173,15 @@ class Assessment:
                 f"quantize-dequantize breaks its law on the qparams of {broken[0].module or 'the model'}.",))
         return _passed(f"quantize-dequantize holds its law on {len(tensors)} quantized tensors.")
 
+    def _checks(self) -> Mapping[str, Callable[[Tolerances], Verdict]]:
+        return {"prepare": self._prepare, "convert": self._convert, "coverage": self._coverage,
+                "parity": self._parity, "accuracy": self._accuracy, "size": self._size,
+                "speedup": self._speedup, "roundtrip": self._roundtrip}
+
     @property
     def _metrics(self) -> dict[str, Any]:
         metrics: dict[str, Any] = self._record["metrics"]
         return metrics
-
-
-_CHECKS: Mapping[str, Callable[[Assessment, Tolerances], Verdict]] = {
-    "prepare": Assessment._prepare, "convert": Assessment._convert, "coverage": Assessment._coverage,
-    "parity": Assessment._parity, "accuracy": Assessment._accuracy, "size": Assessment._size,
-    "speedup": Assessment._speedup, "roundtrip": Assessment._roundtrip}
 
 
 def _passed(reason: str, findings: tuple[Finding, ...] = ()) -> Verdict:

@@ -161,7 +161,8 @@ class QATCase:
         for field in ("train", "loss_fn", "optimizer", "metric"):
             value = getattr(self, field)
             if value is not None and not callable(value):
-                raise InvalidCase(f"{field} is {_seen(value)}, expected a callable.", hint=f"Pass a function as {field}.")
+                raise InvalidCase(f"{field} is {_seen(value)}, expected a callable.",
+                                  hint=f"Pass a function as {field}.")
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 1:
             raise InvalidCase(f"epochs is {self.epochs!r}, expected a whole number of at least 1.",
                               hint="Leave out train and train_data for calibration only.")

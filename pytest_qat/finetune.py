@@ -67,7 +67,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
     prepared.eval()
     prepared.apply(tq.enable_observer)
     prepared.apply(tq.disable_fake_quant)
-    observers = [module for module in prepared.modules() if hasattr(module, "averaging_constant")]
+    observers: list[Any] = [module for module in prepared.modules() if hasattr(module, "averaging_constant")]
     constants = [observer.averaging_constant for observer in observers]
     with torch.no_grad():
         for index, inputs in enumerate(batches, start=1):
@@ -201,7 +201,7 @@ def _freeze(prepared: nn.Module, *, done: float) -> None:
     if done >= FREEZE_BATCHNORM_AT:
         prepared.apply(nniqat.freeze_bn_stats)
         for module in prepared.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.eval()
 
 

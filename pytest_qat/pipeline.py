@@ -11,6 +11,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,9 +155,9 @@ class ModelRun:
         plain = copy.deepcopy(fake)
         plain.apply(tq.disable_fake_quant)
         batches = calibration_batches(self.case, limit=PARITY_BATCHES)
-        return self._stage("parity", lambda: compare_parity(
-            *(lambda inputs, module=module: call(module, inputs)  # type: ignore[misc]
-              for module in (plain, fake, done.converted.module)), batches))
+        with torch.inference_mode():
+            return self._stage("parity", lambda: compare_parity(
+                partial(call, plain), partial(call, fake), partial(call, done.converted.module), batches))
 
     def deployed(self) -> DeployedPair:
         """Return the float and the int8 artefact, deployed to the recipe's runtime."""
@@ -279,16 +280,14 @@ class ModelRun:
             reference = _outputs(fp32, batches)
             agreed, sqnr = agreement_scores(reference, _outputs(int8, batches))
             same, _ = agreement_scores(reference, reference)
-            control = None
+            twin = None
             if ptq is not None:
                 with torch.inference_mode():
-                    control, _ = agreement_scores(reference, [call(ptq.module, inputs) for inputs in batches])
-            return compare_scores(same, agreed, control, higher_is_better=True, kind="agreement", sqnr=sqnr)
-        scores: list[Scores | None] = [self._score(fp32), self._score(int8), None]
-        if ptq is not None:
-            scores[2] = self._score_with(lambda inputs: call(ptq.module, inputs))
-        assert scores[0] is not None and scores[1] is not None, "unreachable because both were just scored"
-        return compare_scores(scores[0], scores[1], scores[2], higher_is_better=self.case.higher_is_better)
+                    twin, _ = agreement_scores(reference, [call(ptq.module, inputs) for inputs in batches])
+            return compare_scores(same, agreed, twin, higher_is_better=True, kind="agreement", sqnr=sqnr)
+        control = None if ptq is None else self._score_with(lambda inputs: call(ptq.module, inputs))
+        return compare_scores(self._score(fp32), self._score(int8), control,
+                              higher_is_better=self.case.higher_is_better)
 
     def _score(self, deployed: Deployed) -> Scores:
         with deployed.session():

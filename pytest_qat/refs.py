@@ -27,6 +27,7 @@ from pytest_qat.shapes import parse_shapes
 
 __all__ = ["as_case", "load_case", "resolve"]
 
+_MISSING = object()
 _FORMS = "Write it as package.module:function, path/file.py:function or torchvision:model_name."
 
 
@@ -99,12 +100,11 @@ def resolve(reference: str, *, root: Path) -> Any:
         module = _load_file(place, root=root) if place.endswith(".py") else _load_module(place)
     found: Any = module
     for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
+        found = getattr(found, part, _MISSING)
+        if found is _MISSING:
             near = difflib.get_close_matches(part, [name for name in vars(module) if not name.startswith("_")], n=3)
             known = f"Did you mean {' or '.join(near)}?" if near else f"Define {part} there, or name another function."
-            raise ReferenceNotFound(f"{place} has no attribute {part!r}.", hint=known) from None
+            raise ReferenceNotFound(f"{place} has no attribute {part!r}.", hint=known)
     return found
 
 

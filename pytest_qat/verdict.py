@@ -113,9 +113,9 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
     what = "agreement with float drops" if accuracy.kind == "agreement" else "accuracy drops"
     numbers = (f"{what} by {accuracy.drop:.2%} (from {accuracy.fp32:.2%} to {accuracy.int8:.2%}), 95 % interval "
                f"[{low:.2%}, {high:.2%}] on {accuracy.samples} samples; allowed is {allowed:.2%}")
-    floor_reasons = _below_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
-    if floor_reasons:
-        return Verdict(outcome=Outcome.FAILED, reasons=floor_reasons, findings=findings)
+    under = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
+    if under is not None:
+        return Verdict(outcome=under[0], reasons=(under[1],), findings=findings)
     if accuracy.at_chance:
         assert accuracy.majority is not None, "unreachable because chance is what the majority gives"
         reason = ("eval_data holds a single class, so nothing can be told from it." if accuracy.majority >= 1 else
@@ -134,16 +134,20 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
     return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}{note}.",), findings=findings)
 
 
-def _below_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: bool) -> tuple[str, ...]:
-    if floor is None or accuracy.kind == "agreement" or not higher_is_better:
-        return ()
+def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: bool) -> tuple[Outcome, str] | None:
+    if floor is None:
+        return None
+    if accuracy.kind == "agreement":
+        return Outcome.INCONCLUSIVE, f"min_accuracy {floor:.2%} cannot be checked without eval_data."
+    if not higher_is_better:
+        return Outcome.INCONCLUSIVE, f"min_accuracy {floor:.2%} is a floor, but for this metric lower is better."
     if accuracy.fp32 < floor:
-        return (f"the float model itself scores {accuracy.fp32:.2%}, below min_accuracy {floor:.2%}: "
-                "train it before quantizing it.",)
+        return Outcome.FAILED, (f"the float model itself scores {accuracy.fp32:.2%}, below min_accuracy {floor:.2%}: "
+                                "train it before quantizing it.")
     if accuracy.int8 < floor:
-        return (f"the int8 model scores {accuracy.int8:.2%}, below min_accuracy {floor:.2%} "
-                f"(float: {accuracy.fp32:.2%}).",)
-    return ()
+        return Outcome.FAILED, (f"the int8 model scores {accuracy.int8:.2%}, below min_accuracy {floor:.2%} "
+                                f"(float: {accuracy.fp32:.2%}).")
+    return None
 
 
 def _accuracy_findings(accuracy: Accuracy, *, higher_is_better: bool) -> tuple[Finding, ...]:
@@ -180,14 +184,14 @@ def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances) -> Verd
 def judge_speedup(speedup: Speedup, tolerances: Tolerances, *, noise_floor: float | None = None) -> Verdict:
     """The interval must lie on one side of `min_speedup`; if it straddles it, more time is needed."""
     floor, (low, high) = tolerances.min_speedup, speedup.ci
+    noise = "" if noise_floor is None else f" (float against itself varies by {noise_floor:.1%})"
     numbers = (f"int8 is {speedup.estimate:.2f}x as fast as float, {speedup.confidence:.0%} interval "
-               f"[{low:.2f}, {high:.2f}] from {speedup.pairs} pairs; required is {floor:.2f}x")
+               f"[{low:.2f}, {high:.2f}] from {speedup.pairs} pairs{noise}; required is {floor:.2f}x")
     if low >= floor:
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))
     if high < floor:
         return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}.",))
-    noise = "" if noise_floor is None else f" (float against itself varies by {noise_floor:.1%})"
-    reason = f"{numbers}. The interval straddles it after {speedup.elapsed_s:.0f} s{noise}: raise --qat-max-time."
+    reason = f"{numbers}. The interval straddles it after {speedup.elapsed_s:.0f} s: raise --qat-max-time."
     return Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(reason,))
 
 

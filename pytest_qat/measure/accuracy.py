@@ -81,7 +81,7 @@ class Accuracy:
     sqnr_db: float | None = None
 
 
-def top1(output: Any, target: Any) -> Tensor:
+def top1(output: Any, target: Tensor) -> Tensor:
     """Return 1 where the first logits of the output are largest at the target, else 0; shape `(N,)`.
 
     Further dimensions (a segmentation map) are averaged per sample.
@@ -179,7 +179,8 @@ def _agreement(before: Tensor, after: Tensor) -> Tensor:
         return same.reshape(same.shape[0], -1).mean(dim=1)
     rows = before.reshape(before.shape[0], -1) if before.dim() else before.reshape(1, 1)
     noise = (rows - after.reshape(rows.shape)).norm(dim=1)
-    return (noise * 10 ** (AGREES_DB / 20) <= rows.norm(dim=1)).float()
+    close: Tensor = noise * 10 ** (AGREES_DB / 20) <= rows.norm(dim=1)
+    return close.float()
 
 
 def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_better: bool, kind: str = "metric",

@@ -136,7 +136,7 @@ def compare_latency(baseline_fn: Callable[[], object], candidate_fn: Callable[[]
             look, next_look = look + 1, math.ceil(len(times) * 1.5)
             logs = [math.log(slow / fast) for slow, fast in times]
             interval = median_interval(logs, alpha=look_alpha(look, alpha=1 - settings.confidence)) or interval
-            if out_of_time or (elapsed >= settings.min_time_s and _settled(logs, interval, floor)):
+            if out_of_time or (elapsed >= settings.min_time_s and _settled(interval, floor)):
                 break
     return _summary(times, interval, settings, elapsed)
 
@@ -163,7 +163,7 @@ def _pair(baseline: _Block, candidate: _Block, clock: Clock, *, baseline_first: 
     return baseline.run(clock), fast
 
 
-def _settled(logs: list[float], interval: tuple[float, float] | None, floor: float | None) -> bool:
+def _settled(interval: tuple[float, float] | None, floor: float | None) -> bool:
     if interval is None:
         return False
     low, high = interval

@@ -15,7 +15,7 @@ from pytest_qat.runtimes.base import Deployed
 
 __all__ = ["Speed", "measure_speed"]
 
-_SIDE_BUDGET_S = 0.4
+_SIDE_BUDGET_S = 0.5
 _ENERGY_S = 1.0
 
 
@@ -52,7 +52,8 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
         floor: The speedup to decide about.
         settings: Budget.
     """
-    brief = replace(settings, max_time_s=min(_SIDE_BUDGET_S, settings.max_time_s), min_time_s=0.0, first_look=4)
+    brief = replace(settings, max_time_s=min(_SIDE_BUDGET_S, settings.max_time_s), min_time_s=0.0,
+                    block_s=settings.block_s / 4, discard_s=settings.discard_s / 4)
     with fp32["contiguous"].session(), int8["contiguous"].session():
         slow, slow_layout = _faster(fp32, inputs, brief)
         fast, fast_layout = _faster(int8, inputs, brief)

@@ -82,8 +82,7 @@ class CheckItem(pytest.Item):
             qat.note(self, assessment.record())
         raise_result(result, item=self)
 
-    def repr_failure(self, excinfo: ExceptionInfo[BaseException],  # type: ignore[override]
-                     *args: Any, **kwargs: Any) -> str | TerminalRepr:
+    def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
         """Print a finding or a tool error as text, anything unforeseen with its traceback."""
         text = failure_text(excinfo.value, title=f"{self.parent.name} {self.name}")
         return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)

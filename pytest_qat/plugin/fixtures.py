@@ -128,11 +128,11 @@ def hold_to_marker(item: pytest.Item, session: QATSession) -> None:
     """Hold a marked test's model to its marker once the body has passed."""
     names = getattr(item, "fixturenames", ())
     uses_fixture = any(name in names for name in ("qat_case", "qat_prepared", "qat_converted", "qat_run"))
-    with _as_test_failure():
+    with _AsTestFailure():
         _run_of(item, session).hold_to_marker(everything=not uses_fixture)
 
 
-class _as_test_failure:
+class _AsTestFailure:
     """Show a finding or tool error as text instead of a traceback through this package."""
 
     def __enter__(self) -> None:
@@ -155,7 +155,7 @@ def _session(request: pytest.FixtureRequest) -> QATSession:
 @pytest.fixture
 def qat_run(request: pytest.FixtureRequest) -> QATRun:
     """The run of the model that `@pytest.mark.qat` names: `assert_accuracy`, `assert_speedup`, and so on."""
-    with _as_test_failure():
+    with _AsTestFailure():
         run = _run_of(request.node, _session(request))
         _ = run.assessment
     return run
@@ -170,7 +170,7 @@ def qat_case(qat_run: QATRun) -> QATCase:
 @pytest.fixture
 def qat_prepared(qat_run: QATRun) -> Iterator[nn.Module]:
     """A copy of the QAT-prepared module, observers and fake-quantize in place, not yet trained."""
-    with _as_test_failure():
+    with _AsTestFailure():
         module = _stage(lambda: qat_run.assessment.run.prepared().module)
     yield from _under_engine(qat_run, module)
 
@@ -178,7 +178,7 @@ def qat_prepared(qat_run: QATRun) -> Iterator[nn.Module]:
 @pytest.fixture
 def qat_converted(qat_run: QATRun) -> Iterator[nn.Module]:
     """A copy of the fine-tuned and converted int8 module; the recipe's engine is set while the test runs."""
-    with _as_test_failure():
+    with _AsTestFailure():
         module = _stage(lambda: qat_run.assessment.run.converted().converted.module)
     yield from _under_engine(qat_run, module)
 

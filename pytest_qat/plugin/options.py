@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -95,7 +95,7 @@ def _switch(value: object, *, name: str) -> bool:
 
 OPTIONS = (
     Option(name="qat-model", metavar="REF", repeat=True, ini=False, parse=_text,
-           help="Quantize this model and check it: package.module:function, path/file.py:function or torchvision:name."),
+           help="Quantize and check this model: package.module:function, path/file.py:function or torchvision:name."),
     Option(name="qat-recipe", metavar="NAME", repeat=True, parse=_recipe,
            help=f"Recipe to use (default: the model's own, else fx-x86), or all: {', '.join(RECIPES)}."),
     Option(name="qat-inputs", metavar="SHAPE", parse=_shapes,
@@ -167,7 +167,8 @@ def add_options(parser: pytest.Parser) -> None:
             group.addoption(f"--{option.name}", dest=option.key, metavar=option.metavar, help=option.help,
                             action="append" if option.repeat else "store", default=None)
         if option.ini:
-            parser.addini(option.key, help=option.help, type="args" if option.repeat else "string", default=None)
+            kind: Literal["args", "string"] = "args" if option.repeat else "string"
+            parser.addini(option.key, option.help, kind, default=None)
 
 
 def read_options(config: pytest.Config) -> Options:

@@ -66,7 +66,7 @@ def _bar(label: str, reporter: Any, unhidden: Callable[[], AbstractContextManage
 @contextlib.contextmanager
 def _lines(label: str, reporter: Any, unhidden: Callable[[], AbstractContextManager[None]]) -> Iterator[Progress]:
     def advance(step: int, total: int, loss: float) -> None:
-        if step == 1 or step == total or step % max(1, total // _PLAIN_LINES) == 0:
+        if step in {1, total} or step % max(1, total // _PLAIN_LINES) == 0:
             with unhidden():
                 reporter.ensure_newline()
                 reporter.write_line(f"fine-tuning {label}: step {step}/{total}, loss {loss:.4f}")

@@ -106,11 +106,12 @@ class QATSession:
         if report.when == "call" and RECORD in item.stash:
             from pytest_qat.report.environment import describe_environment
 
-            report.qat = {"record": item.stash[RECORD], "environment": describe_environment(seed=self.options.seed)}
+            report.qat = {  # type: ignore[attr-defined]
+                "record": item.stash[RECORD], "environment": describe_environment(seed=self.options.seed)}
         if OUTCOME in item.stash and report.skipped:
-            report.qat_outcome = item.stash[OUTCOME]
+            report.qat_outcome = item.stash[OUTCOME]  # type: ignore[attr-defined]
             if isinstance(item, CheckItem) and isinstance(report.longrepr, tuple):
-                report.longrepr = (item.parent.nodeid, None, report.longrepr[2])
+                report.longrepr = (item.parent.nodeid, None, report.longrepr[2])  # type: ignore[assignment]
         return report
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -142,7 +143,7 @@ class QATSession:
             return
         from pytest_qat.report.terminal import render
 
-        writer = terminalreporter._tw
+        writer = terminalreporter._tw  # noqa: SLF001 - width and colour have no public name
         terminalreporter.section("quantized models")
         terminalreporter.write(render(self.store.runs, width=writer.fullwidth, colour=writer.hasmarkup))
         if self.options.json is not None:

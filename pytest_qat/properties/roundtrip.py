@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import hypothesis
 import torch
@@ -79,7 +80,8 @@ def quantized_tensors(converted: nn.Module) -> list[QuantizedTensor]:
 
 
 def _of_module(path: str, module: nn.Module) -> Iterator[QuantizedTensor]:
-    weight = module.weight() if callable(getattr(module, "weight", None)) else None
+    holder: Any = module
+    weight = holder.weight() if callable(getattr(holder, "weight", None)) else None
     if isinstance(weight, Tensor) and weight.is_quantized and weight.dtype in _STORAGE:
         if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
             yield QuantizedTensor(

@@ -23,9 +23,11 @@ def check_writable(path: Path, *, name: str) -> None:
     """
     folder = path.absolute().parent
     if path.is_dir():
-        raise InvalidOption(f"{name} is {path}, which is a folder, expected a file.", hint=f"Write {name}={path}/qat.json.")
+        raise InvalidOption(f"{name} is {path}, which is a folder, expected a file.",
+                            hint=f"Write {name}={path}/qat.json.")
     if not folder.is_dir():
-        raise InvalidOption(f"{name} is {path}, but there is no folder {folder}.", hint=f"Run `mkdir -p {folder}` first.")
+        raise InvalidOption(f"{name} is {path}, but there is no folder {folder}.",
+                            hint=f"Run `mkdir -p {folder}` first.")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -37,15 +39,16 @@ def check_writable(path: Path, *, name: str) -> None:
 def write_json(document: Mapping[str, Any], path: Path) -> None:
     """Write the document, replacing an older file in one step."""
     text = json.dumps(document, indent=2, allow_nan=False)
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text + "\n")
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private; a report is not
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; a report is not
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,7 +14,8 @@ from rich.text import Text
 __all__ = ["render"]
 
 _STYLES = {"passed": "green", "failed": "bold red", "inconclusive": "yellow", "blocked": "dim"}
-_NOTHING = "–"
+_NOTHING = "-"
+_ENERGY = (("energy/sample", "energy_j_per_sample", "J"), ("throughput/W", "throughput_per_w", "/s/W"))
 
 
 def render(runs: Iterable[Mapping[str, Any]], *, width: int, colour: bool) -> str:
@@ -29,7 +30,7 @@ def render(runs: Iterable[Mapping[str, Any]], *, width: int, colour: bool) -> st
 
 
 def _run(run: Mapping[str, Any]) -> Group:
-    parts: list[Any] = [_title(run), _table(run)]
+    parts: list[Any] = [_title(run), _table(run), *_energy_lines(run)]
     parts += [Padding(line, (0, 0, 0, 2)) for line in (*_check_lines(run), *_finding_lines(run))]
     return Group(*parts)
 
@@ -43,68 +44,69 @@ def _title(run: Mapping[str, Any]) -> Text:
 
 def _table(run: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("", "fp32", "PTQ", "int8", "int8 / fp32", "required", "verdict"):
-        table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=name == "")
+    for name in ("", "fp32", "PTQ", "int8", "ratio", "required", "verdict"):
+        table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=True)
     metrics, tolerances = run["metrics"], run["tolerances"]
-    _accuracy_row(table, run, metrics["accuracy"], tolerances)
-    _speed_rows(table, run, metrics, tolerances)
-    _size_row(table, run, metrics, tolerances)
-    coverage = metrics["coverage"]
-    if coverage is not None:
-        floor = tolerances["min_coverage"]
-        table.add_row("in int8 (MACs)", _NOTHING, _NOTHING, f"{coverage['mac_share']:.1%}", _NOTHING,
-                      f">= {floor:.1%}" if floor is not None else "> 0 %", _verdict(run, "coverage"))
+    for cells in (*_accuracy_row(metrics, tolerances), *_speed_rows(metrics, tolerances),
+                  *_size_row(metrics, tolerances), *_coverage_row(metrics, tolerances)):
+        label, *numbers, check = cells
+        table.add_row(label, *(number or _NOTHING for number in numbers), _verdict(run, check))
     return table
 
 
-def _accuracy_row(table: Table, run: Mapping[str, Any], accuracy: Mapping[str, Any] | None,
-                  tolerances: Mapping[str, Any]) -> None:
-    if accuracy is None:
-        return
-    label = "accuracy" if accuracy["kind"] == "metric" else "agreement with fp32"
-    table.add_row(label, f"{accuracy['fp32']:.2%}",
-                  _NOTHING if accuracy["ptq"] is None else f"{accuracy['ptq']:.2%}", f"{accuracy['int8']:.2%}",
-                  f"drop {accuracy['drop']:.2%}", f"drop <= {tolerances['accuracy_drop']:.2%}",
-                  _verdict(run, "accuracy"))
+Row = tuple[str, str, str, str, str, str, str]
 
 
-def _speed_rows(table: Table, run: Mapping[str, Any], metrics: Mapping[str, Any],
-                tolerances: Mapping[str, Any]) -> None:
+def _accuracy_row(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> Iterator[Row]:
+    accuracy = metrics["accuracy"]
+    if accuracy is not None:
+        label = "accuracy" if accuracy["kind"] == "metric" else "agreement"
+        ptq = "" if accuracy["ptq"] is None else f"{accuracy['ptq']:.2%}"
+        yield (label, f"{accuracy['fp32']:.2%}", ptq, f"{accuracy['int8']:.2%}", f"{0.0 - accuracy['drop']:+.2%}",
+               f">= -{tolerances['accuracy_drop']:.2%}", "accuracy")
+
+
+def _speed_rows(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> Iterator[Row]:
     latency, speedup = metrics["latency_s"], metrics["speedup"]
     if latency is None or speedup is None:
         return
-    over_eager = metrics["speedup_over_eager"]
-    throughput, note = metrics["throughput_per_s"], metrics["energy_note"]
-    table.add_row("latency", _time(latency["fp32"]), _NOTHING, _time(latency["int8"]),
-                  _interval(speedup), f">= {tolerances['min_speedup']:.2f}x", _verdict(run, "speedup"))
-    table.add_row("  over eager", _time(latency["fp32_eager"]), _NOTHING, _time(latency["int8"]),
-                  f"{over_eager['estimate']:.2f}x", _NOTHING, Text("for information", style="dim"))
-    table.add_row("throughput", f"{throughput['fp32']:,.0f}/s", _NOTHING, f"{throughput['int8']:,.0f}/s",
-                  f"{speedup['estimate']:.2f}x", _NOTHING, Text(f"noise floor {speedup['noise_floor']:.1%}", style="dim"))
-    for label, key, unit in (("energy per sample", "energy_j_per_sample", "J"),
-                             ("throughput per watt", "throughput_per_w", "/s/W")):
+    ratio, throughput = f"{speedup['estimate']:.2f}x", metrics["throughput_per_s"]
+    yield ("latency", _time(latency["fp32"]), "", _time(latency["int8"]), ratio,
+           f">= {tolerances['min_speedup']:.2f}x", "speedup")
+    yield ("  as written", _time(latency["fp32_eager"]), "", _time(latency["int8"]),
+           f"{metrics['speedup_over_eager']['estimate']:.2f}x", "", "")
+    yield ("throughput", f"{throughput['fp32']:,.0f}/s", "", f"{throughput['int8']:,.0f}/s", ratio, "", "")
+    for label, key, unit in _ENERGY:
         values = metrics[key]
-        if values is None:
-            table.add_row(label, _NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, Text(note or "", style="dim"))
-        elif values["fp32"] and values["int8"]:
-            table.add_row(label, f"{values['fp32']:.3g} {unit}", _NOTHING, f"{values['int8']:.3g} {unit}",
-                          f"{values['fp32'] / values['int8']:.2f}x", _NOTHING, "")
+        if values is not None and values["fp32"] and values["int8"]:
+            gain = values["fp32"] / values["int8"] if key == "energy_j_per_sample" else values["int8"] / values["fp32"]
+            yield (label, f"{values['fp32']:.3g} {unit}", "", f"{values['int8']:.3g} {unit}", f"{gain:.2f}x", "", "")
 
 
-def _size_row(table: Table, run: Mapping[str, Any], metrics: Mapping[str, Any],
-              tolerances: Mapping[str, Any]) -> None:
+def _size_row(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> Iterator[Row]:
     size = metrics["size_bytes"]
     if size is not None:
-        table.add_row("size", _bytes(size["fp32"]), _NOTHING, _bytes(size["int8"]),
-                      f"{metrics['size_reduction']:.2f}x", f">= {tolerances['min_size_reduction']:.2f}x",
-                      _verdict(run, "size"))
+        yield ("size", _bytes(size["fp32"]), "", _bytes(size["int8"]), f"{metrics['size_reduction']:.2f}x",
+               f">= {tolerances['min_size_reduction']:.2f}x", "size")
+
+
+def _coverage_row(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> Iterator[Row]:
+    coverage, floor = metrics["coverage"], tolerances["min_coverage"]
+    if coverage is not None:
+        yield ("MACs in int8", "", "", f"{coverage['mac_share']:.1%}", "",
+               f">= {floor:.1%}" if floor is not None else "> 0%", "coverage")
+
+
+def _energy_lines(run: Mapping[str, Any]) -> list[Text]:
+    note = run["metrics"].get("energy_note")
+    return [Text(f"{label:<15} {note}", style="dim") for label, _, _ in _ENERGY] if note else []
 
 
 def _check_lines(run: Mapping[str, Any]) -> list[Text]:
     lines = []
     for name, entry in run["checks"].items():
         outcome = entry["outcome"]
-        if outcome == "passed" and name in ("accuracy", "size", "speedup"):
+        if outcome == "passed" and name == "size":
             continue  # the table says it
         lines.append(Text.assemble((f"{name} {outcome}: ", _STYLES[outcome]), " ".join(entry["reasons"])))
     return lines
@@ -123,14 +125,10 @@ def _finding_lines(run: Mapping[str, Any]) -> list[Text]:
 
 
 def _verdict(run: Mapping[str, Any], check: str) -> Text:
+    if not check:
+        return Text("")
     outcome = run["checks"].get(check, {}).get("outcome")
     return Text(outcome, style=_STYLES[outcome]) if outcome else Text("not checked", style="dim")
-
-
-def _interval(speedup: Mapping[str, Any]) -> str:
-    low, high = speedup["ci"]
-    reach = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
-    return f"{speedup['estimate']:.2f}x{reach}"
 
 
 def _time(seconds: float) -> str:

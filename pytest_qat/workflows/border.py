@@ -23,7 +23,7 @@ class QuantizedBorder(nn.Module):
         self.quants = nn.ModuleList(tq.QuantStub(qconfig) for _ in range(floats))
         self.dequant = tq.DeQuantStub()
         self.module = module
-        self.qconfig = qconfig
+        self.qconfig: Any = qconfig
         self.dequant.qconfig = qconfig
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -43,9 +43,9 @@ class FloatIsland(nn.Module):
         self.dequant = tq.DeQuantStub()
         self.dequant.qconfig = None
         self.module = module
-        self.quant = tq.QuantStub(qconfig) if requantize else nn.Identity()
+        self.quant: Any = tq.QuantStub(qconfig) if requantize else nn.Identity()
         self.quant.qconfig = qconfig if requantize else None
-        self.qconfig = None
+        self.qconfig: Any = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module on dequantized tensors."""

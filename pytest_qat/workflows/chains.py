@@ -11,7 +11,7 @@ __all__ = ["fusable_chains"]
 
 # Fusing a transposed convolution with its BatchNorm is not implemented for QAT in torch.ao.
 _PATTERNS = frozenset(
-    pattern for pattern in fuser_method_mappings._DEFAULT_OP_LIST_TO_FUSER_METHOD
+    pattern for pattern in fuser_method_mappings._DEFAULT_OP_LIST_TO_FUSER_METHOD  # noqa: SLF001 - no public list
     if pattern[0] not in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 )
 

@@ -8,6 +8,7 @@ dequantize/quantize. What cannot be done for the user (a `+` between int8 tensor
 from __future__ import annotations
 
 import copy
+
 import torch.ao.quantization as tq
 from torch import nn
 
@@ -39,9 +40,9 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     flow = follow_int8(trace, model, float_modules=in_float, border_quantizes=not has_stubs)
     if flow.refused:
         findings = [_refusal(call_name, owner) for call_name, owner in flow.refused]
-        raise CheckFailed(
-            [f"{len(findings)} operation{'s' if len(findings) > 1 else ''} on int8 tensors "
-             "cannot run in eager mode."], findings=findings)
+        plural = "s" if len(findings) > 1 else ""
+        raise CheckFailed([f"{len(findings)} operation{plural} on int8 tensors cannot run in eager mode."],
+                          findings=findings)
 
     chains = _chains(case, model, trace, in_float)
     model.train()
@@ -83,8 +84,7 @@ def _make_islands(model: nn.Module, flow: Int8Flow, mapping: tq.QConfigMapping) 
         if is_stub(inner):
             continue
         island = FloatIsland(inner, requantize=name in flow.requantized, qconfig=mapping.global_qconfig)
-        if leaf in parent._modules:
-            parent._modules[leaf] = island
+        setattr(parent, leaf, island)
 
 
 def _refusal(call_name: str, owner: str) -> Finding:

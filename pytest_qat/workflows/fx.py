@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
 from torch.ao.quantization import quantize_fx
@@ -41,7 +42,8 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
 
 def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
     """Return the lowered int8 form of a copy of the prepared model."""
-    return ConvertedModel(module=quantize_fx.convert_fx(copy.deepcopy(prepared.module).eval()).eval())
+    module: Any = copy.deepcopy(prepared.module).eval()
+    return ConvertedModel(module=quantize_fx.convert_fx(module).eval())
 
 
 def float_twin(case: QATCase) -> nn.Module:

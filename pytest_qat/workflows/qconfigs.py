@@ -16,7 +16,7 @@ __all__ = ["float_roots", "qconfig_for", "qconfig_mapping"]
 
 def qconfig_mapping(case: QATCase, *, engine: str) -> tq.QConfigMapping:
     """Return a copy of the case's mapping, else the engine's own for QAT, with the skipped modules set to None."""
-    mapping = copy.deepcopy(case.qconfig_mapping)
+    mapping: tq.QConfigMapping | None = copy.deepcopy(case.qconfig_mapping)
     if mapping is None:
         # An embedding needs a qconfig of its own (float qparams); the default one makes torch.ao raise.
         mapping = (tq.get_default_qat_qconfig_mapping(engine)

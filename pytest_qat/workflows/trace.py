@@ -177,7 +177,7 @@ def _float_leaves(value: Any) -> list[Tensor]:
 
 
 def _survives_int8(func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with torch._C.DisableTorchFunction(), torch.no_grad():  # noqa: SLF001 - torch documents this name
         try:
             quantized_args, quantized_kwargs = pytree.tree_map_only(Tensor, _quantized_copy, (args, kwargs))
             func(*quantized_args, **quantized_kwargs)
