@@ -16,6 +16,7 @@ import torch.ao.quantization as tq
 from pytest_qat import verdict as judge
 from pytest_qat.case import Tolerances
 from pytest_qat.checks import CHECKS, STAGE_OWNERS
+from pytest_qat.diagnosis.ranges import collapsed_ranges
 from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.findings import Finding
 from pytest_qat.measure.accuracy import Accuracy
@@ -37,7 +38,8 @@ class Result:
     Attributes:
         check: Name of the check.
         verdict: Outcome, reasons and findings.
-        error: What to raise for a failed check that is not a plain finding: a tool error or an unforeseen one.
+        error: What to raise for a failed check that is not a plain finding: a tool error, or an unforeseen one with
+            its traceback.
     """
 
     check: str
@@ -101,7 +103,7 @@ class Assessment:
                 return Result(check=name, verdict=Verdict(
                     outcome=Outcome.BLOCKED, reasons=(f"blocked: {owner} failed ({_headline(failed.error)})",)))
             return _failure(name, failed.error)
-        except (CheckFailed, QATError) as error:
+        except Exception as error:
             return _failure(name, error)
 
     # -- one method a check ---------------------------------------------------------------------------------------
@@ -121,7 +123,8 @@ class Assessment:
                         message="the model came in train mode; a copy in eval mode is the float baseline."),)
 
     def _convert(self, tolerances: Tolerances) -> Verdict:
-        done = self.run.converted().fine_tuning
+        made = self.run.converted()
+        done = made.fine_tuning
         self._record["fine_tuning"] = {
             "kind": done.kind, "steps": done.steps, "first_loss": done.first_loss, "last_loss": done.last_loss}
         return _passed({
@@ -129,7 +132,7 @@ class Assessment:
             "own": "fine-tuned by the case's own train.",
             "none": "not fine-tuned: the case gives neither train nor train_data, so this is calibration only.",
             "given": "the case brings its own converted model.",
-        }[done.kind])
+        }[done.kind], () if made.prepared is None else collapsed_ranges(made.prepared.module))
 
     def _coverage(self, tolerances: Tolerances) -> Verdict:
         coverage = self.run.coverage()
@@ -158,7 +161,7 @@ class Assessment:
         return judge.judge_size(fp32, int8, tolerances)
 
     def _speedup(self, tolerances: Tolerances) -> Verdict:
-        speed = self.run.speed()
+        speed = self.run.speed(tolerances.min_speedup)
         self._metrics.update(_speed_metrics(speed))
         self._record["batch"] = speed.samples
         return judge.judge_speedup(speed.like_for_like, tolerances, noise_floor=speed.noise_floor)

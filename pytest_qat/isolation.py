@@ -87,10 +87,10 @@ def quantized_engine(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run with `count` intra-op threads, and restore the number before."""
+def threads(count: int | None) -> Iterator[None]:
+    """Run with `count` intra-op threads (None: as they are), and restore the number before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:

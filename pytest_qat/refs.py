@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pytest_qat.shapes import parse_shapes
 __all__ = ["as_case", "load_case", "resolve"]
 
 _MISSING = object()
+_DRAWN_SAMPLES, _DRAWN_BATCHES = 64, 16
 _FORMS = "Write it as package.module:function, path/file.py:function or torchvision:model_name."
 
 
@@ -57,8 +59,12 @@ def as_case(value: object, *, source: str, shapes: str | None = None) -> QATCase
     """
     if isinstance(value, QATCase):
         return value
+    if isinstance(value, _Untrained):
+        return replace(as_case(value.model, source=source, shapes=shapes), name=value.name)
     if isinstance(value, nn.Module):
-        return QATCase(model=value, example_inputs=_inputs_for(value, source=source, shapes=shapes))
+        inputs = _inputs_for(value, source=source, shapes=shapes)
+        drawn = shapes is not None or source.startswith("torchvision:")
+        return QATCase(model=value, example_inputs=inputs, calibration_data=_more_like(inputs) if drawn else None)
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module):
         return QATCase(model=value[0], example_inputs=value[1])
     seen = "None" if value is None else (
@@ -83,6 +89,21 @@ def _inputs_for(model: nn.Module, *, source: str, shapes: str | None) -> tuple[A
         f"{source} gave a bare {type(model).__name__}, so its inputs are unknown.",
         hint="Give --qat-inputs=1x3x224x224 (its shape), or return (model, example_inputs).",
     )
+
+
+def _more_like(inputs: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Return the drawn inputs and more of them: one batch of noise is too little to compare float and int8 on."""
+    batch = max(1, inputs[0].shape[0])
+    count = min(_DRAWN_BATCHES, max(2, -(-_DRAWN_SAMPLES // batch)))
+    return [inputs, *(tuple(torch.randn_like(value) for value in inputs) for _ in range(count - 1))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Untrained:
+    """A model with random weights, under a name that says so."""
+
+    model: nn.Module
+    name: str
 
 
 def resolve(reference: str, *, root: Path) -> Any:
@@ -188,7 +209,7 @@ def _load_file(path_text: str, *, root: Path) -> Any:
     return module
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
+def _torchvision(name: str) -> Callable[[], _Untrained]:
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as error:
@@ -199,5 +220,5 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
         near = difflib.get_close_matches(name, models.list_models(), n=3)
         raise ReferenceNotFound(f"torchvision has no model named {name!r}.",
                                 hint=f"Did you mean {' or '.join(near)}?" if near else "See torchvision.models.")
-    # Weights would have to be downloaded: a bare model keeps its seeded random ones and says so in its name.
-    return lambda: models.get_model(name, weights=None)
+    # Weights would have to be downloaded: the model keeps its seeded random ones, and its name says so.
+    return lambda: _Untrained(models.get_model(name, weights=None).eval(), name=f"{name} (random weights)")

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import nn
 
-from pytest_qat.batches import call, float_tensors
+from pytest_qat.batches import call, float_tensors, labelled
 from pytest_qat.case import QATCase
-from pytest_qat.errors import InvalidCase
+from pytest_qat.errors import DataError, InvalidCase
 from pytest_qat.locate import place_of
 
 __all__ = ["checked_model"]
@@ -20,7 +20,13 @@ def checked_model(case: QATCase) -> nn.Module:
 
     Raises:
         InvalidCase: the model cannot be copied, is not float32, does not take its inputs, or returns NaN.
+        DataError: training or evaluation data are empty, or their first batch is no pair.
     """
+    for field in ("train_data", "eval_data"):
+        data = getattr(case, field)
+        if data is not None and next(labelled(data, field=field), None) is None:
+            raise DataError(f"{field} is empty, expected at least one (inputs, target) batch.",
+                            hint=f"Make {field} yield batches, or leave it out.")
     try:
         model = copy.deepcopy(case.model).eval()
     except Exception as error:

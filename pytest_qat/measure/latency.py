@@ -35,6 +35,7 @@ class TimingSettings:
         block_s: Aimed length of a block's timed part.
         discard_s: Aimed length of the calls thrown away at a block's head.
         first_look: Pairs before the first look.
+        max_pairs: Stop after so many pairs whatever they show; None: only time limits.
 
     Raises:
         InvalidOption: a time is not positive, or the confidence not inside (0, 1).
@@ -46,6 +47,7 @@ class TimingSettings:
     block_s: float = 0.02
     discard_s: float = 0.008
     first_look: int = 8
+    max_pairs: int | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.max_time_s) and self.max_time_s > 0):
@@ -75,6 +77,11 @@ class Speedup:
     baseline_s: float
     candidate_s: float
     elapsed_s: float
+
+    def settles(self, floor: float) -> bool:
+        """Whether the interval lies on one side of a ratio."""
+        low, high = self.ci
+        return low >= floor or high < floor
 
     def __str__(self) -> str:
         low, high = self.ci
@@ -130,13 +137,13 @@ def compare_latency(baseline_fn: Callable[[], object], candidate_fn: Callable[[]
         while True:
             times.append(_pair(baseline, candidate, clock, baseline_first=len(times) % 2 == 0))
             elapsed = (clock() - started) / 1e9
-            out_of_time = elapsed + elapsed / len(times) > settings.max_time_s
-            if len(times) < next_look and not out_of_time:
+            enough = elapsed + elapsed / len(times) > settings.max_time_s or len(times) == settings.max_pairs
+            if len(times) < next_look and not enough:
                 continue
             look, next_look = look + 1, math.ceil(len(times) * 1.5)
             logs = [math.log(slow / fast) for slow, fast in times]
             interval = median_interval(logs, alpha=look_alpha(look, alpha=1 - settings.confidence)) or interval
-            if out_of_time or (elapsed >= settings.min_time_s and _settled(interval, floor)):
+            if enough or (elapsed >= settings.min_time_s and _settled(interval, floor)):
                 break
     return _summary(times, interval, settings, elapsed)
 

@@ -15,7 +15,7 @@ from pytest_qat.runtimes.base import Deployed
 
 __all__ = ["Speed", "measure_speed"]
 
-_SIDE_BUDGET_S = 0.5
+_SIDE_BUDGET_S = 2.0
 _ENERGY_S = 1.0
 
 
@@ -53,7 +53,7 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
         settings: Budget.
     """
     brief = replace(settings, max_time_s=min(_SIDE_BUDGET_S, settings.max_time_s), min_time_s=0.0,
-                    block_s=settings.block_s / 4, discard_s=settings.discard_s / 4)
+                    block_s=settings.block_s / 4, discard_s=settings.discard_s / 4, max_pairs=settings.first_look)
     with fp32["contiguous"].session(), int8["contiguous"].session():
         slow, slow_layout = _faster(fp32, inputs, brief)
         fast, fast_layout = _faster(int8, inputs, brief)

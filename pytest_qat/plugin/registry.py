@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -30,11 +31,13 @@ class RunRegistry:
     Args:
         options: The checked options.
         root: Folder that references are looked up in.
+        workers: Number of xdist workers that share the machine; 1 without xdist.
         progress: Makes the progress display of a fine-tuning.
     """
 
-    def __init__(self, options: Options, *, root: Path,
+    def __init__(self, options: Options, *, root: Path, workers: int,
                  progress: Callable[[str], AbstractContextManager[Progress]]) -> None:
+        self._workers = workers
         self._options = options
         self._root = root
         self._progress = progress
@@ -84,7 +87,8 @@ class RunRegistry:
             options = self._options
             settings = RunSettings(
                 tolerances=options.tolerances(case.tolerances), threads=options.threads,
-                max_time_s=options.max_time_s, seed=options.seed, device=options.device, strict=options.strict)
+                max_time_s=options.max_time_s, seed=options.seed, device=options.device, strict=options.strict,
+                work_threads=_thread_share(self._workers))
             run = ModelRun(case, get_recipe(recipe), settings, lock=self._lock, progress=self._progress)
             self._runs[where] = Assessment(run, reference=reference)
         self._runs.move_to_end(where)
@@ -103,6 +107,15 @@ class RunRegistry:
             with contextlib.suppress(OSError):
                 self._runs.popitem()[1].run.close()
         self._cases.clear()
+
+
+def _thread_share(workers: int) -> int | None:
+    """Threads for one of several workers: thread pools that outnumber the cores slow each other down many times."""
+    if workers <= 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    import torch
+
+    return max(1, torch.get_num_threads() // workers)
 
 
 def _is_module(model: Any) -> bool:

@@ -35,7 +35,9 @@ class QATSession:
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self.options = options
         self.store = RecordStore()
-        self.registry = RunRegistry(options, root=config.invocation_params.dir, progress=progress_display(config))
+        workers = getattr(config, "workerinput", {}).get("workercount", 1)
+        self.registry = RunRegistry(options, root=config.invocation_params.dir, workers=workers,
+                                    progress=progress_display(config))
         self._config = config
         self._is_worker = hasattr(config, "workerinput")
         self._selected: dict[tuple[str, str], set[str]] = {}

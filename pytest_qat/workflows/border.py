@@ -43,8 +43,9 @@ class FloatIsland(nn.Module):
         self.dequant = tq.DeQuantStub()
         self.dequant.qconfig = None
         self.module = module
-        self.quant: Any = tq.QuantStub(qconfig) if requantize else nn.Identity()
-        self.quant.qconfig = qconfig if requantize else None
+        border: Any = tq.QuantStub(qconfig) if requantize else nn.Identity()
+        border.qconfig = qconfig if requantize else None
+        self.quant = border
         self.qconfig: Any = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

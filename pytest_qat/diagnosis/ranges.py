@@ -1,0 +1,36 @@
+"""Observers whose range is too small to quantize: every value becomes zero, and the model with it."""
+
+from __future__ import annotations
+
+import torch.ao.quantization as tq
+from torch import nn
+
+from pytest_qat.findings import Finding
+from pytest_qat.workflows.border import user_name
+
+__all__ = ["collapsed_ranges"]
+
+
+def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
+    """Return one warning if fake-quantizers of a calibrated model ended on their observer's smallest scale.
+
+    An observer never gives a scale below its `eps` (2^-23 by default). Activations smaller than that all round to
+    zero; it happens in untrained or badly initialised models whose signal dies on the way.
+    """
+    names = [user_name(name.rpartition(".activation_post_process")[0]) or name
+             for name, module in prepared.named_modules()
+             if isinstance(module, tq.FakeQuantize) and _at_eps(module)]
+    if not names:
+        return ()
+    return (Finding(
+        code="range-collapsed", severity="warning", module=names[0],
+        message=f"the range of {len(names)} observer{'s' if len(names) > 1 else ''} is below the smallest scale, "
+                "so their values all become zero.",
+        remedy="give the trained model and calibrate on real data; activations this small mean that the signal dies.",
+        evidence={"modules": names[:20]}),)
+
+
+def _at_eps(module: tq.FakeQuantize) -> bool:
+    eps = float(getattr(module.activation_post_process, "eps", 0.0))
+    seen = getattr(module.activation_post_process, "max_val", None)
+    return eps > 0 and seen is not None and seen.numel() == 1 and float(module.scale.max()) <= eps
