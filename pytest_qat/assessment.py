@@ -101,7 +101,7 @@ class Assessment:
             owner = STAGE_OWNERS.get(failed.stage, name)
             if owner != name and owner in selected:
                 return Result(check=name, verdict=Verdict(
-                    outcome=Outcome.BLOCKED, reasons=(f"blocked: {owner} failed ({_headline(failed.error)})",)))
+                    outcome=Outcome.BLOCKED, reasons=(f"{owner} failed ({_headline(failed.error).rstrip('.')}).",)))
             return _failure(name, failed.error)
         except Exception as error:
             return _failure(name, error)
@@ -146,7 +146,8 @@ class Assessment:
         parity = self.run.parity()
         self._metrics["parity"] = {"sqnr_db": _number(parity.sqnr_db), "finite": parity.finite,
                                    "quantization_sqnr_db": _number(parity.quantization_sqnr_db)}
-        return judge.judge_parity(parity)
+        broken = parity.sqnr_db < judge.parity_limit_db(parity)
+        return judge.judge_parity(parity, self.run.divergence() if broken else None)
 
     def _accuracy(self, tolerances: Tolerances) -> Verdict:
         accuracy = self.run.accuracy()

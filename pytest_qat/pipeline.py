@@ -22,8 +22,11 @@ from torch import Tensor, nn
 from pytest_qat import soundness
 from pytest_qat.batches import calibration_batches, call
 from pytest_qat.case import QATCase, Tolerances
+from pytest_qat.containment import crash_of
+from pytest_qat.diagnosis.divergence import Divergence, first_divergence
 from pytest_qat.diagnosis.explain import explain
 from pytest_qat.errors import CheckFailed, QATError, StageError
+from pytest_qat.findings import Finding
 from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, silent, untrained_copy
 from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads
 from pytest_qat.measure.accuracy import Accuracy, Scores, agreement_scores, compare_scores, evaluate
@@ -35,6 +38,7 @@ from pytest_qat.measure.speed import Speed, measure_speed
 from pytest_qat.recipe import Recipe
 from pytest_qat.runtimes import Deployed, load_runtime
 from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
+from pytest_qat.workflows.border import user_name
 
 __all__ = ["ModelRun", "NotApplicable", "RunSettings", "StageFailed"]
 
@@ -161,6 +165,15 @@ class ModelRun:
             return self._stage("parity", lambda: compare_parity(
                 partial(call, plain), partial(call, fake), partial(call, done.converted.module), batches))
 
+    def divergence(self) -> Divergence | None:
+        """Return the first module whose int8 kernel leaves what the prepared model simulated, if there is one."""
+        done = self.converted()
+        prepared = done.prepared
+        if prepared is None:
+            return None
+        return self._stage("divergence", lambda: first_divergence(
+            prepared.module, done.converted.module, calibration_batches(self.case, limit=1)[0]))
+
     def deployed(self) -> DeployedPair:
         """Return the float and the int8 artefact, deployed to the recipe's runtime."""
         self.converted()
@@ -250,6 +263,15 @@ class ModelRun:
 
     def _try(self, module: nn.Module, what: str) -> None:
         """Run a module once on the example inputs, and name the user's module if it cannot."""
+        crash = crash_of(module, [self.case.example_inputs, *calibration_batches(self.case, limit=1)])
+        if crash is not None:
+            raise CheckFailed(
+                [f"{what} killed its process with {crash.signal_name} ({crash.meaning})."],
+                findings=[Finding(
+                    code="native-crash", severity="error", module=user_name(crash.module or "") or None,
+                    message=f"the {self.recipe.engine} kernel crashes on this machine.",
+                    remedy="choose a recipe with another engine, or name the module in skip=(...).",
+                    evidence={"signal": crash.signal_name, "engine": self.recipe.engine})])
         try:
             with torch.inference_mode():
                 call(module, self.case.example_inputs)

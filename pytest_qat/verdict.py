@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_qat.findings import Finding
 
 if TYPE_CHECKING:
+    from pytest_qat.diagnosis.divergence import Divergence
     from pytest_qat.measure.accuracy import Accuracy
     from pytest_qat.measure.coverage import Coverage
     from pytest_qat.measure.latency import Speedup
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_qat.tolerances import Tolerances
 
 __all__ = ["Outcome", "Verdict", "judge_accuracy", "judge_coverage", "judge_parity", "judge_size", "judge_speedup",
-           "strictly"]
+           "parity_limit_db", "strictly"]
 
 HEALTHY_PARITY_DB = 25.0
 """Prepared against converted, end to end: rounding ties travel, and 25 to 35 dB is what healthy models show."""
@@ -81,20 +82,32 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
     return Verdict(outcome=Outcome.PASSED, reasons=(f"{share}.",), findings=findings)
 
 
-def judge_parity(parity: Parity) -> Verdict:
-    """Conversion may add as much noise as quantization itself does, not more than twice that below 25 dB."""
+def parity_limit_db(parity: Parity) -> float:
+    """Return the SQNR that conversion must keep: 25 dB, or half of quantization's own noise if that is louder."""
+    return min(HEALTHY_PARITY_DB, parity.quantization_sqnr_db - PARITY_MARGIN_DB)
+
+
+def judge_parity(parity: Parity, culprit: Divergence | None = None) -> Verdict:
+    """Conversion may add as much noise as quantization itself does, not more than twice that below 25 dB.
+
+    Args:
+        parity: The agreement, end to end.
+        culprit: The first module at which the two forms part, where it was looked for.
+    """
     if not parity.finite:
         return Verdict(outcome=Outcome.FAILED, reasons=("the converted model returns NaN or infinity.",))
     numbers = (f"converted agrees with prepared to {_db(parity.sqnr_db)}; quantization itself leaves "
                f"{_db(parity.quantization_sqnr_db)}")
-    limit = min(HEALTHY_PARITY_DB, parity.quantization_sqnr_db - PARITY_MARGIN_DB)
+    limit = parity_limit_db(parity)
     if parity.sqnr_db >= limit:
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))
     finding = Finding(
-        code="kernels-disagree", severity="error",
-        message=f"the int8 kernels compute something else than fake-quantize simulated ({_db(parity.sqnr_db)}).",
-        remedy="compare another engine (--qat-recipe=fx-fbgemm, fx-qnnpack); on a machine without VNNI keep "
-               "reduce_range=True in the qconfig.",
+        code="kernels-disagree", severity="error", module=culprit.module if culprit else None,
+        message="the int8 kernel computes something else than fake-quantize simulated "
+                f"({_db(culprit.sqnr_db)} at this {culprit.kind})." if culprit else
+                f"the int8 kernels compute something else than fake-quantize simulated ({_db(parity.sqnr_db)}).",
+        remedy="choose a recipe with another engine, or name the module in skip=(...); on a machine without VNNI "
+               "keep reduce_range=True in the qconfig.",
         evidence={"sqnr_db": _finite(parity.sqnr_db), "quantization_sqnr_db": _finite(parity.quantization_sqnr_db)})
     return Verdict(outcome=Outcome.FAILED, findings=(finding,),
                    reasons=(f"{numbers}; required is {_db(limit)}.",))

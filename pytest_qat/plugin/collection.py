@@ -51,7 +51,6 @@ class RecipeCollector(pytest.Collector):
     def __init__(self, *, recipe: str, parent: ModelCollector, **kwargs: Any) -> None:
         super().__init__(nodeid=f"{parent.nodeid}[{recipe}]", parent=parent, **kwargs)
         self.recipe = recipe
-        self.add_marker(pytest.mark.xdist_group(name=parent.nodeid))
 
     def collect(self) -> Iterator[pytest.Item]:
         """Yield the checks."""
@@ -94,6 +93,7 @@ class CheckItem(pytest.Item):
 
 def raise_result(result: Result, *, item: pytest.Item) -> None:
     """Turn an outcome into what pytest understands: nothing, a failure or a skip."""
+    __tracebackhide__ = True
     outcome = result.verdict.outcome.value
     if outcome == "passed":
         return

@@ -63,6 +63,7 @@ class QATRun:
         Raises:
             CheckFailed: it drops more, and significantly so.
         """
+        __tracebackhide__ = True
         self._hold("accuracy", accuracy_drop=None if drop is None else parse_fraction(drop, name="drop"))
 
     def assert_speedup(self, at_least: float | None = None) -> None:
@@ -71,6 +72,7 @@ class QATRun:
         Raises:
             CheckFailed: it is slower; an unclear case skips the test, or fails it under `--qat-strict`.
         """
+        __tracebackhide__ = True
         self._hold("speedup", min_speedup=None if at_least is None else parse_ratio(at_least, name="at_least"))
 
     def assert_size_reduction(self, at_least: float | None = None) -> None:
@@ -79,6 +81,7 @@ class QATRun:
         Raises:
             CheckFailed: it shrinks less.
         """
+        __tracebackhide__ = True
         self._hold("size", min_size_reduction=None if at_least is None else parse_ratio(at_least, name="at_least"))
 
     def assert_coverage(self, at_least: float | str | None = None) -> None:
@@ -87,6 +90,7 @@ class QATRun:
         Raises:
             CheckFailed: less does.
         """
+        __tracebackhide__ = True
         self._hold("coverage", min_coverage=None if at_least is None else parse_fraction(at_least, name="at_least"))
 
     def hold_to_marker(self, *, everything: bool) -> None:
@@ -98,6 +102,7 @@ class QATRun:
             self._hold(check)
 
     def _hold(self, check: str, **bound: float | None) -> None:
+        __tracebackhide__ = True
         from pytest_qat.plugin.collection import raise_result
 
         self._asserted.add(check)

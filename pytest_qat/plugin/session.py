@@ -84,6 +84,15 @@ class QATSession:
             if marker is not None and isinstance(marker.kwargs.get("model"), str):
                 item.add_marker(pytest.mark.xdist_group(name=f"qat-model:{marker.kwargs['model']}"))
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Send the checks of one model to one xdist worker."""
+        if config.getoption("dist") != "loadgroup":
+            return None
+        from pytest_qat.plugin.scheduling import ModelScheduling
+
+        return ModelScheduling(config, log)
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note which checks this session will make of each model."""
         for item in session.items:

@@ -30,7 +30,8 @@ def render(runs: Iterable[Mapping[str, Any]], *, width: int, colour: bool) -> st
 
 
 def _run(run: Mapping[str, Any]) -> Group:
-    parts: list[Any] = [_title(run), _table(run), *_energy_lines(run)]
+    table = _table(run)
+    parts: list[Any] = [_title(run), *([table] if table.row_count else []), *_energy_lines(run)]
     parts += [Padding(line, (0, 0, 0, 2)) for line in (*_check_lines(run), *_finding_lines(run))]
     return Group(*parts)
 
@@ -103,13 +104,12 @@ def _energy_lines(run: Mapping[str, Any]) -> list[Text]:
 
 
 def _check_lines(run: Mapping[str, Any]) -> list[Text]:
-    lines = []
+    lines: dict[tuple[str, str], list[str]] = {}
     for name, entry in run["checks"].items():
-        outcome = entry["outcome"]
-        if outcome == "passed" and name == "size":
-            continue  # the table says it
-        lines.append(Text.assemble((f"{name} {outcome}: ", _STYLES[outcome]), " ".join(entry["reasons"])))
-    return lines
+        if entry["outcome"] != "passed" or name != "size":  # the table says that size passed
+            lines.setdefault((entry["outcome"], " ".join(entry["reasons"])), []).append(name)
+    return [Text.assemble((f"{', '.join(names)} {outcome}: ", _STYLES[outcome]), reason)
+            for (outcome, reason), names in lines.items()]
 
 
 def _finding_lines(run: Mapping[str, Any]) -> list[Text]:

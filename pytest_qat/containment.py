@@ -1,0 +1,112 @@
+"""Let a model crash where it hurts nobody: its first run happens in a forked child process.
+
+Int8 kernels of some engines die on some machines with a signal (an instruction the CPU lacks, say), which would
+take the whole test session along. The child tells which module it is in, so that the culprit has a name.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import signal
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_qat.batches import call
+
+__all__ = ["Crash", "crash_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crash:
+    """How a process died.
+
+    Attributes:
+        signal_name: Such as `SIGILL`.
+        meaning: The signal in words.
+        module: Name of the module that was running, or None if none had begun.
+    """
+
+    signal_name: str
+    meaning: str
+    module: str | None
+
+
+def crash_of(model: nn.Module, batches: Sequence[Any], *, timeout_s: float = 120.0) -> Crash | None:
+    """Run a model on batches in a child process and return how the child died, or None if it did not.
+
+    Errors that Python can catch are none of this function's business: they show again in this process. So is a child
+    that hangs, since a fork of a process with threads may hang by itself; it is killed after `timeout_s`. Where
+    processes cannot be forked, nothing is contained and None is returned.
+    """
+    if not hasattr(os, "fork"):
+        return None
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no threads, and lives a few calls
+        child = os.fork()
+    if child == 0:
+        _run_as_child(model, batches, writer)
+    os.close(writer)
+    try:
+        said = _listen(reader, deadline=time.monotonic() + timeout_s)
+        if said is None:
+            os.kill(child, signal.SIGKILL)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        os.close(reader)
+        _, status = os.waitpid(child, 0)
+    if said is None or not os.WIFSIGNALED(status):
+        return None
+    number = os.WTERMSIG(status)
+    entered = said.decode("utf-8", errors="replace").split("\n")[:-1]
+    return Crash(signal_name=signal.Signals(number).name, meaning=signal.strsignal(number) or "unknown signal",
+                 module=entered[-1] if entered else None)
+
+
+def _run_as_child(model: nn.Module, batches: Sequence[Any], writer: int) -> None:
+    """Run the batches and leave without touching anything of the parent's."""
+    code = 1
+    try:
+        faulthandler.disable()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here
+        for name, module in model.named_modules():
+            if name:
+                module.register_forward_pre_hook(_telling(name, writer))
+        with torch.inference_mode():
+            for inputs in batches:
+                call(model, inputs)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _telling(name: str, writer: int) -> Callable[..., None]:
+    def enter(module: nn.Module, inputs: Any) -> None:
+        os.write(writer, f"{name}\n".encode())
+    return enter
+
+
+def _listen(reader: int, *, deadline: float) -> bytes | None:
+    """Return the tail of what the child says until it ends, or None if it does not end in time."""
+    said = b""
+    while True:
+        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            return None
+        chunk = os.read(reader, 65536)
+        if not chunk:
+            return said
+        said = (said + chunk)[-65536:]

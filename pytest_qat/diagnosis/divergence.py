@@ -1,0 +1,80 @@
+"""Name the first module at which the int8 kernels leave what fake-quantize simulated."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_qat.batches import call
+from pytest_qat.measure.parity import sqnr_db
+from pytest_qat.workflows.border import user_name
+
+__all__ = ["Divergence", "first_divergence"]
+
+BROKEN_DB = 12.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """Where two forms of a model part.
+
+    Attributes:
+        module: Qualified name in the user's model.
+        kind: Class of the converted module.
+        sqnr_db: SQNR of its output, the prepared module's being the signal.
+    """
+
+    module: str
+    kind: str
+    sqnr_db: float
+
+
+def first_divergence(prepared: nn.Module, converted: nn.Module, inputs: Any) -> Divergence | None:
+    """Return the first module, in the order of the calls, whose int8 output is below 12 dB; None if none is.
+
+    Args:
+        prepared: In eval mode, observers off.
+        converted: Its int8 form.
+        inputs: One batch.
+    """
+    with torch.inference_mode():
+        expected = _outputs(prepared, inputs)
+        seen = _outputs(converted, inputs)
+    for name, (kind, output) in seen.items():
+        if name not in expected or expected[name][1].shape != output.shape:
+            continue
+        agreement = sqnr_db(expected[name][1], output)
+        if agreement < BROKEN_DB:
+            return Divergence(module=name, kind=kind, sqnr_db=agreement)
+    return None
+
+
+def _outputs(model: nn.Module, inputs: Any) -> dict[str, tuple[str, Tensor]]:
+    """Output of each leaf module by the user's name, in the order of the first calls."""
+    found: dict[str, tuple[str, Tensor]] = {}
+    with _recording(model, found):
+        call(model, inputs)
+    return found
+
+
+@contextlib.contextmanager
+def _recording(model: nn.Module, found: dict[str, tuple[str, Tensor]]) -> Iterator[None]:
+    def record(name: str, module: nn.Module, output: Any) -> None:
+        if isinstance(output, Tensor):
+            plain = output.dequantize() if output.is_quantized else output
+            found.setdefault(user_name(name), (type(module).__name__, plain.detach().float().clone()))
+
+    handles = [module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
+               for name, module in model.named_modules()
+               if name and "fake_quant" not in name and "activation_post_process" not in name]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+

@@ -1,0 +1,61 @@
+"""Every fixture by every recipe, and some torchvision models: the outcome of each check, as a markdown table.
+
+Run from the repository root: `python -m tests.benchmarks.matrix [--recipe NAME ...] [--model REF ...]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+FIXTURES = ("fixtures.edge_model:digits", "fixtures.vgg:digits", "fixtures.mobilenet:digits")
+RECIPES = ("fx-x86", "fx-fbgemm", "fx-qnnpack", "fx-onednn", "eager-x86")
+
+
+def main() -> None:
+    """Run the models one by one and print a row for each model and recipe."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", action="append")
+    parser.add_argument("--recipe", action="append")
+    parser.add_argument("--inputs")
+    chosen = parser.parse_args()
+    print("| model | recipe | accuracy fp32 -> int8 | speedup (interval) | over eager | smaller | not passed |")
+    print("|---|---|---|---|---|---|---|")
+    for model in chosen.model or FIXTURES:
+        for run in records(model, tuple(chosen.recipe or RECIPES), chosen.inputs):
+            print(row(run), flush=True)
+
+
+def records(model: str, recipes: tuple[str, ...], inputs: str | None) -> list[dict[str, Any]]:
+    """Return the runs of one pytest session."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "qat.json")
+        shapes = [f"--qat-inputs={inputs}"] if inputs else []
+        subprocess.run([sys.executable, "-m", "pytest", "-q", f"--qat-model={model}", f"--qat-json={path}", *shapes,
+                        *(f"--qat-recipe={recipe}" for recipe in recipes)], check=False, stdout=subprocess.DEVNULL)
+        runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
+    return runs
+
+
+def row(run: dict[str, Any]) -> str:
+    """Return one line of the table."""
+    metrics = run["metrics"]
+    accuracy, speedup, eager = metrics["accuracy"], metrics["speedup"], metrics["speedup_over_eager"]
+    cells = [f"`{run['model']}`", f"`{run['recipe']}`"]
+    cells.append(f"{accuracy['fp32']:.1%} -> {accuracy['int8']:.1%}" if accuracy else "-")
+    cells.append("{:.2f}x ({:.2f} to {:.2f})".format(speedup["estimate"], *speedup["ci"]) if speedup else "-")
+    cells.append(f"{eager['estimate']:.2f}x" if eager else "-")
+    cells.append(f"{metrics['size_reduction']:.2f}x" if metrics["size_reduction"] else "-")
+    bad = [f"{name} {entry['outcome']}" for name, entry in run["checks"].items()
+           if entry["outcome"] not in ("passed", "blocked")]
+    cells.append(", ".join(bad) or "all passed")
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

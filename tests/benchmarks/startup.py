@@ -1,0 +1,45 @@
+"""What the plugin adds to `pytest --collect-only` of an empty test file.
+
+Run from the repository root: `python -m tests.benchmarks.startup [pairs]`. Runs with the plugin and with
+`-p no:qat` alternate in fresh processes; the median of the paired differences is printed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Measure pairs and print the median difference with an interval."""
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "test_empty.py").write_text("")
+        base = (sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", folder)
+        sides = {"with": base, "without": (*base, "-p", "no:qat")}
+        for command in sides.values():
+            wall_ms(command)
+        differences = []
+        for index in range(pairs):
+            order = ("with", "without") if index % 2 == 0 else ("without", "with")
+            measured = {side: wall_ms(sides[side]) for side in order}
+            differences.append(measured["with"] - measured["without"])
+    ordered = sorted(differences)
+    reach = int(pairs / 2 - 0.98 * pairs**0.5)
+    print(f"median difference {statistics.median(differences):.2f} ms "
+          f"(95 % interval {ordered[reach]:.2f} to {ordered[-1 - reach]:.2f} ms, {pairs} pairs)")
+
+
+def wall_ms(command: tuple[str, ...]) -> float:
+    """Return the wall time of one pytest run in milliseconds; it ends with 5, no tests collected."""
+    start = time.perf_counter()
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return (time.perf_counter() - start) * 1e3
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Bad input: one clear sentence each, the right exit code, never an INTERNALERROR, other models unaffected."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Project
+
+USAGE, INTERRUPTED, FAILED = pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED, pytest.ExitCode.TESTS_FAILED
+
+
+def everything(result: pytest.RunResult) -> str:
+    text = " ".join(" ".join([*result.outlines, *result.errlines]).split())
+    assert "INTERNALERROR" not in text
+    return text
+
+
+@pytest.mark.parametrize(("option", "expected"), [
+    ("--qat-min-speedup=nan", "--qat-min-speedup is nan, which is not a finite number"),
+    ("--qat-min-speedup=inf", "--qat-min-speedup is inf, which is not a finite number"),
+    ("--qat-min-speedup=-1", "--qat-min-speedup is -1, which is negative"),
+    ("--qat-min-speedup=fast", "--qat-min-speedup is 'fast', which is not a number"),
+    ("--qat-min-size-reduction=-0.5", "--qat-min-size-reduction is -0.5, which is negative"),
+    ("--qat-accuracy-drop=5", "If you meant 5 percent, write --qat-accuracy-drop as 5%"),
+    ("--qat-accuracy-drop=nan", "--qat-accuracy-drop is nan"),
+    ("--qat-accuracy-drop=-1%", "--qat-accuracy-drop is -1%, which is negative"),
+    ("--qat-min-accuracy=90", "write --qat-min-accuracy as 90%"),
+    ("--qat-recipe=fx-x87", "no recipe is named 'fx-x87'"),
+    ("--qat-recipe=fx-x87", "Did you mean fx-x86?"),
+    ("--qat-threads=0", "--qat-threads is 0, expected a whole number of at least 1"),
+    ("--qat-threads=many", "--qat-threads is many, expected a whole number"),
+    ("--qat-max-time=0", "--qat-max-time is 0, expected seconds over 0"),
+    ("--qat-max-time=inf", "--qat-max-time is inf, expected seconds over 0"),
+    ("--qat-seed=-1", "--qat-seed is -1, expected a whole number of at least 0"),
+    ("--qat-inputs=3x0x5", "--qat-inputs is '3x0x5', expected whole numbers of at least 1"),
+    ("--qat-model=", "--qat-model is empty"),
+    ("--qat-json=nowhere/qat.json", "there is no folder"),
+    ("--qat-json=.", "which is a folder, expected a file"),
+])
+def test_a_bad_option_is_a_usage_error_before_any_model_is_loaded(
+        project: Project, option: str, expected: str) -> None:
+    project.add("open('loaded', 'w')")
+    result = project.run("--qat-model=models:good", option)
+    assert result.ret == USAGE
+    assert expected in everything(result)
+    assert not (project.path / "loaded").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/sys/kernel").is_dir(), reason="needs a read-only folder")
+def test_a_json_path_in_a_read_only_folder_is_a_usage_error(project: Project) -> None:
+    folder = Path("/proc/sys/kernel")  # read-only even for root
+    result = project.run("--qat-model=models:good", f"--qat-json={folder}/qat.json")
+    assert result.ret == USAGE
+    assert "cannot be written to" in everything(result)
+
+
+@pytest.mark.parametrize(("reference", "expected"), [
+    ("modles:good", "no module is named 'modles'"),
+    ("modles:good", "Did you mean models?"),
+    ("models:god", "models has no attribute 'god'"),
+    ("models:god", "Did you mean good"),
+    ("nothere.py:good", "there is no file nothere.py"),
+    ("models", "has no ':' between module and function"),
+    ("torchvision:resnet19", "torchvision has no model named 'resnet19'"),
+    ("models:raises", "models:raises raised ZeroDivisionError: division by zero (models.py:"),
+    ("models:none", "models:none gave None, expected a QATCase, an nn.Module or a (model, example_inputs) pair"),
+    ("models:a_class", "models:a_class gave the class Net"),
+    ("models:a_class", "Return an instance: Net(...)"),
+    ("models:a_string", "models:a_string gave str 'resnet18'"),
+    ("models:a_bare_model", "Give --qat-inputs=1x3x224x224"),
+    ("models:no_parameters", "Flatten has no parameters"),
+    ("models:already_quantized", "the model is already quantized: 0 is "),
+    ("models:on_meta", "the model has tensors on meta, expected the CPU"),
+    ("models:on_cuda", "models:on_cuda raised "),
+    ("models:bad_tolerance", "accuracy_drop is 5, but it is a fraction between 0 and 1"),
+    ("models:bad_recipe", "no recipe is named 'pt3e'"),
+    ("models:no_loss", "train_data is given without loss_fn"),
+])
+def test_a_bad_reference_is_a_collection_error_and_others_still_run(
+        project: Project, reference: str, expected: str) -> None:
+    project.add('''
+        import torch.ao.quantization as tq
+
+        def raises():
+            return 1 / 0
+
+        def none():
+            return None
+
+        def a_class():
+            return Net
+
+        def a_string():
+            return "resnet18"
+
+        def a_bare_model():
+            return Net()
+
+        def no_parameters():
+            return nn.Flatten(), (torch.randn(2, 3),)
+
+        def already_quantized():
+            model = tq.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), dtype=torch.qint8)
+            return model, (torch.randn(2, 4),)
+
+        def on_meta():
+            return nn.Linear(4, 4, device="meta"), (torch.randn(2, 4),)
+
+        def on_cuda():
+            assert not torch.cuda.is_available()
+            return nn.Linear(4, 4).cuda(), (torch.randn(2, 4),)
+
+        def bad_tolerance():
+            return case(tolerances=Tolerances(accuracy_drop=5))
+
+        def bad_recipe():
+            return case(recipes=("pt3e",))
+
+        def no_loss():
+            return case(loss_fn=None)
+    ''')
+    result = project.run(f"--qat-model={reference}", "--qat-model=models:good", "-k", "prepare")
+    assert result.ret == INTERRUPTED
+    text = everything(result)
+    assert expected in text
+    assert "Traceback" not in text
+    result = project.run(f"--qat-model={reference}", "--qat-model=models:good", "-k", "prepare", "--qat-json=qat.json",
+                         "--continue-on-collection-errors")
+    result.assert_outcomes(passed=1, errors=1, deselected=7)
+    document = json.loads((project.path / "qat.json").read_text())
+    assert [error["model"] for error in document["errors"]] == [reference]
+
+
+@pytest.mark.parametrize(("function", "check", "expected"), [
+    ("wrong_inputs", "prepare", "Net raised RuntimeError on example_inputs of shape [(2, 5, 8, 8)]"),
+    ("nan_output", "prepare", "Net returns NaN or infinity in 64 of 64 output values"),
+    ("double", "prepare", "Net has parameters of torch.float64, expected torch.float32"),
+    ("no_eval_batches", "prepare", "eval_data is empty, expected at least one (inputs, target) batch"),
+    ("no_targets", "prepare", "batch 0 of eval_data is a tensor of shape (16, 3, 8, 8), expected a pair"),
+    ("no_train_batches", "prepare", "train_data is empty"),
+    ("train_raises", "convert", "the case's train raised ValueError: no data (models.py:"),
+    ("loss_explodes", "convert", "the loss is nan at step 1, expected a finite number"),
+    ("loss_vector", "convert", "loss_fn gave a tensor of shape (16,), expected a scalar tensor"),
+    ("metric_nan", "accuracy", "the metric gave NaN or infinity on batch 0"),
+    ("metric_scalar", "accuracy", "the metric gave a result of shape () on a batch of 16 samples, expected (16,)"),
+    ("shuffled", "accuracy", "two passes over eval_data gave different samples or another order"),
+])
+def test_a_bad_case_fails_the_check_of_its_stage_and_blocks_the_rest(
+        project: Project, function: str, check: str, expected: str) -> None:
+    project.add('''
+        import itertools
+
+        def wrong_inputs():
+            return case(example_inputs=(torch.randn(2, 5, 8, 8),))
+
+        def nan_output():
+            model = trained()
+            model.conv.weight.data[:] = float("nan")
+            return case(model=model)
+
+        def double():
+            return case(model=trained().double())
+
+        def no_eval_batches():
+            return case(eval_data=[])
+
+        def no_targets():
+            return case(eval_data=[images for images, _ in batches()])
+
+        def no_train_batches():
+            return case(train_data=iter(()))
+
+        def train_raises():
+            def train(model):
+                raise ValueError("no data")
+            return case(train=train)
+
+        def loss_explodes():
+            return case(loss_fn=lambda output, target: output.sum() * float("nan"))
+
+        def loss_vector():
+            return case(loss_fn=lambda output, target: nn.functional.cross_entropy(output, target, reduction="none"))
+
+        def metric_nan():
+            return case(metric=lambda output, target: torch.full((16,), float("nan")))
+
+        def metric_scalar():
+            return case(metric=lambda output, target: (output.argmax(1) == target).float().mean())
+
+        class Shuffled:
+            counter = itertools.count(1)
+
+            def __iter__(self):
+                turn = next(self.counter)
+                return iter([(images.roll(turn, 0), target.roll(turn)) for images, target in batches()])
+
+        def shuffled():
+            return case(eval_data=Shuffled())
+    ''')
+    result = project.run(f"--qat-model=models:{function}", "-v")
+    assert result.ret == FAILED
+    text = everything(result)
+    assert expected in text
+    assert "Traceback" not in text
+    outcomes = result.parseoutcomes()
+    assert outcomes["failed"] == 1
+    result.stdout.fnmatch_lines([f"*::{check} FAILED*"])
+    order = ["prepare", "convert", "coverage", "parity", "accuracy", "size", "speedup", "roundtrip"]
+    if check != "accuracy":
+        assert outcomes["skipped"] == 7 - order.index(check)
+        assert f"blocked: {check} failed" in text
+
+
+def test_evaluation_data_with_one_class_are_inconclusive(project: Project) -> None:
+    project.add('''
+        def one_class():
+            return case(eval_data=[(images[target == 2], target[target == 2]) for images, target in batches()])
+    ''')
+    result = project.run("--qat-model=models:one_class", "-k", "accuracy", "-v")
+    result.assert_outcomes(skipped=1, deselected=7)
+    assert "accuracy inconclusive: eval_data holds a single class" in everything(result)
+    strict = project.run("--qat-model=models:one_class", "-k", "accuracy", "--qat-strict")
+    strict.assert_outcomes(failed=1, deselected=7)
+
+
+def test_a_failure_is_not_lost_when_its_own_check_is_deselected(project: Project) -> None:
+    project.add("def broken():\n    return case(example_inputs=(torch.randn(2, 5, 8, 8),))\n")
+    result = project.run("--qat-model=models:broken", "-k", "size or speedup")
+    result.assert_outcomes(failed=2, deselected=6)
+
+
+def test_an_engine_that_the_machine_lacks_fails_by_name(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._C._supported_qengines", lambda: [2, 0])  # qnnpack, none
+    result = project.run("--qat-model=models:good", "--qat-recipe=fx-fbgemm", "-v")
+    result.assert_outcomes(failed=1, skipped=7)
+    text = everything(result)
+    assert "needs torch's quantized engine fbgemm, but this machine supports qnnpack" in text
+
+
+def test_a_device_that_is_not_there_fails_with_a_remedy(project: Project) -> None:
+    result = project.run("--qat-model=models:good", "--qat-device=cuda:7", "-k", "prepare or convert")
+    result.assert_outcomes(passed=1, failed=1, deselected=6)
+    assert "Use --qat-device=cpu" in everything(result)
+
+
+def test_an_unforeseen_error_keeps_its_traceback(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise KeyError("something new")
+
+    monkeypatch.setattr("torch.ao.quantization.quantize_fx.convert_fx", broken)
+    result = project.run("--qat-model=models:good", "-v")
+    result.assert_outcomes(passed=1, failed=1, skipped=6)
+    assert "something new" in everything(result)
+    result.stdout.fnmatch_lines(["*KeyError: 'something new'*"])

@@ -1,0 +1,105 @@
+"""Each option does what its help says; ini keys and the command line agree."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Project
+
+from pytest_qat.plugin.options import OPTIONS
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def recorded(project: Project, *arguments: str) -> dict[str, object]:
+    project.run("--qat-model=models:good", "--qat-json=qat.json", *arguments)
+    (run,) = json.loads((project.path / "qat.json").read_text())["runs"]
+    return run
+
+
+def test_tolerances_of_the_command_line_win_over_case_and_ini(project: Project) -> None:
+    project.pytester.makeini("[pytest]\nqat_min_speedup = 3\nqat_accuracy_drop = 2%\nqat_min_size_reduction = 9\n")
+    tolerances = recorded(project, "-k", "prepare", "--qat-min-size-reduction=4")["tolerances"]
+    # min_speedup: the case says 0; accuracy_drop: the case says nothing; size: the command line says 4
+    assert tolerances == {"accuracy_drop": 0.02, "min_accuracy": None, "min_speedup": 0.0,
+                          "min_size_reduction": 4.0, "min_coverage": None}
+
+
+def test_a_bad_ini_value_is_a_usage_error(project: Project) -> None:
+    project.pytester.makeini("[pytest]\nqat_min_speedup = quick\n")
+    result = project.run("--qat-model=models:good")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*qat_min_speedup is 'quick', which is not a number*"])
+
+
+def test_threads_are_used_and_recorded(project: Project) -> None:
+    assert recorded(project, "-k", "prepare", "--qat-threads=2")["threads"] == 2
+
+
+def test_recipe_all_runs_every_recipe(project: Project) -> None:
+    result = project.run("--qat-model=models:good", "--qat-recipe=all", "-k", "prepare")
+    result.assert_outcomes(passed=8, deselected=56)
+
+
+def test_a_cases_own_recipes_hold_unless_the_command_line_names_one(project: Project) -> None:
+    project.add("def own():\n    return case(recipes=('eager-qnnpack', 'fx-x86'))\n")
+    result = project.run("--qat-model=models:own", "--collect-only", "-q", "-k", "prepare")
+    assert [line for line in result.outlines if "::" in line] == [
+        "qat-model:models:own[eager-qnnpack]::prepare", "qat-model:models:own[fx-x86]::prepare"]
+    result = project.run("--qat-model=models:own", "--collect-only", "-q", "-k", "prepare", "--qat-recipe=fx-fbgemm")
+    assert [line for line in result.outlines if "::" in line] == ["qat-model:models:own[fx-fbgemm]::prepare"]
+
+
+def test_inputs_make_a_bare_model_a_case(project: Project) -> None:
+    project.add("def bare():\n    return Net().eval()\n")
+    result = project.run("--qat-model=models:bare", "--qat-inputs=4x3x8x8", "--qat-min-speedup=0",
+                         "--qat-min-size-reduction=0")
+    assert result.parseoutcomes().get("failed", 0) == 0
+    text = " ".join(result.stdout.str().split())
+    assert "not fine-tuned: the case gives neither train nor train_data" in text
+    assert "no eval_data: int8 was compared with float on calibration inputs" in text
+
+
+def test_the_seed_decides_the_fine_tuning(project: Project) -> None:
+    project.add('''
+        def noisy():
+            def train(model):
+                with open("noise", "a") as file:
+                    file.write(f"{torch.rand(1).item()}\\n")
+            return case(train=train)
+    ''')
+    for seed in (0, 0, 1):
+        project.run("--qat-model=models:noisy", f"--qat-seed={seed}", "-k", "convert")
+    first, second, third = (project.path / "noise").read_text().split()
+    assert first == second != third
+
+
+def test_strict_turns_inconclusive_into_failed(project: Project) -> None:
+    project.add('''
+        def few():
+            return case(eval_data=[(images[:3], target[:3]) for images, target in batches(1, seed=1)])
+    ''')
+    project.run("--qat-model=models:few", "-k", "accuracy").assert_outcomes(passed=1, deselected=7)
+    strict = project.run("--qat-model=models:few", "-k", "accuracy", "--qat-strict")
+    strict.assert_outcomes(failed=1, deselected=7)
+    assert "Strict mode" in strict.stdout.str()
+
+
+def test_json_is_kept_when_every_model_fails_to_load(project: Project) -> None:
+    project.run("--qat-model=models:nothing", "--qat-json=qat.json")
+    document = json.loads((project.path / "qat.json").read_text())
+    assert document["runs"] == []
+    assert "has no attribute 'nothing'" in document["errors"][0]["message"]
+
+
+def test_a_repeated_model_is_collected_once(project: Project) -> None:
+    result = project.run("--qat-model=models:good", "--qat-model=models:good", "-k", "prepare")
+    result.assert_outcomes(passed=1, deselected=7)
+
+
+def test_the_readme_lists_every_option_and_no_other() -> None:
+    rows = re.findall(r"^\| `--(qat-[a-z-]+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert rows == [option.name for option in OPTIONS]
