@@ -19,7 +19,7 @@ from pytest_qat.recipe import Recipe
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
 from pytest_qat.workflows.border import FloatIsland, QuantizedBorder, is_stub
 from pytest_qat.workflows.chains import fusable_chains
-from pytest_qat.workflows.flow import Int8Flow, follow_int8
+from pytest_qat.workflows.flow import Int8Flow, follow_int8, has_int8_form
 from pytest_qat.workflows.qconfigs import float_roots, qconfig_for, qconfig_mapping
 from pytest_qat.workflows.trace import Trace, trace_call
 
@@ -35,6 +35,8 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     model = copy.deepcopy(case.model).eval()
     mapping = qconfig_mapping(case, engine=recipe.engine)
     in_float = float_roots(model, mapping, case)
+    if not _anything_to_quantize(model, in_float):
+        return PreparedModel(module=model.train(), float_modules=in_float)
     trace = trace_call(model, case.example_inputs, leaves=frozenset(in_float))
     has_stubs = any(isinstance(module, tq.QuantStub) for module in model.modules())
     flow = follow_int8(trace, model, float_modules=in_float, border_quantizes=not has_stubs)
@@ -74,6 +76,12 @@ def _chains(case: QATCase, model: nn.Module, trace: Trace, in_float: dict[str, s
     if case.fuse is not None:
         return [list(names) for names in case.fuse]
     return fusable_chains(trace, model, keep=frozenset(in_float))
+
+
+def _anything_to_quantize(model: nn.Module, in_float: dict[str, str]) -> bool:
+    return any(has_int8_form(module) and any(True for _ in module.parameters())
+               and not any(name == root or name.startswith(f"{root}.") for root in in_float)
+               for name, module in model.named_modules())
 
 
 def _make_islands(model: nn.Module, flow: Int8Flow, mapping: tq.QConfigMapping) -> None:

@@ -13,7 +13,7 @@ from torch.ao.quantization.quantization_mappings import (
 
 from pytest_qat.workflows.trace import Call, Trace
 
-__all__ = ["Int8Flow", "follow_int8"]
+__all__ = ["Int8Flow", "follow_int8", "has_int8_form"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +76,13 @@ def _island_reason(entry: Call, module: nn.Module, float_modules: dict[str, str]
         return None
     if entry.name in float_modules:
         return None if entry.takes_int8 else float_modules[entry.name]
-    if _has_int8_form(module) or entry.takes_int8:
+    if has_int8_form(module) or entry.takes_int8:
         return None
     return f"{type(module).__name__} has no int8 kernel in eager mode"
 
 
-def _has_int8_form(module: nn.Module) -> bool:
+def has_int8_form(module: nn.Module) -> bool:
+    """Whether eager mode swaps modules of this type for int8 ones."""
     return type(module) in _INT8_FORMS
 
 
@@ -105,7 +106,7 @@ def _wanted_quantized(entry: Call, trace: Trace, model: nn.Module, float_modules
                 module = model.get_submodule(user.name)
                 if isinstance(module, tq.DeQuantStub) or user.name in float_modules:
                     continue
-                if _has_int8_form(module):
+                if has_int8_form(module):
                     return True
             new = [value for value in user.outputs if value not in seen]
             seen.update(new)

@@ -1,0 +1,91 @@
+"""Signal-to-quantization-noise ratio, and the three forms of one model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pytest_qat.errors import DataError
+from pytest_qat.measure.parity import compare_parity, sqnr_db
+
+VALUES = st.lists(st.floats(-1e3, 1e3).filter(lambda value: abs(value) > 1e-3), min_size=1, max_size=20)
+
+
+@pytest.mark.parametrize(("signal", "noisy", "expected"), [
+    ([10.0], [11.0], 20.0), ([10.0], [9.0], 20.0), ([1.0, 0.0], [1.0, 0.01], 40.0), ([3.0, 4.0], [0.0, 0.0], 0.0),
+    ([1.0], [11.0], -20.0), ([1.0, 2.0], [1.0, 2.0], math.inf), ([0.0], [0.0], math.inf), ([0.0], [1.0], -math.inf),
+    ([], [], math.inf),
+])
+def test_the_ratio_is_that_of_the_norms_in_decibels(signal: list[float], noisy: list[float], expected: float) -> None:
+    assert sqnr_db(torch.tensor(signal), torch.tensor(noisy)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("broken", [math.inf, -math.inf])
+def test_an_infinite_output_is_infinitely_noisy(broken: float) -> None:
+    assert sqnr_db(torch.ones(2), torch.tensor([1.0, broken])) == -math.inf
+
+
+@pytest.mark.parametrize(("signal", "noisy"), [([1.0], [math.nan]), ([math.nan], [1.0]), ([math.inf], [1.0])])
+def test_nothing_not_finite_passes_for_a_good_ratio(signal: list[float], noisy: list[float]) -> None:
+    ratio = sqnr_db(torch.tensor(signal), torch.tensor(noisy))
+    assert not ratio >= 0 or math.isinf(signal[0])
+
+
+@settings(deadline=None, derandomize=True)
+@given(VALUES, st.integers(-20, 20))
+def test_scaling_both_by_a_power_of_two_changes_nothing(values: list[float], exponent: int) -> None:
+    signal = torch.tensor(values)
+    noisy = signal * 1.125
+    assert sqnr_db(signal * 2.0**exponent, noisy * 2.0**exponent) == pytest.approx(sqnr_db(signal, noisy))
+    assert sqnr_db(signal, noisy) == pytest.approx(20 * math.log10(8), abs=1e-3)
+
+
+@settings(deadline=None, derandomize=True)
+@given(VALUES)
+def test_ten_times_the_noise_is_twenty_decibels_less(values: list[float]) -> None:
+    signal = torch.tensor(values, dtype=torch.float64)
+    quiet, loud = (sqnr_db(signal, signal * (1 + error)) for error in (1e-4, 1e-3))
+    assert quiet - loud == pytest.approx(20, abs=1e-6)
+
+
+def test_each_form_is_compared_with_the_one_before_it() -> None:
+    found = compare_parity(lambda x: x, lambda x: x * 1.1, lambda x: x * 1.1 * 1.01, [torch.ones(3), torch.ones(2)])
+    assert found.quantization_sqnr_db == pytest.approx(20, abs=1e-3)
+    assert found.sqnr_db == pytest.approx(40, abs=1e-3)
+    assert found.finite
+
+
+def test_forms_that_are_equal_agree_without_bound() -> None:
+    found = compare_parity(torch.relu, torch.relu, torch.relu, [torch.ones(3)])
+    assert (found.sqnr_db, found.quantization_sqnr_db) == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_single_output_that_is_not_finite_shows(broken: float) -> None:
+    def breaking(x: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(x)) == 1, broken, x)
+
+    assert not compare_parity(lambda x: x, lambda x: x * 1.1, breaking, [torch.ones(3)]).finite
+
+
+@pytest.mark.parametrize("wrap", [lambda x: {"a": x}, lambda x: (x, 1), lambda x: [x, [x, torch.ones(1).long()]]])
+def test_outputs_may_nest(wrap: Any) -> None:
+    found = compare_parity(wrap, wrap, lambda x: wrap(x * 1.1), [torch.ones(3)])
+    assert found.sqnr_db == pytest.approx(20, abs=1e-3)
+
+
+def test_a_quantized_output_is_compared_by_its_values() -> None:
+    found = compare_parity(lambda x: x, lambda x: x, lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.quint8),
+                           [torch.tensor([1.0, 2.0])])
+    assert found.sqnr_db == math.inf
+
+
+def test_outputs_without_a_float_tensor_are_refused() -> None:
+    with pytest.raises(DataError, match="no floating-point tensor"):
+        compare_parity(torch.argmax, torch.argmax, torch.argmax, [torch.ones(3)])

@@ -1,0 +1,133 @@
+"""Calibration and the QAT loop: schedule, reproducibility, what is reported."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.ao.quantization as tq
+from torch import nn
+
+from pytest_qat.case import QATCase
+from pytest_qat.errors import StageError
+from pytest_qat.finetune import calibrate, fine_tune
+from pytest_qat.isolation import preserved_torch_state
+from pytest_qat.recipe import get_recipe
+from pytest_qat.workflows import fx
+
+BATCHES = [(torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(i)), torch.arange(8) % 2)
+           for i in range(5)]
+
+
+def case(**changes: Any) -> QATCase:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    settings: dict[str, Any] = {"model": model.eval(), "example_inputs": (BATCHES[0][0],), "train_data": BATCHES,
+                                "loss_fn": nn.functional.cross_entropy, "epochs": 2}
+    return QATCase(**{**settings, **changes})
+
+
+def prepared(made: QATCase) -> Any:
+    with preserved_torch_state(seed=0):
+        return fx.prepare(made, get_recipe("fx-x86")).module
+
+
+def activation_range(module: nn.Module) -> tuple[float, float]:
+    observer: Any = next(part for part in module.modules() if isinstance(part, tq.MovingAverageMinMaxObserver))
+    return float(observer.min_val), float(observer.max_val)
+
+
+def test_calibration_averages_the_batches_whatever_their_order() -> None:
+    forward, backward = prepared(case()), prepared(case())
+    calibrate(forward, [images for images, _ in BATCHES])
+    calibrate(backward, [images for images, _ in reversed(BATCHES)])
+    low = sum(float(images.min()) for images, _ in BATCHES) / len(BATCHES)
+    high = sum(float(images.max()) for images, _ in BATCHES) / len(BATCHES)
+    assert activation_range(forward) == pytest.approx((low, high), rel=1e-5)
+    assert activation_range(backward) == pytest.approx((low, high), rel=1e-5)
+
+
+def test_calibration_leaves_constants_and_switches_as_training_needs_them() -> None:
+    module = prepared(case())
+    before = [part.averaging_constant for part in module.modules() if hasattr(part, "averaging_constant")]
+    calibrate(module, [BATCHES[0][0]])
+    assert [part.averaging_constant for part in module.modules() if hasattr(part, "averaging_constant")] == before
+    fakes = [part for part in module.modules() if isinstance(part, tq.FakeQuantizeBase)]
+    assert fakes
+    assert all(int(part.fake_quant_enabled) == 1 and int(part.observer_enabled) == 1 for part in fakes)
+
+
+def test_observers_freeze_first_and_batchnorm_statistics_after_them() -> None:
+    states: list[tuple[bool, bool]] = []
+    module = prepared(case())
+    fake = next(part for part in module.modules() if isinstance(part, tq.FakeQuantizeBase))
+    batchnorm: Any = next(part for part in module.modules() if isinstance(part, nn.BatchNorm2d))
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        states.append((bool(int(fake.observer_enabled)), batchnorm.training))
+        return nn.functional.cross_entropy(output, target)
+
+    done = fine_tune(module, case(loss_fn=loss))
+    assert states == [(True, True)] * 6 + [(False, True)] * 2 + [(False, False)] * 2
+    assert done.steps == 10
+    assert not module.training
+    assert int(fake.observer_enabled) == 0
+
+
+def test_training_changes_weights_and_reports_first_and_last_loss() -> None:
+    made = case(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), epochs=6)
+    module = prepared(made)
+    calibrate(module, [BATCHES[0][0]])
+    before = copy.deepcopy([parameter.detach() for parameter in module.parameters()])
+    steps: list[tuple[int, int]] = []
+    done = fine_tune(module, made, progress=lambda step, total, loss: steps.append((step, total)))
+    assert any(not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+    assert done.first_loss is not None
+    assert done.last_loss is not None
+    assert done.last_loss < done.first_loss
+    assert steps == [(step, 30) for step in range(1, 31)]
+
+
+def test_without_train_and_data_nothing_is_trained() -> None:
+    made = case(train_data=None, loss_fn=None, calibration_data=[images for images, _ in BATCHES])
+    module = prepared(made)
+    before = copy.deepcopy(list(module.parameters()))
+    assert fine_tune(module, made).kind == "none"
+    assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+
+
+def test_the_users_own_loop_gets_the_module_in_train_mode_with_gradients() -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def train(module: nn.Module) -> None:
+        seen.append((module.training, torch.is_grad_enabled()))
+        module.eval()
+
+    with torch.no_grad():
+        done = fine_tune(prepared(case()), case(train=train))
+    assert seen == [(True, True)]
+    assert done.kind == "own"
+
+
+def test_one_shot_training_data_last_for_every_epoch() -> None:
+    made = case(train_data=(batch for batch in BATCHES), epochs=3)
+    assert fine_tune(prepared(made), made).steps == 15
+
+
+@pytest.mark.parametrize(("optimizer", "expected"), [
+    (lambda parameters: 1 / 0, "the case's optimizer raised ZeroDivisionError"),
+    (lambda parameters: None, "optimizer gave NoneType, expected a torch optimizer"),
+])
+def test_a_bad_optimizer_is_named(optimizer: Any, expected: str) -> None:
+    made = case(optimizer=optimizer)
+    with pytest.raises(StageError, match=expected):
+        fine_tune(prepared(made), made)
+
+
+def test_frozen_parameters_leave_nothing_to_train() -> None:
+    made = case()
+    made.model.requires_grad_(False)
+    with pytest.raises(StageError, match="no parameter of the prepared model requires a gradient"):
+        fine_tune(prepared(made), made)

@@ -1,0 +1,64 @@
+"""FX mode: what it cannot trace has a name, and training flags are not baked in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_qat.case import QATCase
+from pytest_qat.errors import CheckFailed
+from pytest_qat.finetune import calibrate
+from pytest_qat.isolation import quantized_engine
+from pytest_qat.recipe import get_recipe
+from pytest_qat.workflows import fx
+
+RECIPE = get_recipe("fx-x86")
+INPUTS = (torch.randn(4, 6),)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+def test_data_dependent_control_flow_is_named_with_its_module() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(Branching())).eval()
+    with quantized_engine("x86"), pytest.raises(CheckFailed) as caught:
+        fx.prepare(QATCase(model=model, example_inputs=INPUTS), RECIPE)
+    (finding,) = caught.value.findings
+    assert finding.module == "1.0"
+    assert finding.code == "not-fx-traceable"
+    assert "eager" in finding.remedy
+
+
+def test_functional_dropout_is_off_in_the_prepared_model_in_eval_mode() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.fc(x), 0.9, self.training)
+
+    with quantized_engine("x86"):
+        module = fx.prepare(QATCase(model=Dropping().train(), example_inputs=INPUTS), RECIPE).module.eval()
+    assert torch.equal(module(*INPUTS), module(*INPUTS))
+
+
+def test_skipped_modules_stay_float() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.ReLU())).eval()
+    with quantized_engine("x86"):
+        prepared = fx.prepare(QATCase(model=model, example_inputs=INPUTS, skip=("1",)), RECIPE)
+        calibrate(prepared.module, [INPUTS])
+        converted = fx.convert(prepared, RECIPE).module
+    assert prepared.float_modules == {"1": "left in float on purpose (skip)"}
+    assert isinstance(converted.get_submodule("1.0"), nn.Linear)
+    assert "quantized" in type(converted.get_submodule("0")).__module__
+
+
+def test_an_embedding_beside_int8_layers_does_not_break_the_default_mapping() -> None:
+    model = nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 6)).eval()
+    with quantized_engine("x86"):
+        prepared = fx.prepare(QATCase(model=model, example_inputs=(torch.arange(4),)), RECIPE)
+    assert list(prepared.float_modules) == ["0"]
