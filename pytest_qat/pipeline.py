@@ -43,7 +43,7 @@ from pytest_qat.workflows.border import user_name
 __all__ = ["ModelRun", "NotApplicable", "RunSettings", "StageFailed"]
 
 T = TypeVar("T")
-CALIBRATION_BATCHES = 32
+CALIBRATION_BATCHES = 16
 PARITY_BATCHES = 4
 
 

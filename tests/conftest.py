@@ -1,10 +1,20 @@
-"""Shared by all tests: torch is loaded once, out here, because pytester's inner runs forget what they import."""
+"""Shared by all tests: a user's folder with models, and torch loaded once.
+
+Nothing heavy is imported here: `pytest --qat-model=...` in this repository loads this file, too.
+"""
 
 from __future__ import annotations
 
+import importlib
 import textwrap
 
 import pytest
+
+# pytester's inner runs forget what they import, and torch cannot be imported twice.
+PRELOADED = ("torch._dynamo", "torch._inductor.utils", "torch.ao.quantization.quantize_fx", "torch.utils.flop_counter",
+             "pytest_qat.assessment", "pytest_qat.plugin.registry", "pytest_qat.refs",
+             "pytest_qat.report.environment", "pytest_qat.report.terminal", "pytest_qat.workflows.eager",
+             "pytest_qat.workflows.fx")
 
 pytest_plugins = ["pytester"]
 
@@ -77,6 +87,17 @@ class Project:
     def subprocess(self, *arguments: str) -> pytest.RunResult:
         """Run pytest in a process of its own."""
         return self.pytester.runpytest_subprocess("-p", "no:randomly", "--qat-max-time=1", *arguments)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _preloaded() -> None:
+    for name in PRELOADED:
+        importlib.import_module(name)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    importlib.import_module("torch").manual_seed(0)
 
 
 @pytest.fixture

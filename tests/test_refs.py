@@ -189,8 +189,8 @@ def test_a_module_class_that_needs_no_arguments_is_its_own_function(write: Write
 
 @pytest.mark.parametrize("kind", ["QATCase", "nn.Module"])
 def test_an_object_is_taken_as_it_is(write: Writer, kind: str) -> None:
-    code = "it = nn.Linear(4, 2)" + ("\nit = QATCase(model=it, example_inputs=(torch.zeros(2, 4),))" * (kind == "QATCase"))
-    root = write(code)
+    root = write("it = nn.Linear(4, 2)\n" + (
+        "it = QATCase(model=it, example_inputs=(torch.zeros(2, 4),))" if kind == "QATCase" else ""))
     made = load_case("zoo:it", root=root, shapes=None if kind == "QATCase" else "2x4")
     assert isinstance(made.model, nn.Linear)
 

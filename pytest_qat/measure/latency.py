@@ -198,7 +198,6 @@ def _calibrate(call: Callable[[], object], settings: TimingSettings, clock: Cloc
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -1,5 +1,8 @@
 """Statistics on plain numbers: no torch, no clock, no files.
 
+scipy.special is enough for nearly all of it and loads ten times faster than scipy.stats, which only scores other than
+0 and 1 need.
+
 Sources: order-statistic interval of a median: Conover, Practical Nonparametric Statistics, 3.2. Paired proportions:
 Agresti & Min, Statistics in Medicine 24 (2005). Exact McNemar: the binomial test on the discordant pairs.
 """
@@ -10,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 __all__ = ["above_chance", "look_alpha", "mcnemar_p", "median_interval", "paired_drop_interval", "paired_p"]
 
@@ -28,9 +31,8 @@ def median_interval(values: Sequence[float], *, alpha: float) -> tuple[float, fl
         The interval, or None if so few values cannot give one at this rate.
     """
     count = len(values)
-    rank = int(stats.binom.ppf(alpha / 2, count, 0.5))
-    if stats.binom.cdf(rank, count, 0.5) > alpha / 2:
-        rank -= 1
+    below = special.bdtr(np.arange(count // 2 + 1), count, 0.5)  # chance of at most k values under the median
+    rank = int(np.sum(below <= alpha / 2)) - 1
     if rank < 0:
         return None
     ordered = sorted(values)
@@ -50,7 +52,7 @@ def mcnemar_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
     worse, better = int(np.sum(before > after)), int(np.sum(before < after))
     if worse + better == 0:
         return 1.0
-    return float(stats.binomtest(worse, worse + better, 0.5).pvalue)
+    return float(min(1.0, 2 * special.bdtr(min(worse, better), worse + better, 0.5)))
 
 
 def paired_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
@@ -59,6 +61,8 @@ def paired_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
         return mcnemar_p(before, after)
     if not np.any(before != after):
         return 1.0
+    from scipy import stats
+
     return float(stats.wilcoxon(before, after, zero_method="zsplit").pvalue)
 
 
@@ -76,10 +80,12 @@ def paired_drop_interval(before: NDArray[np.float64], after: NDArray[np.float64]
         adjusted = count + 2
         centre = (worse - better) / adjusted
         spread = np.sqrt((worse + better) / adjusted - centre**2) / np.sqrt(adjusted)
-        reach = stats.norm.ppf(0.5 + confidence / 2) * spread
+        reach = special.ndtri(0.5 + confidence / 2) * spread
         return float(max(-1.0, centre - reach)), float(min(1.0, centre + reach))
     if count < 2 or not np.any(differences != differences[0]):
         return float(differences.mean()), float(differences.mean())
+    from scipy import stats
+
     found = stats.bootstrap((differences,), np.mean, confidence_level=confidence, n_resamples=_RESAMPLES,
                             method="percentile", rng=np.random.default_rng(0))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
@@ -89,7 +95,7 @@ def above_chance(hits: int, *, samples: int, chance: float, alpha: float) -> boo
     """Whether `hits` of `samples` is significantly more than guessing with probability `chance` gives."""
     if chance >= 1:
         return False
-    return bool(stats.binomtest(hits, samples, chance, alternative="greater").pvalue < alpha)
+    return bool(special.bdtrc(hits - 1, samples, chance) < alpha) if hits > 0 else False
 
 
 def _binary(scores: NDArray[np.float64]) -> bool:

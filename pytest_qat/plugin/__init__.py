@@ -11,7 +11,7 @@ from collections.abc import Generator
 import pytest
 
 from pytest_qat.plugin.fixtures import qat_case, qat_compare_latency, qat_converted, qat_prepared, qat_run
-from pytest_qat.plugin.options import add_options, read_options
+from pytest_qat.plugin.options import add_options, given
 from pytest_qat.plugin.session import QATSession
 
 __all__ = ["qat_case", "qat_compare_latency", "qat_converted", "qat_prepared", "qat_run"]
@@ -37,5 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "qat(model, recipe, accuracy_drop, min_accuracy, min_speedup, min_size_reduction, min_coverage): "
         "quantize the model and hold it to these tolerances after the test's body; "
         "fixtures: qat_case, qat_prepared, qat_converted, qat_run.")
-    session = QATSession(config, read_options(config))
+    session = QATSession(config)
+    if given(config):
+        from pytest_qat.errors import QATError
+
+        try:
+            _ = session.options
+        except QATError as error:
+            raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(session, "qat-session")

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_qat.checks import CHECKS
 from pytest_qat.errors import CheckFailed, QATError
+from pytest_qat.plugin.keys import OUTCOME
 from pytest_qat.plugin.messages import failure_text
 
 if TYPE_CHECKING:
@@ -103,5 +104,3 @@ def raise_result(result: Result, *, item: pytest.Item) -> None:
     item.stash[OUTCOME] = outcome
     pytest.skip(reason if reason.startswith(outcome) else f"{outcome}: {reason}")
 
-
-OUTCOME = pytest.StashKey[str]()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_qat.case import QATCase
     from pytest_qat.finetune import Progress
     from pytest_qat.measure.exclusive import MachineLock
-    from pytest_qat.plugin.options import Options
+    from pytest_qat.plugin.settings import Options
 
 __all__ = ["RunRegistry"]
 

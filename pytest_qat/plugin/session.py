@@ -1,27 +1,26 @@
-"""One pytest session: what was asked, the runs, and the record; its hooks are short and hand over."""
+"""One pytest session: what was asked, the runs, and the record; its hooks are short and hand over.
+
+Every session of pytest has one of these, so what it needs is imported on first use.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_qat.checks import CHECKS
-from pytest_qat.plugin.collection import OUTCOME, CheckItem, ModelCollector
-from pytest_qat.plugin.progress import progress_display
-from pytest_qat.plugin.registry import RunRegistry
-from pytest_qat.report.json import write_json
-from pytest_qat.report.store import RecordStore
+from pytest_qat.plugin.keys import OUTCOME, RECORD, SESSION
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
-    from pytest_qat.plugin.options import Options
+    from pytest_qat.plugin.registry import RunRegistry
+    from pytest_qat.plugin.settings import Options
+    from pytest_qat.report.store import RecordStore
 
-__all__ = ["SESSION", "QATSession"]
-
-RECORD = pytest.StashKey[dict[str, Any]]()
+__all__ = ["QATSession"]
 
 
 class QATSession:
@@ -29,27 +28,51 @@ class QATSession:
 
     Args:
         config: pytest's configuration.
-        options: The checked options.
     """
 
-    def __init__(self, config: pytest.Config, options: Options) -> None:
-        self.options = options
-        self.store = RecordStore()
-        workers = getattr(config, "workerinput", {}).get("workercount", 1)
-        self.registry = RunRegistry(options, root=config.invocation_params.dir, workers=workers,
-                                    progress=progress_display(config))
+    def __init__(self, config: pytest.Config) -> None:
+        self.models: tuple[str, ...] = tuple(dict.fromkeys(config.getoption("qat_model") or ()))
         self._config = config
         self._is_worker = hasattr(config, "workerinput")
         self._selected: dict[tuple[str, str], set[str]] = {}
         config.stash[SESSION] = self
-        if options.models and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        if self.models and config.args_source is not pytest.Config.ArgsSource.ARGS:
             config.args = []  # no path was given: the models are the tests
+
+    @functools.cached_property
+    def options(self) -> Options:
+        """The checked options.
+
+        Raises:
+            QATError: a value makes no sense.
+        """
+        from pytest_qat.plugin.settings import read_options
+
+        return read_options(self._config)
+
+    @functools.cached_property
+    def registry(self) -> RunRegistry:
+        """The runs of this process."""
+        from pytest_qat.plugin.progress import progress_display
+        from pytest_qat.plugin.registry import RunRegistry
+
+        config = self._config
+        workers = getattr(config, "workerinput", {}).get("workercount", 1)
+        return RunRegistry(self.options, root=config.invocation_params.dir, workers=workers,
+                           progress=progress_display(config))
+
+    @functools.cached_property
+    def store(self) -> RecordStore:
+        """The record; only the controller keeps one under xdist."""
+        from pytest_qat.report.store import RecordStore
+
+        return RecordStore()
 
     # -- what items and fixtures ask ------------------------------------------------------------------------------
 
     def selected(self, reference: str, recipe: str) -> set[str]:
         """Return the checks that this session makes of a model and recipe."""
-        return self._selected.get((reference, recipe), set(CHECKS))
+        return self._selected[reference, recipe]
 
     def note(self, item: pytest.Item, record: dict[str, Any]) -> None:
         """Keep what an item measured for its report."""
@@ -59,10 +82,10 @@ class QATSession:
 
     def pytest_report_header(self) -> str | None:
         """Name what the results depend on."""
-        options = self.options
-        if not options.models:
+        if not self.models:
             return None
-        return (f"qat: {len(options.models)} model{'s' if len(options.models) > 1 else ''}, "
+        options = self.options
+        return (f"qat: {len(self.models)} model{'s' if len(self.models) > 1 else ''}, "
                 f"recipe {', '.join(options.recipes) or 'of each model, else fx-x86'}, "
                 f"threads {options.threads}, seed {options.seed}{', strict' if options.strict else ''}")
 
@@ -70,10 +93,12 @@ class QATSession:
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, Any, Any]:
         """Add the models of the command line to what the session collects."""
         report = yield
-        if isinstance(collector, pytest.Session) and self.options.models and report.outcome == "passed":
+        if self.models and isinstance(collector, pytest.Session) and report.outcome == "passed":
+            from pytest_qat.plugin.collection import ModelCollector
+
             report.result.extend(
                 ModelCollector.from_parent(collector, name=reference, qat=self, reference=reference)
-                for reference in self.options.models)
+                for reference in self.models)
         return report
 
     @pytest.hookimpl(tryfirst=True)
@@ -95,6 +120,10 @@ class QATSession:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note which checks this session will make of each model."""
+        if not self.models:
+            return
+        from pytest_qat.plugin.collection import CheckItem
+
         for item in session.items:
             if isinstance(item, CheckItem):
                 key = (item.parent.parent.reference, item.parent.recipe)
@@ -105,7 +134,7 @@ class QATSession:
         """After a marked test's body, hold the model to the tolerances that the marker gives."""
         yield
         if item.get_closest_marker("qat") is not None:
-            from pytest_qat.plugin.fixtures import hold_to_marker
+            from pytest_qat.plugin.runs import hold_to_marker
 
             hold_to_marker(item, self)
 
@@ -121,7 +150,7 @@ class QATSession:
                 "record": item.stash[RECORD], "environment": describe_environment(seed=self.options.seed)}
         if OUTCOME in item.stash and report.skipped:
             report.qat_outcome = item.stash[OUTCOME]  # type: ignore[attr-defined]
-            if isinstance(item, CheckItem) and isinstance(report.longrepr, tuple):
+            if item.nodeid.startswith("qat-model:") and item.parent is not None and isinstance(report.longrepr, tuple):
                 report.longrepr = (item.parent.nodeid, None, report.longrepr[2])  # type: ignore[assignment]
         return report
 
@@ -150,7 +179,7 @@ class QATSession:
 
     def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
         """Print one table per model and recipe."""
-        if not self.store.runs:
+        if "store" not in vars(self) or not self.store.runs:
             return
         from pytest_qat.report.terminal import render
 
@@ -162,12 +191,11 @@ class QATSession:
 
     def pytest_unconfigure(self) -> None:
         """Free models and artefacts."""
-        self.registry.close()
+        if "registry" in vars(self):
+            self.registry.close()
 
     def _write(self) -> None:
-        if self.options.json is not None:
+        if self._config.getoption("qat_json") is not None and self.options.json is not None:
+            from pytest_qat.report.json import write_json
+
             write_json(self.store.document(), self.options.json)
-
-
-SESSION = pytest.StashKey[QATSession]()
-

@@ -26,7 +26,7 @@ __all__ = ["QuantizedTensor", "check_roundtrip", "quantized_tensors", "torch_qua
 
 Quantize = Callable[["QuantizedTensor", Tensor], Tensor]
 _SLACK = 2.0**-22
-_EXAMPLES = 40
+_EXAMPLES = 30
 _LANES = 67
 """Odd and longer than four vectors: values reach vector lanes and the scalar tail."""
 

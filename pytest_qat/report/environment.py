@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -13,6 +14,7 @@ __all__ = ["describe_environment"]
 _PACKAGES = ("pytest-qat", "torch", "torchvision", "torchao", "pytest", "pytest-xdist", "hypothesis", "scipy")
 
 
+@functools.cache
 def describe_environment(*, seed: int) -> dict[str, Any]:
     """Return machine, package versions and torch's CPU capability as plain JSON values."""
     import torch  # only where a model was measured, so torch is loaded by then

@@ -75,7 +75,8 @@ def test_evaluation_joins_the_scores_of_all_batches_in_order() -> None:
 
 
 def test_evaluation_uses_the_metric_of_the_case() -> None:
-    found = evaluate(same, [(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 4.0]))], lambda out, target: (out - target).abs())
+    data = [(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 4.0]))]
+    found = evaluate(same, data, lambda output, target: (output - target).abs())
     assert found.values.tolist() == [0.5, 2.0]
     assert found.majority is None
 

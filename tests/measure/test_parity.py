@@ -31,10 +31,9 @@ def test_an_infinite_output_is_infinitely_noisy(broken: float) -> None:
     assert sqnr_db(torch.ones(2), torch.tensor([1.0, broken])) == -math.inf
 
 
-@pytest.mark.parametrize(("signal", "noisy"), [([1.0], [math.nan]), ([math.nan], [1.0]), ([math.inf], [1.0])])
-def test_nothing_not_finite_passes_for_a_good_ratio(signal: list[float], noisy: list[float]) -> None:
-    ratio = sqnr_db(torch.tensor(signal), torch.tensor(noisy))
-    assert not ratio >= 0 or math.isinf(signal[0])
+@pytest.mark.parametrize(("signal", "noisy"), [([1.0], [math.nan]), ([math.nan], [1.0])])
+def test_a_ratio_of_nan_passes_for_nothing_good(signal: list[float], noisy: list[float]) -> None:
+    assert not sqnr_db(torch.tensor(signal), torch.tensor(noisy)) >= 0
 
 
 @settings(deadline=None, derandomize=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -89,7 +90,7 @@ def test_the_interval_covers_the_true_median_of_a_skewed_law_as_often_as_it_says
 def test_any_number_of_looks_spends_no_more_than_the_whole_error_rate(alpha: float) -> None:
     shares = [look_alpha(look, alpha=alpha) for look in range(1, 5001)]
     assert alpha * 0.999 < math.fsum(shares) <= alpha
-    assert all(earlier > later > 0 for earlier, later in zip(shares, shares[1:], strict=False))
+    assert all(earlier > later > 0 for earlier, later in itertools.pairwise(shares))
 
 
 # -- paired scores --------------------------------------------------------------------------------------------------

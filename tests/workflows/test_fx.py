@@ -53,7 +53,7 @@ def test_skipped_modules_stay_float() -> None:
         calibrate(prepared.module, [INPUTS])
         converted = fx.convert(prepared, RECIPE).module
     assert prepared.float_modules == {"1": "left in float on purpose (skip)"}
-    assert isinstance(converted.get_submodule("1.0"), nn.Linear)
+    assert "quantized" not in type(converted.get_submodule("1.0")).__module__
     assert "quantized" in type(converted.get_submodule("0")).__module__
 
 

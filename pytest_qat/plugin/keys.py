@@ -1,0 +1,19 @@
+"""Where the plugin keeps its state inside pytest's objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_qat.plugin.session import QATSession
+
+__all__ = ["OUTCOME", "RECORD", "SESSION"]
+
+SESSION: pytest.StashKey[QATSession] = pytest.StashKey()
+"""On the configuration: the session."""
+RECORD: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
+"""On an item: what it measured."""
+OUTCOME: pytest.StashKey[str] = pytest.StashKey()
+"""On an item that is reported as skipped: `inconclusive` or `blocked`."""

@@ -1,0 +1,149 @@
+"""A marked test's run: assertions in the test, and what the marker asks for after its body."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_qat.errors import CheckFailed, InvalidOption, QATError
+from pytest_qat.plugin.collection import raise_result
+from pytest_qat.plugin.marker import MarkerArguments, read_marker
+from pytest_qat.plugin.messages import failure_text
+from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
+
+if TYPE_CHECKING:
+    from pytest_qat.assessment import Assessment
+    from pytest_qat.case import QATCase
+    from pytest_qat.plugin.session import QATSession
+
+__all__ = ["AsTestFailure", "QATRun", "hold_to_marker", "run_of"]
+
+_CHECK_OF = {"accuracy_drop": "accuracy", "min_accuracy": "accuracy", "min_speedup": "speedup",
+             "min_size_reduction": "size", "min_coverage": "coverage"}
+
+
+class QATRun:
+    """A marked model's run, for assertions in a test.
+
+    A bound left out is the marker's, else the command line's, the case's, the ini file's, the default's.
+    """
+
+    def __init__(self, item: pytest.Item, session: QATSession, arguments: MarkerArguments) -> None:
+        self._item = item
+        self._session = session
+        self._arguments = arguments
+        self._asserted: set[str] = set()
+
+    @property
+    def case(self) -> QATCase:
+        """The case under test."""
+        arguments = self._arguments
+        return self._session.registry.case(arguments.model, key=arguments.key, source=arguments.reference)
+
+    @property
+    def assessment(self) -> Assessment:
+        """The shared assessment of the case by the marker's recipe."""
+        arguments, registry = self._arguments, self._session.registry
+        recipe = arguments.recipe or (tuple(self.case.recipes) or registry.recipes(self.case))[0]
+        return registry.assessment(self.case, recipe, key=arguments.key, reference=arguments.reference)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics measured so far, in the form of `--qat-json`."""
+        metrics: dict[str, Any] = self.assessment.record()["metrics"]
+        return metrics
+
+    def assert_accuracy(self, drop: float | str | None = None) -> None:
+        """Assert that accuracy drops by at most `drop`, a fraction or text such as `1%`.
+
+        Raises:
+            CheckFailed: it drops more, and significantly so.
+        """
+        __tracebackhide__ = True
+        self._hold("accuracy", accuracy_drop=None if drop is None else parse_fraction(drop, name="drop"))
+
+    def assert_speedup(self, at_least: float | None = None) -> None:
+        """Assert that int8 is `at_least` times as fast as float in the same runtime.
+
+        Raises:
+            CheckFailed: it is slower; an unclear case skips the test, or fails it under `--qat-strict`.
+        """
+        __tracebackhide__ = True
+        self._hold("speedup", min_speedup=None if at_least is None else parse_ratio(at_least, name="at_least"))
+
+    def assert_size_reduction(self, at_least: float | None = None) -> None:
+        """Assert that the artefact shrinks by a factor of `at_least`.
+
+        Raises:
+            CheckFailed: it shrinks less.
+        """
+        __tracebackhide__ = True
+        self._hold("size", min_size_reduction=None if at_least is None else parse_ratio(at_least, name="at_least"))
+
+    def assert_coverage(self, at_least: float | str | None = None) -> None:
+        """Assert that `at_least` this fraction of the multiply-accumulates runs in int8.
+
+        Raises:
+            CheckFailed: less does.
+        """
+        __tracebackhide__ = True
+        self._hold("coverage", min_coverage=None if at_least is None else parse_fraction(at_least, name="at_least"))
+
+    def hold_to_marker(self, *, everything: bool) -> None:
+        """Make the checks that the marker gives tolerances for and the test did not make; or all that judge."""
+        wanted = {_CHECK_OF[name] for name in self._arguments.tolerances}
+        if everything and not wanted:
+            wanted = {"accuracy", "size", "speedup"}
+        for check in sorted(wanted - self._asserted):
+            self._hold(check)
+
+    def _hold(self, check: str, **bound: float | None) -> None:
+        __tracebackhide__ = True
+        self._asserted.add(check)
+        assessment = self.assessment
+        base: Tolerances = assessment.run.settings.tolerances
+        tolerances = base.override(**self._arguments.tolerances).override(**bound)
+        try:
+            result = assessment.check(check, selected=(), tolerances=tolerances)
+        finally:
+            self._session.note(self._item, assessment.record())
+        raise_result(result, item=self._item)
+
+
+_RUN = pytest.StashKey[QATRun]()
+
+
+def run_of(item: pytest.Item, session: QATSession) -> QATRun:
+    """Return the run of a marked test.
+
+    Raises:
+        InvalidOption: the test has no marker, or a bad one.
+    """
+    if _RUN not in item.stash:
+        arguments = read_marker(item)
+        if arguments is None:
+            raise InvalidOption(f"{item.name} uses a qat fixture, but no @pytest.mark.qat names its model.",
+                                hint='Add @pytest.mark.qat(model="package.module:function").')
+        item.stash[_RUN] = QATRun(item, session, arguments)
+    return item.stash[_RUN]
+
+
+def hold_to_marker(item: pytest.Item, session: QATSession) -> None:
+    """Hold a marked test's model to its marker once the body has passed."""
+    names = getattr(item, "fixturenames", ())
+    uses_fixture = any(name in names for name in ("qat_case", "qat_prepared", "qat_converted", "qat_run"))
+    with AsTestFailure():
+        run_of(item, session).hold_to_marker(everything=not uses_fixture)
+
+
+class AsTestFailure:
+    """Show a finding or tool error as text instead of a traceback through this package."""
+
+    def __enter__(self) -> None:
+        """Enter."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        text = failure_text(error, title="qat") if isinstance(error, (CheckFailed, QATError)) else None
+        if text is not None:
+            pytest.fail(text, pytrace=False)

@@ -1,0 +1,148 @@
+"""The options of a session, parsed and checked before anything heavy starts; no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_qat.errors import InvalidOption
+from pytest_qat.plugin.options import OPTIONS, Option
+from pytest_qat.recipe import RECIPES, get_recipe
+from pytest_qat.report.json import check_writable
+from pytest_qat.shapes import parse_shapes
+from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
+
+__all__ = ["Options", "read_options"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line and the ini file say, checked.
+
+    Attributes:
+        recipes: Recipe names; empty: each model's own.
+        shapes: Input shapes as text, or None.
+        explicit: Tolerances from the command line, by field name.
+        defaults: Tolerances from the ini file over the built-in ones.
+        threads: Intra-op threads while timing.
+        max_time_s: Budget of one speed verdict.
+        seed: Seed of every stage.
+        device: Where to fine-tune.
+        strict: Whether inconclusive fails.
+        json: Path of the record, or None.
+    """
+
+    recipes: tuple[str, ...]
+    shapes: str | None
+    explicit: Mapping[str, float]
+    defaults: Tolerances
+    threads: int
+    max_time_s: float
+    seed: int
+    device: str
+    strict: bool
+    json: Path | None
+
+    def tolerances(self, own: Tolerances) -> Tolerances:
+        """Return what holds for a case: command line, else the case's own, else the ini file, else the defaults."""
+        return own.or_else(self.defaults).override(**self.explicit)
+
+
+def read_options(config: pytest.Config) -> Options:
+    """Return the checked options.
+
+    Raises:
+        QATError: a value makes no sense.
+    """
+    line, file = _values(config)
+    merged = {option.key: line.get(option.key, file.get(option.key, option.default)) for option in OPTIONS}
+    path = config.invocation_params.dir / merged["qat_json"] if merged["qat_json"] else None
+    if path is not None and not hasattr(config, "workerinput"):
+        check_writable(path, name="--qat-json")
+    names = merged["qat_recipe"] or []
+    return Options(
+        recipes=tuple(RECIPES) if "all" in names else tuple(dict.fromkeys(names)),
+        shapes=merged["qat_inputs"], explicit=_tolerances(line), defaults=Tolerances().override(**_tolerances(file)),
+        threads=merged["qat_threads"], max_time_s=merged["qat_max_time"], seed=merged["qat_seed"],
+        device=merged["qat_device"], strict=merged["qat_strict"], json=path)
+
+
+def _values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parsed values by key, from the command line and from the ini file; keys that were not given are absent."""
+    line: dict[str, Any] = {}
+    file: dict[str, Any] = {}
+    for option in OPTIONS:
+        given = config.getoption(option.key)
+        if given is not None:
+            line[option.key] = _parsed(option, given, name=f"--{option.name}")
+        written = config.getini(option.key) if option.ini else None
+        if written:
+            file[option.key] = _parsed(option, written, name=option.key)
+    return line, file
+
+
+def _parsed(option: Option, value: Any, *, name: str) -> Any:
+    if option.repeat:
+        return [_PARSERS[option.parse](single, name=name) for single in value]
+    return _PARSERS[option.parse](value, name=name)
+
+
+def _tolerances(values: Mapping[str, Any]) -> dict[str, float]:
+    fields = ("accuracy_drop", "min_accuracy", "min_speedup", "min_size_reduction")
+    return {field: values[f"qat_{field}"] for field in fields if f"qat_{field}" in values}
+
+
+def _recipe(value: object, *, name: str) -> str:
+    text = str(value).strip()
+    if text != "all":
+        get_recipe(text)
+    return text
+
+
+def _whole(minimum: int) -> Callable[..., int]:
+    def parse(value: object, *, name: str) -> int:
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = minimum - 1
+        if number < minimum:
+            raise InvalidOption(f"{name} is {value}, expected a whole number of at least {minimum}.",
+                                hint=f"Write {name}={max(minimum, 1)}.")
+        return number
+    return parse
+
+
+def _seconds(value: object, *, name: str) -> float:
+    try:
+        number = float(str(value).removesuffix("s"))
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise InvalidOption(f"{name} is {value}, expected seconds over 0.", hint=f"Write {name}=20.")
+    return number
+
+
+def _text(value: object, *, name: str) -> str:
+    text = str(value).strip()
+    if not text:
+        raise InvalidOption(f"{name} is empty.", hint="Give it a value, or leave it out.")
+    return text
+
+
+def _shapes(value: object, *, name: str) -> str:
+    parse_shapes(str(value), name=name)
+    return str(value)
+
+
+def _switch(value: object, *, name: str) -> bool:
+    return str(value).lower() in ("1", "true", "yes", "on")
+
+
+_PARSERS: Mapping[str, Callable[..., Any]] = {
+    "count": _whole(1), "fraction": parse_fraction, "natural": _whole(0), "ratio": parse_ratio, "recipe": _recipe,
+    "seconds": _seconds, "shapes": _shapes, "switch": _switch, "text": _text}
