@@ -1,7 +1,7 @@
 """The pytest plugin. Loading it loads no torch; without an option, marker or fixture of its own it does nothing.
 
-Options and start-up are here, the hooks of a session in `session`; what is measured and how it is judged is below,
-in `pytest_qat.assessment`.
+Every pytest session reads this module, so the session's hooks (`session`) come in only when something asks for them;
+what is measured and how it is judged is below, in `pytest_qat.assessment`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import pytest
 
 from pytest_qat.plugin.fixtures import qat_case, qat_compare_latency, qat_converted, qat_prepared, qat_run
 from pytest_qat.plugin.options import add_options, given
-from pytest_qat.plugin.session import QATSession
 
 __all__ = ["qat_case", "qat_compare_latency", "qat_converted", "qat_prepared", "qat_run"]
 
@@ -32,15 +31,33 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check the options before anything heavy starts, and let the session's hooks in."""
+    """Check the options before anything heavy starts."""
     config.addinivalue_line(
         "markers", "qat(model, recipe, accuracy_drop, min_accuracy, min_speedup, min_size_reduction, min_coverage): "
         "quantize the model and hold it to these tolerances after the test's body; "
         "fixtures: qat_case, qat_prepared, qat_converted, qat_run.")
+    if given(config) or config.getoption("tx", None):  # an xdist controller cannot see what its workers collect
+        _start(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the session's hooks if a test has the marker or uses a fixture."""
+    if not config.pluginmanager.has_plugin("qat-session") and any(map(_concerned, items)):
+        _start(config)
+
+
+def _concerned(item: pytest.Item) -> bool:
+    return item.get_closest_marker("qat") is not None or (
+        any(name.startswith("qat_") for name in getattr(item, "fixturenames", ())))
+
+
+def _start(config: pytest.Config) -> None:
+    from pytest_qat.errors import QATError
+    from pytest_qat.plugin.session import QATSession
+
     session = QATSession(config)
     if given(config):
-        from pytest_qat.errors import QATError
-
         try:
             _ = session.options
         except QATError as error:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_qat.errors import CheckFailed, InvalidOption, QATError
 from pytest_qat.plugin.collection import raise_result
+from pytest_qat.plugin.keys import SESSION
 from pytest_qat.plugin.marker import MarkerArguments, read_marker
 from pytest_qat.plugin.messages import failure_text
 from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pytest_qat.assessment import Assessment
     from pytest_qat.case import QATCase
+    from pytest_qat.measure.latency import Speedup
+    from pytest_qat.pipeline import ModelRun
     from pytest_qat.plugin.session import QATSession
 
-__all__ = ["AsTestFailure", "QATRun", "hold_to_marker", "run_of"]
+__all__ = ["AsTestFailure", "QATRun", "hold_to_marker", "latency_comparison", "started_run"]
 
 _CHECK_OF = {"accuracy_drop": "accuracy", "min_accuracy": "accuracy", "min_speedup": "speedup",
              "min_size_reduction": "size", "min_coverage": "coverage"}
@@ -90,6 +97,20 @@ class QATRun:
         __tracebackhide__ = True
         self._hold("coverage", min_coverage=None if at_least is None else parse_fraction(at_least, name="at_least"))
 
+    def lend(self, stage: Callable[[ModelRun], nn.Module]) -> Iterator[nn.Module]:
+        """Yield a copy of a stage's module, with the recipe's engine set meanwhile."""
+        from pytest_qat.isolation import quantized_engine
+        from pytest_qat.pipeline import StageFailed
+
+        run = self.assessment.run
+        with AsTestFailure():
+            try:
+                module = copy.deepcopy(stage(run))
+            except StageFailed as failed:
+                raise failed.error from None
+        with quantized_engine(run.recipe.engine):
+            yield module
+
     def hold_to_marker(self, *, everything: bool) -> None:
         """Make the checks that the marker gives tolerances for and the test did not make; or all that judge."""
         wanted = {_CHECK_OF[name] for name in self._arguments.tolerances}
@@ -114,7 +135,7 @@ class QATRun:
 _RUN = pytest.StashKey[QATRun]()
 
 
-def run_of(item: pytest.Item, session: QATSession) -> QATRun:
+def _run_of(item: pytest.Item, session: QATSession) -> QATRun:
     """Return the run of a marked test.
 
     Raises:
@@ -134,7 +155,7 @@ def hold_to_marker(item: pytest.Item, session: QATSession) -> None:
     names = getattr(item, "fixturenames", ())
     uses_fixture = any(name in names for name in ("qat_case", "qat_prepared", "qat_converted", "qat_run"))
     with AsTestFailure():
-        run_of(item, session).hold_to_marker(everything=not uses_fixture)
+        _run_of(item, session).hold_to_marker(everything=not uses_fixture)
 
 
 class AsTestFailure:
@@ -147,3 +168,27 @@ class AsTestFailure:
         text = failure_text(error, title="qat") if isinstance(error, (CheckFailed, QATError)) else None
         if text is not None:
             pytest.fail(text, pytrace=False)
+
+
+def started_run(request: pytest.FixtureRequest) -> QATRun:
+    """Return the run of the test that asks for it; a bad marker or case fails the test with one sentence."""
+    with AsTestFailure():
+        run = _run_of(request.node, request.config.stash[SESSION])
+        _ = run.assessment
+    return run
+
+
+def latency_comparison(request: pytest.FixtureRequest) -> Callable[..., Speedup]:
+    """Return `compare_latency` under the session's threads and budget, holding the machine's timing lock."""
+    session = request.config.stash[SESSION]
+
+    def compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], object], *,
+                floor: float | None = None) -> Speedup:
+        from pytest_qat.isolation import preserved_torch_state, threads
+        from pytest_qat.measure.latency import TimingSettings, compare_latency
+
+        settings = TimingSettings(max_time_s=session.options.max_time_s)
+        with session.registry.alone(), preserved_torch_state(), threads(session.options.threads):
+            return compare_latency(baseline_fn, candidate_fn, settings=settings, floor=floor)
+
+    return compare

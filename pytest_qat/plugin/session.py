@@ -6,7 +6,7 @@ Every session of pytest has one of these, so what it needs is imported on first 
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -66,7 +66,7 @@ class QATSession:
         """The record; only the controller keeps one under xdist."""
         from pytest_qat.report.store import RecordStore
 
-        return RecordStore()
+        return RecordStore(self.models)
 
     # -- what items and fixtures ask ------------------------------------------------------------------------------
 
@@ -100,14 +100,6 @@ class QATSession:
                 ModelCollector.from_parent(collector, name=reference, qat=self, reference=reference)
                 for reference in self.models)
         return report
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: Sequence[pytest.Item]) -> None:
-        """Let marked tests of one model share an xdist worker; checks of models have their group already."""
-        for item in items:
-            marker = item.get_closest_marker("qat")
-            if marker is not None and isinstance(marker.kwargs.get("model"), str):
-                item.add_marker(pytest.mark.xdist_group(name=f"qat-model:{marker.kwargs['model']}"))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:

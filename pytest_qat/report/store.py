@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = ["RecordStore"]
@@ -12,17 +12,23 @@ _WORST_LAST = ("passed", "blocked", "inconclusive", "failed")
 
 
 class RecordStore:
-    """Collects run records as tests report them; several tests may add to one run."""
+    """Collects run records as tests report them; several tests may add to one run.
 
-    def __init__(self) -> None:
+    Args:
+        order: Models that come first, in this order, whichever is measured first.
+    """
+
+    def __init__(self, order: Sequence[str] = ()) -> None:
+        self._order = tuple(order)
         self.environment: dict[str, Any] | None = None
         self._runs: dict[tuple[str, str], dict[str, Any]] = {}
         self._errors: list[dict[str, str]] = []
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """The merged runs, in the order in which they were first seen."""
-        return list(self._runs.values())
+        """The merged runs: the models of `order` first, then as they were first seen."""
+        return sorted(self._runs.values(), key=lambda run: (
+            self._order.index(run["model"]) if run["model"] in self._order else len(self._order)))
 
     @property
     def errors(self) -> list[dict[str, str]]:
