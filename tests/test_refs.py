@@ -285,11 +285,11 @@ def test_one_seed_gives_the_same_weights_and_inputs_twice_and_another_seed_other
 @pytest.mark.parametrize("ending", ["return nn.Linear(4, 2)", "raise ValueError"])
 def test_the_generators_of_the_process_are_left_as_they_were(write: Writer, ending: str) -> None:
     root = write(f"import random, numpy\ndef build():\n    random.random(); numpy.random.rand()\n    {ending}")
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     if ending.startswith("raise"):
         refused(InvalidCase, "zoo:build", root)
     else:
         load_case("zoo:build", root=root, shapes="2x4", seed=5)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
-    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], before[2])

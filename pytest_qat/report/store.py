@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pytest_qat.checks import CHECKS
+
 __all__ = ["RecordStore"]
 
 SCHEMA_VERSION = 1
@@ -40,7 +42,7 @@ class RecordStore:
         key = (record["model"], record["recipe"])
         known = self._runs.get(key)
         if known is None:
-            self._runs[key] = dict(record)
+            self._runs[key] = {**record, "checks": _in_order(record["checks"])}
             return
         known["metrics"] = _filled(known["metrics"], record["metrics"])
         for field in ("batch", "fine_tuning"):
@@ -49,6 +51,7 @@ class RecordStore:
             before = known["checks"].get(check)
             if before is None or _badness(entry) >= _badness(before):
                 known["checks"][check] = entry
+        known["checks"] = _in_order(known["checks"])
         known["findings"] = [*known["findings"], *(f for f in record["findings"] if f not in known["findings"])]
 
     def add_error(self, model: str, message: str) -> None:
@@ -59,6 +62,11 @@ class RecordStore:
         """Return the canonical record of the session (`--qat-json`)."""
         return {"schema_version": SCHEMA_VERSION, "environment": self.environment or {}, "runs": self.runs,
                 "errors": self.errors}
+
+
+def _in_order(checks: Mapping[str, Any]) -> dict[str, Any]:
+    """The checks in their own order, in whatever order a plugin shuffled them."""
+    return dict(sorted(checks.items(), key=lambda entry: CHECKS.index(entry[0])))
 
 
 def _filled(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -192,6 +192,12 @@ def test_counting_errors_gives_the_same_verdict_as_counting_hits(pairs: list[tup
     assert errors.drop_ci == pytest.approx(hits.drop_ci)
 
 
+def test_a_control_that_errs_exactly_like_int8_is_no_evidence_where_lower_is_better() -> None:
+    found = compared([0.0] * 8, [0.5] * 8, [0.5] * 8, higher_is_better=False)
+    assert found.ptq_p_value == 1
+    assert found.p_value < 0.05
+
+
 def test_without_a_control_there_is_nothing_to_say_about_it() -> None:
     found = compared([1, 0], [1, 0])
     assert found.ptq is None

@@ -167,6 +167,14 @@ def test_a_prepared_model_is_not_yet_in_int8() -> None:
     assert measure_coverage(Convolutional().eval(), prepared, (IMAGES,), reasons={}).int8_modules == 0
 
 
+def test_the_reference_form_of_a_converted_model_computes_in_float() -> None:
+    prepared = quantize_fx.prepare_qat_fx(
+        Convolutional().train(), tq.get_default_qat_qconfig_mapping("x86"), (IMAGES,))
+    prepared(IMAGES)
+    reference = quantize_fx.convert_to_reference_fx(prepared.eval())
+    assert measure_coverage(Convolutional().eval(), reference, (IMAGES,), reasons={}).int8_modules == 0
+
+
 class Listed(nn.Module):
     """Layers in a ModuleList, which itself is never called."""
 

@@ -85,6 +85,12 @@ def test_checks_of_different_tests_come_together() -> None:
     assert {name: entry["outcome"] for name, entry in run["checks"].items()} == {"size": "passed", "accuracy": "failed"}
 
 
+def test_checks_stand_in_their_documented_order_whichever_test_came_first() -> None:
+    [run] = merged(record(checks={"size": check("passed"), "prepare": check("passed")}),
+                   record(checks={"accuracy": check("failed"), "convert": check("passed")}))
+    assert list(run["checks"]) == ["prepare", "convert", "accuracy", "size"]
+
+
 def test_a_finding_that_two_tests_report_is_kept_once() -> None:
     other = {**FINDING, "module": "head"}
     [run] = merged(record(findings=[FINDING]), record(findings=[copy.deepcopy(FINDING), other]))

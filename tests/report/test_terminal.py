@@ -89,6 +89,10 @@ def test_no_line_is_wider_than_the_terminal_or_eighty_columns(outcome: str, widt
     assert max(map(len, lines)) <= max(width, 80)
 
 
+def test_a_terminal_narrower_than_eighty_columns_gets_eighty() -> None:
+    assert shown(record(), width=20) == shown(record(), width=80)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_verdicts_are_whole_at_eighty_columns_however_fast_the_model(scale: float) -> None:
     run = record(
