@@ -19,6 +19,7 @@ from pytest_qat.checks import CHECKS, STAGE_OWNERS
 from pytest_qat.diagnosis.ranges import collapsed_ranges
 from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.findings import Finding
+from pytest_qat.locate import headline
 from pytest_qat.measure.accuracy import Accuracy
 from pytest_qat.measure.energy import NO_COUNTER
 from pytest_qat.measure.speed import Speed
@@ -204,7 +205,7 @@ def _headline(error: Exception) -> str:
         return error.reasons[0]
     if isinstance(error, QATError):
         return error.message
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return f"{type(error).__name__}: {headline(error)}"
 
 
 def _tolerances(tolerances: Tolerances) -> dict[str, float | None]:

@@ -140,7 +140,7 @@ class QATCase:
         if elsewhere:
             raise InvalidCase(
                 f"the model has tensors on {', '.join(elsewhere)}, expected the CPU, where int8 kernels run.",
-                hint="Call .cpu() on it; --qat-device chooses where fine-tuning takes place.",
+                hint="Load it on the CPU, with its weights; --qat-device chooses where fine-tuning takes place.",
             )
 
     def _check_inputs(self) -> None:
@@ -177,16 +177,28 @@ class QATCase:
 
     def _check_names(self) -> None:
         known = {name for name, _ in self.model.named_modules() if name}
+        if not isinstance(self.tolerances, Tolerances):
+            raise InvalidCase(f"tolerances is {_seen(self.tolerances)}, expected a Tolerances.",
+                              hint="Write tolerances=Tolerances(accuracy_drop=0.01).")
+        for field in ("skip", "recipes"):
+            _check_sequence(getattr(self, field), field=field, example=f'{field}=("name",)')
+        for names in _check_sequence(() if self.fuse is None else self.fuse, field="fuse",
+                                     example='fuse=[["conv", "bn"]]'):
+            _check_sequence(names, field="each group of fuse", example='fuse=[["conv", "bn"]]')
         groups: list[tuple[str, Iterable[str]]] = [("skip", self.skip)]
-        if isinstance(self.skip, str) or isinstance(self.recipes, str):
-            raise InvalidCase("skip and recipes are lists of names, but a plain string was given.",
-                              hint='Write skip=("head",) with the comma.')
         groups += [("fuse", names) for names in self.fuse or ()]
         for field, names in groups:
             unknown = [name for name in names if name not in known]
             if unknown:
                 raise InvalidCase(f"{field} names {unknown[0]!r}, but the model has no module of that name.",
                                   hint="Use the names that model.named_modules() gives.")
+
+
+def _check_sequence(value: Any, *, field: str, example: str) -> Sequence[Any]:
+    if isinstance(value, str) or not isinstance(value, (Sequence, set, frozenset)):
+        seen = f"the plain string {value!r}" if isinstance(value, str) else _seen(value)
+        raise InvalidCase(f"{field} is {seen}, expected a list of names.", hint=f"Write {example}.")
+    return tuple(value)
 
 
 def _reiterable(data: Any, *, field: str) -> Iterable[Any]:

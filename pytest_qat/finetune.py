@@ -21,7 +21,7 @@ from torch.ao.nn.intrinsic import qat as nniqat
 from pytest_qat.batches import call, labelled, move
 from pytest_qat.case import QATCase
 from pytest_qat.errors import DataError, StageError, UnsupportedEnvironment
-from pytest_qat.locate import place_of
+from pytest_qat.locate import headline, place_of
 
 __all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "Progress", "calibrate", "fine_tune", "silent"]
 
@@ -114,7 +114,7 @@ def _device_errors(device: str) -> Iterator[None]:
         yield
     except (RuntimeError, AssertionError) as error:
         raise UnsupportedEnvironment(
-            f"fine-tuning on {device} failed: {str(error).splitlines()[0]}", hint="Use --qat-device=cpu.") from error
+            f"fine-tuning on {device} failed: {headline(error)}", hint="Use --qat-device=cpu.") from error
 
 
 def _own_loop(prepared: nn.Module, case: QATCase) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 
 from torch import nn
 
-__all__ = ["locate_module", "place_of"]
+__all__ = ["headline", "locate_module", "place_of"]
+
+_NOT_THE_USERS = (Path(__file__).parent, *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")))
 
 
 def locate_module(error: BaseException, model: nn.Module) -> str | None:
@@ -31,12 +34,19 @@ def locate_module(error: BaseException, model: nn.Module) -> str | None:
 
 
 def place_of(error: BaseException) -> str:
-    """Return `file:line` of the innermost frame of an error outside of installed packages, for one-line messages."""
+    """Return `file:line` of the innermost frame of an error that is the user's own code, for one-line messages."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}:{error.lineno}"
     trace = error.__traceback__
     place = "unknown place"
     while trace is not None:
         path = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in path and not path.startswith("<") and "pytest_qat" not in path:
+        if not path.startswith("<") and not any(Path(path).is_relative_to(folder) for folder in _NOT_THE_USERS):
             place = f"{Path(path).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
+
+
+def headline(error: BaseException) -> str:
+    """Return the first line of an error's message, or `no message`."""
+    return (str(error).splitlines() or ["no message"])[0]

@@ -29,6 +29,7 @@ from pytest_qat.errors import CheckFailed, QATError, StageError
 from pytest_qat.findings import Finding
 from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, silent, untrained_copy
 from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads
+from pytest_qat.locate import headline
 from pytest_qat.measure.accuracy import Accuracy, Scores, agreement_scores, compare_scores, evaluate
 from pytest_qat.measure.coverage import Coverage, measure_coverage
 from pytest_qat.measure.exclusive import MachineLock
@@ -38,7 +39,7 @@ from pytest_qat.measure.speed import Speed, measure_speed
 from pytest_qat.recipe import Recipe
 from pytest_qat.runtimes import Deployed, load_runtime
 from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
-from pytest_qat.workflows.border import user_name
+from pytest_qat.workflows.border import user_names
 
 __all__ = ["ModelRun", "NotApplicable", "RunSettings", "StageFailed"]
 
@@ -268,7 +269,7 @@ class ModelRun:
             raise CheckFailed(
                 [f"{what} killed its process with {crash.signal_name} ({crash.meaning})."],
                 findings=[Finding(
-                    code="native-crash", severity="error", module=user_name(crash.module or "") or None,
+                    code="native-crash", severity="error", module=user_names(module)[crash.module or ""] or None,
                     message=f"the {self.recipe.engine} kernel crashes on this machine.",
                     remedy="choose a recipe with another engine, or name the module in skip=(...).",
                     evidence={"signal": crash.signal_name, "engine": self.recipe.engine})])
@@ -279,7 +280,7 @@ class ModelRun:
             finding = explain(error, model=module, stage="convert")
             if finding is None:
                 raise StageError(
-                    f"{what} raised {type(error).__name__} on example_inputs: {str(error).splitlines()[0]}",
+                    f"{what} raised {type(error).__name__} on example_inputs: {headline(error)}",
                     hint="Try an fx recipe, or name the module that fails in skip=(...).") from error
             raise CheckFailed([f"{what} cannot run on example_inputs."], findings=[finding]) from error
 

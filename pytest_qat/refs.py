@@ -118,14 +118,15 @@ def resolve(reference: str, *, root: Path) -> Any:
     if place == "torchvision":
         return _torchvision(attribute)
     with _first_on_path(root):
-        module = _load_file(place, root=root) if place.endswith(".py") else _load_module(place)
+        module = _load_file(place, root=root) if place.endswith(".py") else _load_module(place, root=root)
     found: Any = module
     for part in attribute.split("."):
-        found = getattr(found, part, _MISSING)
-        if found is _MISSING:
-            near = difflib.get_close_matches(part, [name for name in vars(module) if not name.startswith("_")], n=3)
+        inner = getattr(found, part, _MISSING)
+        if inner is _MISSING:
+            near = difflib.get_close_matches(part, [name for name in dir(found) if not name.startswith("_")], n=3)
             known = f"Did you mean {' or '.join(near)}?" if near else f"Define {part} there, or name another function."
             raise ReferenceNotFound(f"{place} has no attribute {part!r}.", hint=known)
+        found = inner
     return found
 
 
@@ -154,7 +155,7 @@ def _first_on_path(root: Path) -> Iterator[None]:
     yield
 
 
-def _load_module(name: str) -> Any:
+def _load_module(name: str, *, root: Path) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -162,19 +163,19 @@ def _load_module(name: str) -> Any:
         if name != missing and not name.startswith(f"{missing}."):
             raise ReferenceNotFound(f"module {name} imports {missing}, which is not installed.",
                                     hint=f"Install {missing}, or drop the import.") from error
-        raise ReferenceNotFound(f"no module is named {missing!r}.", hint=_near_modules(name)) from error
+        raise ReferenceNotFound(f"no module is named {missing!r}.", hint=_near_modules(name, root)) from error
     except Exception as error:
         raise ReferenceNotFound(
             f"importing {name} raised {type(error).__name__}: {error} ({place_of(error)}).",
             hint=f"Run `python -c 'import {name}'` to see the whole traceback.") from error
 
 
-def _near_modules(name: str) -> str:
+def _near_modules(name: str, root: Path) -> str:
     parent, _, leaf = name.rpartition(".")
     if parent and parent in sys.modules:
         folders = [Path(entry) for entry in getattr(sys.modules[parent], "__path__", [])]
     else:
-        folders, leaf = [Path(sys.path[0] or ".")], name.partition(".")[0]
+        folders, leaf = [root], name.partition(".")[0]
     names = [path.stem for folder in folders if folder.is_dir() for path in folder.iterdir()
              if path.suffix == ".py" or path.is_dir()]
     near = difflib.get_close_matches(leaf, names, n=3)

@@ -10,7 +10,7 @@ from torch import nn
 from pytest_qat.batches import call, float_tensors, labelled
 from pytest_qat.case import QATCase
 from pytest_qat.errors import DataError, InvalidCase
-from pytest_qat.locate import place_of
+from pytest_qat.locate import headline, place_of
 
 __all__ = ["checked_model"]
 
@@ -31,7 +31,7 @@ def checked_model(case: QATCase) -> nn.Module:
         model = copy.deepcopy(case.model).eval()
     except Exception as error:
         raise InvalidCase(
-            f"{case.label} cannot be copied: {type(error).__name__}: {str(error).splitlines()[0]}",
+            f"{case.label} cannot be copied: {type(error).__name__}: {headline(error)}",
             hint="Keep only parameters and buffers as tensor attributes of modules.") from error
     other = sorted({str(parameter.dtype) for parameter in model.parameters()
                     if parameter.is_floating_point() and parameter.dtype != torch.float32})
@@ -45,7 +45,7 @@ def checked_model(case: QATCase) -> nn.Module:
         shapes = [tuple(leaf.shape) for leaf in case.example_inputs if isinstance(leaf, torch.Tensor)]
         raise InvalidCase(
             f"{case.label} raised {type(error).__name__} on example_inputs of shape {shapes}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'} ({place_of(error)}).",
+            f"{headline(error)} ({place_of(error)}).",
             hint="Give the arguments of one forward call as example_inputs.") from error
     tensors = float_tensors(output)
     if not tensors:

@@ -28,10 +28,9 @@ def parse_fraction(value: object, *, name: str) -> float:
     if number > 1:
         if percent:
             raise InvalidOption(f"{name} is {text}, which is over 100%.", hint=f"Give {name} as 0.01 or 1%.")
-        raise InvalidOption(
-            f"{name} is {text}, but it is a fraction between 0 and 1.",
-            hint=f"If you meant {number:g} percent, write {name} as {number:g}%.",
-        )
+        hint = f"If you meant {number:g} percent, write {name} as {number:g}%." if number <= 100 else (
+            f"Give {name} as 0.01 or 1%.")
+        raise InvalidOption(f"{name} is {text}, but it is a fraction between 0 and 1.", hint=hint)
     return number
 
 

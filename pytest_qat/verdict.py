@@ -120,31 +120,34 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
     Under `strict` the interval must prove that the drop is within tolerance. A float model below `min_accuracy`, or
     no better than naming the most frequent class, cannot pass.
     """
-    findings = _accuracy_findings(accuracy, higher_is_better=higher_is_better)
+    outcome, reason = _judge_drop(accuracy, tolerances.accuracy_drop, strict=strict)
+    floor = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
+    if floor is not None and (floor[0] is Outcome.FAILED or outcome is Outcome.PASSED):
+        outcome, reason = floor
+    return Verdict(outcome=outcome, reasons=(reason,),
+                   findings=_accuracy_findings(accuracy, higher_is_better=higher_is_better))
+
+
+def _judge_drop(accuracy: Accuracy, allowed: float, *, strict: bool) -> tuple[Outcome, str]:
+    if accuracy.at_chance:
+        assert accuracy.majority is not None, "unreachable because chance is what the majority gives"
+        return Outcome.INCONCLUSIVE, (
+            "eval_data holds a single class, so nothing can be told from it." if accuracy.majority >= 1 else
+            f"the float model scores {accuracy.fp32:.2%}, no better than naming the most frequent class "
+            f"({accuracy.majority:.2%}), so a drop cannot show. Give the trained model.")
     low, high = accuracy.drop_ci
-    allowed = tolerances.accuracy_drop
     what = "agreement with float drops" if accuracy.kind == "agreement" else "accuracy drops"
     numbers = (f"{what} by {accuracy.drop:.2%} (from {accuracy.fp32:.2%} to {accuracy.int8:.2%}), 95 % interval "
                f"[{low:.2%}, {high:.2%}] on {accuracy.samples} samples; allowed is {allowed:.2%}")
-    under = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
-    if under is not None:
-        return Verdict(outcome=under[0], reasons=(under[1],), findings=findings)
-    if accuracy.at_chance:
-        assert accuracy.majority is not None, "unreachable because chance is what the majority gives"
-        reason = ("eval_data holds a single class, so nothing can be told from it." if accuracy.majority >= 1 else
-                  f"the float model scores {accuracy.fp32:.2%}, no better than naming the most frequent class "
-                  f"({accuracy.majority:.2%}), so a drop cannot show. Give the trained model.")
-        return Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(reason,), findings=findings)
     if accuracy.drop > allowed:
         if accuracy.p_value < SIGNIFICANCE:
-            return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}.",), findings=findings)
-        reason = f"{numbers}. The difference is not significant (p = {accuracy.p_value:.2f}): evaluate more samples."
-        return Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(reason,), findings=findings)
+            return Outcome.FAILED, f"{numbers}."
+        return Outcome.INCONCLUSIVE, (
+            f"{numbers}. The difference is not significant (p = {accuracy.p_value:.2f}): evaluate more samples.")
     if strict and high > allowed:
-        reason = f"{numbers}. Strict mode wants proof, and the interval reaches over it: evaluate more samples."
-        return Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(reason,), findings=findings)
-    note = "" if high <= allowed else "; too few samples to prove it"
-    return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}{note}.",), findings=findings)
+        return Outcome.INCONCLUSIVE, (
+            f"{numbers}. Strict mode wants proof, and the interval reaches over it: evaluate more samples.")
+    return Outcome.PASSED, f"{numbers}{'' if high <= allowed else '; too few samples to prove it'}."
 
 
 def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: bool) -> tuple[Outcome, str] | None:
@@ -187,7 +190,7 @@ def _accuracy_findings(accuracy: Accuracy, *, higher_is_better: bool) -> tuple[F
 
 def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances) -> Verdict:
     """The artefact must shrink by at least `min_size_reduction`."""
-    ratio = fp32_bytes / int8_bytes
+    ratio = fp32_bytes / max(int8_bytes, 1)
     enough = ratio >= tolerances.min_size_reduction
     reason = (f"artefact shrinks {ratio:.2f}x ({fp32_bytes:,} to {int8_bytes:,} bytes); "
               f"required is {tolerances.min_size_reduction:.2f}x.")

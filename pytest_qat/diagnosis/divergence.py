@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pytest_qat.batches import call
 from pytest_qat.measure.parity import sqnr_db
-from pytest_qat.workflows.border import user_name
+from pytest_qat.workflows.border import user_names
 
 __all__ = ["Divergence", "first_divergence"]
 
@@ -64,10 +64,12 @@ def _outputs(model: nn.Module, inputs: Any) -> dict[str, tuple[str, Tensor]]:
 
 @contextlib.contextmanager
 def _recording(model: nn.Module, found: dict[str, tuple[str, Tensor]]) -> Iterator[None]:
+    own = user_names(model)
+
     def record(name: str, module: nn.Module, output: Any) -> None:
         if isinstance(output, Tensor):
             plain = output.dequantize() if output.is_quantized else output
-            found.setdefault(user_name(name), (type(module).__name__, plain.detach().float().clone()))
+            found.setdefault(own[name], (type(module).__name__, plain.detach().float().clone()))
 
     handles = [module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
                for name, module in model.named_modules()

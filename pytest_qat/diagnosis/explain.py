@@ -9,7 +9,7 @@ from torch import nn
 
 from pytest_qat.findings import Finding
 from pytest_qat.locate import locate_module
-from pytest_qat.workflows.border import user_name
+from pytest_qat.workflows.border import user_names
 
 __all__ = ["explain"]
 
@@ -26,6 +26,11 @@ _KNOWN = (
     _Known(code="float-into-int8", pattern=r"Could not run 'quantized::(?P<op>[\w.]+)' with arguments from the 'CPU'",
            message="a float tensor reaches the int8 kernel quantized::{op}.",
            remedy="put a QuantStub where the tensor enters the int8 part, or use an fx recipe."),
+    _Known(code="mixed-dtypes",
+           pattern=r"(promoteTypes with quantized numbers|Could not run 'aten::qscheme'"
+                   r"|same dtype, but got.*\bQU?Int|\bc10::qu?int.*should be the same)",
+           message="int8 and float tensors meet in one op.",
+           remedy="put a DeQuantStub before the float part, or use an fx recipe."),
     _Known(code="op-without-int8-kernel",
            pattern=r"Could not run '(?P<op>[\w:.]+)' with arguments from the 'Quantized\w+' backend",
            message="{op} has no kernel for int8 tensors.",
@@ -33,7 +38,8 @@ _KNOWN = (
     _Known(code="no-quantized-engine", pattern=r"(NoQEngine|quantized engine \w+ is not supported)",
            message="torch has no quantized engine set that can run this.",
            remedy="choose a recipe whose engine is in torch.backends.quantized.supported_engines."),
-    _Known(code="embedding-qconfig", pattern=r"Embedding weights requires a qscheme",
+    _Known(code="embedding-qconfig",
+           pattern=r"(Embedding weights requires a qscheme|Embedding quantization is only supported)",
            message="an embedding got a qconfig for activations and int8 weights.",
            remedy="set its qconfig to None, or to torch.ao.quantization.float_qparams_weight_only_qconfig."),
     _Known(code="observer-and-qscheme", pattern=r"(?P<op>\w*Observer\w*)'s qscheme only support",
@@ -44,9 +50,6 @@ _KNOWN = (
            remedy="call fuse_modules_qat on a model in train mode for QAT."),
     _Known(code="prepare-in-eval-mode", pattern=r"prepare_qat only works on models in training mode",
            message="the model is in eval mode when it is prepared.", remedy="call .train() before prepare_qat."),
-    _Known(code="mixed-dtypes", pattern=r"(expected scalar type|same dtype|Expected .* to have dtype)",
-           message="int8 and float tensors meet in one op.",
-           remedy="put a DeQuantStub before the float part, or use an fx recipe."),
 )
 
 
@@ -65,7 +68,7 @@ def explain(error: BaseException, *, model: nn.Module, stage: str) -> Finding | 
             continue
         module = locate_module(error, model)
         return Finding(
-            code=known.code, severity="error", module=user_name(module) or None if module else None,
+            code=known.code, severity="error", module=user_names(model)[module] or None if module else None,
             message=known.message.format(**match.groupdict()), remedy=known.remedy,
             evidence={"stage": stage, "error": text.splitlines()[0][:200]})
     return None

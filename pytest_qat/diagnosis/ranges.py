@@ -6,7 +6,7 @@ import torch.ao.quantization as tq
 from torch import nn
 
 from pytest_qat.findings import Finding
-from pytest_qat.workflows.border import user_name
+from pytest_qat.workflows.border import user_names
 
 __all__ = ["collapsed_ranges"]
 
@@ -17,7 +17,8 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
     An observer never gives a scale below its `eps` (2^-23 by default). Activations smaller than that all round to
     zero; it happens in untrained or badly initialised models whose signal dies on the way.
     """
-    names = [user_name(name.rpartition(".activation_post_process")[0]) or name
+    own = user_names(prepared)
+    names = [own[name.rpartition(".activation_post_process")[0]] or name
              for name, module in prepared.named_modules()
              if isinstance(module, tq.FakeQuantize) and _at_eps(module)]
     if not names:

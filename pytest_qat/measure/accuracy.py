@@ -81,12 +81,17 @@ class Accuracy:
     sqnr_db: float | None = None
 
 
-def top1(output: Any, target: Tensor) -> Tensor:
+def top1(output: Any, target: Any) -> Tensor:
     """Return 1 where the first logits of the output are largest at the target, else 0; shape `(N,)`.
 
     Further dimensions (a segmentation map) are averaged per sample.
     """
     logits = classify(output, source="the default metric, top-1,")
+    expected = (logits.shape[0], *logits.shape[2:])
+    if not isinstance(target, Tensor) or tuple(target.shape) != expected:
+        seen = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
+        raise DataError(f"top-1 needs class indices of shape {expected} as target, but eval_data gave {seen}.",
+                        hint="Give class indices (target.argmax(1) of one-hot rows), or a metric of your own.")
     hits = (logits.argmax(dim=1) == target).float()
     return hits.reshape(hits.shape[0], -1).mean(dim=1)
 
@@ -109,8 +114,7 @@ def evaluate(run: Callable[[Any], Any], data: Iterable[Any], metric: Metric | No
         expected = sample_count(inputs)
         values.append(_scores(metric or top1, run(inputs), target, expected=expected, batch=index))
         for leaf in pytree.tree_leaves(target):
-            digest.update(leaf.detach().cpu().contiguous().numpy().tobytes() if isinstance(leaf, Tensor)
-                          else repr(leaf).encode())
+            digest.update(repr(leaf.tolist() if isinstance(leaf, Tensor) else leaf).encode())
         if classes is not None and isinstance(target, Tensor) and not target.is_floating_point():
             classes.append(target.flatten())
         else:
@@ -194,16 +198,18 @@ def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_
         if other is not None and (other.fingerprint != fp32.fingerprint or len(other.values) != len(fp32.values)):
             raise DataError("two passes over eval_data gave different samples or another order.",
                             hint="Use shuffle=False and no random augmentation for eval_data.")
-    sign = 1.0 if higher_is_better else -1.0
-    before, after = sign * fp32.values, sign * int8.values
+    before, after = fp32.values, int8.values
+    low, high = paired_drop_interval(before, after, confidence=confidence)
+    drop = float(before.mean() - after.mean())
+    if not higher_is_better:
+        drop, low, high = 0.0 - drop, 0.0 - high, 0.0 - low
     samples = len(before)
     chance = fp32.majority if kind == "metric" and bool(np.all((fp32.values == 0) | (fp32.values == 1))) else None
     return Accuracy(
         fp32=fp32.mean, int8=int8.mean, ptq=None if ptq is None else ptq.mean,
-        drop=float(before.mean() - after.mean()),
-        drop_ci=paired_drop_interval(before, after, confidence=confidence),
+        drop=drop, drop_ci=(low, high),
         p_value=paired_p(before, after),
-        ptq_p_value=None if ptq is None else paired_p(sign * ptq.values, after),
+        ptq_p_value=None if ptq is None else paired_p(ptq.values, after),
         samples=samples, kind=kind, majority=chance, sqnr_db=sqnr,
         at_chance=chance is not None and not above_chance(
             int(fp32.values.sum()), samples=samples, chance=chance, alpha=1 - confidence),

@@ -5,7 +5,7 @@ MACs are counted by `torch.utils.flop_counter` on one call of the float model, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_qat.batches import call
-from pytest_qat.workflows.border import user_name
+from pytest_qat.workflows.border import user_names
 
 __all__ = ["Coverage", "Leftover", "measure_coverage"]
 
@@ -79,14 +79,14 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
         example_inputs: Positional arguments of one call.
         reasons: Known reasons for staying in float, by module name (or a parent's).
     """
-    macs = _own_macs(float_model, example_inputs)
+    macs, called = _own_macs(float_model, example_inputs)
     weights = {name: sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
                for name, module in float_model.named_modules()}
     int8 = _int8_owners(converted)
     modules = dict(float_model.named_modules())
     leftovers = [
         Leftover(module=name, kind=type(modules[name]).__name__, weights=weights[name], macs=macs.get(name, 0),
-                 reason=_reason(name, modules[name], reasons, called=name in macs))
+                 reason=_reason(name, modules[name], reasons, called=name in called))
         for name in modules if name not in int8 and (weights[name] or macs.get(name, 0))
     ]
     return Coverage(
@@ -96,40 +96,66 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
     )
 
 
-def _own_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, int]:
-    """MACs by module, without those of its children."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call(model, example_inputs)
+def _own_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[dict[str, int], set[str]]:
+    """MACs by module, without those of the modules inside it, and the names of the modules that were called."""
+    called: set[str] = set()
+    handles = [module.register_forward_pre_hook(_noting(name, called)) for name, module in model.named_modules()]
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call(model, example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
     root = type(model).__name__
     totals = {name.removeprefix(root).removeprefix("."): sum(ops.values()) // 2
               for name, ops in counter.get_flop_counts().items() if name != "Global"}
-    if not totals:
-        return {}
-    own = {}
+    own = dict(totals)
     for name, total in totals.items():
-        prefix = f"{name}." if name else ""
-        children = sum(other for path, other in totals.items()
-                       if path != name and path.startswith(prefix) and "." not in path[len(prefix):])
-        if total > children:
-            own[name] = total - children
-    return own
+        around = _nearest(name, totals)
+        if around is not None:
+            own[around] -= total
+    return {name: macs for name, macs in own.items() if macs > 0}, called
+
+
+def _noting(name: str, called: set[str]) -> Callable[..., None]:
+    def enter(module: nn.Module, inputs: Any) -> None:
+        called.add(name)
+    return enter
+
+
+def _nearest(name: str, totals: Mapping[str, int]) -> str | None:
+    """The closest counted module around a name; containers such as ModuleList are never called and not counted."""
+    while name:
+        name = name.rpartition(".")[0]
+        if name in totals:
+            return name
+    return None
 
 
 def _int8_owners(converted: nn.Module) -> frozenset[str]:
     """Names, in the user's model, of the modules whose weights are int8."""
-    names = {user_name(name) for name, module in converted.named_modules() if _holds_int8_weight(module)}
+    own = user_names(converted)
+    names = {own[name] for name, module in converted.named_modules() if _holds_int8_weight(module)}
     if isinstance(converted, torch.fx.GraphModule):
-        for node in converted.graph.nodes:
-            if node.op == "call_function" and _is_int8_matmul(node.target):
-                stack = node.meta.get("nn_module_stack") or {}
-                names.add(next(reversed(stack), ""))
+        names.update(_owner(node, own) for node in converted.graph.nodes
+                     if node.op == "call_function" and _is_int8_matmul(node.target))
     return frozenset(names)
+
+
+def _owner(node: torch.fx.Node, own: Mapping[str, str]) -> str:
+    """The module that made a functional int8 call: its output's scale is an attribute named after it."""
+    flat = {name.replace(".", "_"): user for name, user in own.items()}
+    for argument in node.all_input_nodes:
+        place, found, _ = str(argument.target).rpartition("_scale_")
+        if argument.op == "get_attr" and found and place in flat:
+            return flat[place]
+    return next(reversed(node.meta.get("nn_module_stack") or {}), "")
 
 
 def _holds_int8_weight(module: nn.Module) -> bool:
     path = type(module).__module__
     return path.startswith("torch.ao.nn") and ".quantized" in path and "reference" not in path and (
-        callable(getattr(module, "weight", None)) or hasattr(module, "_packed_params"))
+        callable(getattr(module, "weight", None)))
 
 
 def _is_int8_matmul(target: Any) -> bool:

@@ -36,7 +36,7 @@ def find_counters(root: Path = _POWERCAP) -> tuple[EnergyCounter, ...]:
             counter.read_uj()
         except (OSError, ValueError):
             continue  # absent, or readable by root only
-        if name.startswith("package") or name == "dram":
+        if counter.range_uj > 0 and (name.startswith("package") or name == "dram"):
             counters.append(counter)
     return tuple(counters)
 

@@ -50,8 +50,15 @@ class TimingSettings:
     max_pairs: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.max_time_s) and self.max_time_s > 0):
-            raise InvalidOption(f"max_time_s is {self.max_time_s}, expected seconds over 0.", hint="Give 20, say.")
+        for name, least in (("max_time_s", 0.0), ("block_s", 0.0), ("min_time_s", None), ("discard_s", None)):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0 or value == least:
+                bound = "over 0" if least is not None else "of at least 0"
+                raise InvalidOption(f"{name} is {value}, expected seconds {bound}.", hint="Leave it out, say.")
+        for name in ("first_look", "max_pairs"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise InvalidOption(f"{name} is {count}, expected at least 1 pair.", hint="Leave it out, say.")
         if not 0 < self.confidence < 1:
             raise InvalidOption(f"confidence is {self.confidence}, expected a value inside (0, 1).", hint="Give 0.95.")
 

@@ -33,13 +33,18 @@ class Parity:
 
 
 def sqnr_db(signal: Tensor, noisy: Tensor) -> float:
-    """Return `20 log10(|x| / |x - y|)` in dB; inf if the tensors are equal, -inf if only the signal is zero."""
+    """Return `20 log10(|x| / |x - y|)` in dB; inf if the tensors are equal.
+
+    A signal of zeros with noise on it, and anything that is not finite, gives -inf.
+    """
     signal, noisy = signal.detach().double(), noisy.detach().double()
     noise = float((signal - noisy).norm())
     level = float(signal.norm())
     if noise == 0:
         return math.inf
-    return 20 * math.log10(level / noise) if level > 0 else -math.inf
+    if level == 0 or not math.isfinite(noise) or not math.isfinite(level):
+        return -math.inf
+    return 20 * math.log10(level / noise)
 
 
 def compare_parity(unquantized: Callable[[Any], Any], prepared: Callable[[Any], Any],

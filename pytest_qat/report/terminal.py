@@ -76,7 +76,7 @@ def _speed_rows(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> It
            f">= {tolerances['min_speedup']:.2f}x", "speedup")
     yield ("  as written", _time(latency["fp32_eager"]), "", _time(latency["int8"]),
            f"{metrics['speedup_over_eager']['estimate']:.2f}x", "", "")
-    yield ("throughput", f"{throughput['fp32']:,.0f}/s", "", f"{throughput['int8']:,.0f}/s", ratio, "", "")
+    yield ("throughput", _rate(throughput["fp32"]), "", _rate(throughput["int8"]), ratio, "", "")
     for label, key, unit in _ENERGY:
         values = metrics[key]
         if values is not None and values["fp32"] and values["int8"]:
@@ -136,6 +136,13 @@ def _time(seconds: float) -> str:
         if seconds * factor >= 1:
             return f"{seconds * factor:.2f} {unit}"
     return f"{seconds * 1e6:.1f} µs"
+
+
+def _rate(per_second: float) -> str:
+    for unit, factor in (("G", 1e9), ("M", 1e6)):
+        if per_second >= factor:
+            return f"{per_second / factor:.2f} {unit}/s"
+    return f"{per_second:,.0f}/s"
 
 
 def _bytes(count: int) -> str:

@@ -8,7 +8,7 @@ import torch.ao.quantization as tq
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["FloatIsland", "QuantizedBorder", "is_stub", "user_name"]
+__all__ = ["FloatIsland", "QuantizedBorder", "is_stub", "user_names"]
 
 
 class QuantizedBorder(nn.Module):
@@ -59,14 +59,24 @@ def is_stub(module: nn.Module) -> bool:
     return isinstance(module, (tq.QuantStub, tq.DeQuantStub))
 
 
-def user_name(name: str) -> str:
-    """Return the user's own name of a module, given its name below a border or an island."""
-    parts = name.split(".")
-    if parts[0] == "module":
-        parts = parts[1:]
-    if parts and parts[-1] == "module":
-        parts = parts[:-1]
-    return ".".join(parts)
+def user_names(model: nn.Module) -> dict[str, str]:
+    """Return the user's own name of every module of a prepared or converted model, by its actual name.
+
+    Borders and islands are this package's; what they add answers to the name of what they wrap.
+    """
+    names: dict[str, str] = {}
+
+    def walk(module: nn.Module, actual: str, own: str, *, ours: bool) -> None:
+        names[actual] = own
+        wrapper = isinstance(module, (QuantizedBorder, FloatIsland))
+        for leaf, child in module._modules.items():  # noqa: SLF001 - named_children hides shared modules
+            if child is not None:
+                added = ours or (wrapper and leaf != "module")
+                inside = own if wrapper or added else f"{own}.{leaf}" if own else leaf
+                walk(child, f"{actual}.{leaf}" if actual else leaf, inside, ours=added)
+
+    walk(model, "", "", ours=False)
+    return names
 
 
 def _dequantized(tensor: Tensor) -> Tensor:

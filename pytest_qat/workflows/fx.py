@@ -12,7 +12,7 @@ from torch.fx.proxy import TraceError
 from pytest_qat.case import QATCase
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
-from pytest_qat.locate import locate_module
+from pytest_qat.locate import headline, locate_module
 from pytest_qat.recipe import Recipe
 from pytest_qat.workflows import eager
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
@@ -62,6 +62,6 @@ def _is_trace_error(error: BaseException) -> bool:
 def _untraceable(error: BaseException, module: str | None) -> Finding:
     return Finding(
         code="not-fx-traceable", severity="error", module=module,
-        message=f"its forward depends on values, which torch.fx cannot follow: {str(error).splitlines()[0]}.",
+        message=f"its forward depends on values, which torch.fx cannot follow: {headline(error)}.",
         remedy="decide by shapes and attributes instead of tensor values, keep that part out of the model, "
                "or use an eager recipe such as --qat-recipe=eager-x86.")
