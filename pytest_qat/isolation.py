@@ -58,7 +58,9 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
             torch.set_num_threads(thread_count)
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if (torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled()) != (deterministic, warn_only):
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)  # loads torch's compiler: seconds
         torch.set_rng_state(torch_state)
         random.setstate(python_state)
         if numpy is not None and numpy_state is not None:
