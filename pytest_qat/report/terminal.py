@@ -26,7 +26,7 @@ def render(runs: Iterable[Mapping[str, Any]], *, width: int, colour: bool) -> st
     for run in runs:
         console.print(_run(run))
         console.print()
-    return sink.getvalue().rstrip() + "\n"
+    return "\n".join(line.rstrip() for line in sink.getvalue().rstrip().splitlines()) + "\n"
 
 
 def _run(run: Mapping[str, Any]) -> Group:

@@ -36,8 +36,9 @@ def records(model: str, recipes: tuple[str, ...], inputs: str | None) -> list[di
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "qat.json")
         shapes = [f"--qat-inputs={inputs}"] if inputs else []
-        subprocess.run([sys.executable, "-m", "pytest", "-q", f"--qat-model={model}", f"--qat-json={path}", *shapes,
-                        *(f"--qat-recipe={recipe}" for recipe in recipes)], check=False, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", f"--qat-model={model}",
+                        f"--qat-json={path}", *shapes, *(f"--qat-recipe={recipe}" for recipe in recipes)],
+                       check=False, stdout=subprocess.DEVNULL)
         runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
     return runs
 

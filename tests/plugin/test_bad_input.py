@@ -134,23 +134,7 @@ def test_a_bad_reference_is_a_collection_error_and_others_still_run(
     assert [error["model"] for error in document["errors"]] == [reference]
 
 
-@pytest.mark.parametrize(("function", "check", "expected"), [
-    ("wrong_inputs", "prepare", "Net raised RuntimeError on example_inputs of shape [(2, 5, 8, 8)]"),
-    ("nan_output", "prepare", "Net returns NaN or infinity in 64 of 64 output values"),
-    ("double", "prepare", "Net has parameters of torch.float64, expected torch.float32"),
-    ("no_eval_batches", "prepare", "eval_data is empty, expected at least one (inputs, target) batch"),
-    ("no_targets", "prepare", "batch 0 of eval_data is a tensor of shape (16, 3, 8, 8), expected a pair"),
-    ("no_train_batches", "prepare", "train_data is empty"),
-    ("train_raises", "convert", "the case's train raised ValueError: no data (models.py:"),
-    ("loss_explodes", "convert", "the loss is nan at step 1, expected a finite number"),
-    ("loss_vector", "convert", "loss_fn gave a tensor of shape (16,), expected a scalar tensor"),
-    ("metric_nan", "accuracy", "the metric gave NaN or infinity on batch 0"),
-    ("metric_scalar", "accuracy", "the metric gave a result of shape () on a batch of 16 samples, expected (16,)"),
-    ("shuffled", "accuracy", "two passes over eval_data gave different samples or another order"),
-])
-def test_a_bad_case_fails_the_check_of_its_stage_and_blocks_the_rest(
-        project: Project, function: str, check: str, expected: str) -> None:
-    project.add('''
+BAD_CASES = '''
         import itertools
 
         def wrong_inputs():
@@ -199,7 +183,26 @@ def test_a_bad_case_fails_the_check_of_its_stage_and_blocks_the_rest(
 
         def shuffled():
             return case(eval_data=Shuffled())
-    ''')
+'''
+
+
+@pytest.mark.parametrize(("function", "check", "expected"), [
+    ("wrong_inputs", "prepare", "Net raised RuntimeError on example_inputs of shape [(2, 5, 8, 8)]"),
+    ("nan_output", "prepare", "Net returns NaN or infinity in 64 of 64 output values"),
+    ("double", "prepare", "Net has parameters of torch.float64, expected torch.float32"),
+    ("no_eval_batches", "prepare", "eval_data is empty, expected at least one (inputs, target) batch"),
+    ("no_targets", "prepare", "batch 0 of eval_data is a tensor of shape (16, 3, 8, 8), expected a pair"),
+    ("no_train_batches", "prepare", "train_data is empty"),
+    ("train_raises", "convert", "the case's train raised ValueError: no data (models.py:"),
+    ("loss_explodes", "convert", "the loss is nan at step 1, expected a finite number"),
+    ("loss_vector", "convert", "loss_fn gave a tensor of shape (16,), expected a scalar tensor"),
+    ("metric_nan", "accuracy", "the metric gave NaN or infinity on batch 0"),
+    ("metric_scalar", "accuracy", "the metric gave a result of shape () on a batch of 16 samples, expected (16,)"),
+    ("shuffled", "accuracy", "two passes over eval_data gave different samples or another order"),
+])
+def test_a_bad_case_fails_the_check_of_its_stage_and_blocks_the_rest(
+        project: Project, function: str, check: str, expected: str) -> None:
+    project.add(BAD_CASES)
     result = project.run(f"--qat-model=models:{function}", "-v")
     assert result.ret == FAILED
     text = everything(result)

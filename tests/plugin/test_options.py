@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
+from pytest_qat.checks import CHECKS
 from pytest_qat.plugin.options import OPTIONS
+from pytest_qat.recipe import RECIPES
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -103,3 +105,18 @@ def test_a_repeated_model_is_collected_once(project: Project) -> None:
 def test_the_readme_lists_every_option_and_no_other() -> None:
     rows = re.findall(r"^\| `--(qat-[a-z-]+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert rows == [option.name for option in OPTIONS]
+
+
+def test_the_readme_names_every_recipe_and_check_and_no_other() -> None:
+    text = README.read_text(encoding="utf-8")
+    recipes = text[text.index("## Recipes"):text.index("In eager mode you need not")]
+    assert set(re.findall(r"`((?:fx|eager)-[a-z0-9]+)`", recipes)) == set(RECIPES)
+    checks = text[text.index("## What is checked"):text.index("A stage that fails")]
+    assert re.findall(r"^\| `([a-z]+)` \|", checks, flags=re.MULTILINE) == list(CHECKS)
+
+
+def test_the_readmes_python_blocks_are_python() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
