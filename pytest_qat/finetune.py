@@ -77,6 +77,16 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
     for observer, constant in zip(observers, constants, strict=True):
         observer.averaging_constant = constant
     prepared.apply(tq.enable_fake_quant)
+    for module in prepared.modules():
+        if isinstance(module, tq.FakeQuantize):
+            _take_over_range(module)
+
+
+def _take_over_range(module: tq.FakeQuantize) -> None:
+    """Let a fake-quantize use what its observer saw: the fused kernel only does so while both are switched on."""
+    scale, zero_point = module.calculate_qparams()
+    module.scale.resize_(scale.shape).copy_(scale)
+    module.zero_point.resize_(zero_point.shape).copy_(zero_point)
 
 
 def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu", progress: Progress = silent) -> FineTuning:

@@ -14,6 +14,7 @@ from pytest_qat.case import QATCase
 from pytest_qat.errors import StageError
 from pytest_qat.finetune import calibrate, fine_tune
 from pytest_qat.isolation import preserved_torch_state
+from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows import fx
 
@@ -47,6 +48,16 @@ def test_calibration_averages_the_batches_whatever_their_order() -> None:
     high = sum(float(images.max()) for images, _ in BATCHES) / len(BATCHES)
     assert activation_range(forward) == pytest.approx((low, high), rel=1e-5)
     assert activation_range(backward) == pytest.approx((low, high), rel=1e-5)
+
+
+def test_a_calibrated_model_fake_quantizes_with_the_ranges_it_saw() -> None:
+    made = case()
+    module = prepared(made)
+    calibrate(module, [images for images, _ in BATCHES])
+    fakes = [part for part in module.modules() if isinstance(part, tq.FakeQuantize)]
+    assert all(torch.equal(part.scale, part.calculate_qparams()[0]) for part in fakes)
+    module.apply(tq.disable_observer)
+    assert sqnr_db(made.model(BATCHES[0][0]), module(BATCHES[0][0])) > 12
 
 
 def test_calibration_leaves_constants_and_switches_as_training_needs_them() -> None:

@@ -34,4 +34,4 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
 def _at_eps(module: tq.FakeQuantize) -> bool:
     eps = float(getattr(module.activation_post_process, "eps", 0.0))
     seen = getattr(module.activation_post_process, "max_val", None)
-    return eps > 0 and seen is not None and seen.numel() == 1 and float(module.scale.max()) <= eps
+    return eps > 0 and seen is not None and seen.numel() == 1 and float(module.calculate_qparams()[0].max()) <= eps

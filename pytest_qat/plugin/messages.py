@@ -27,7 +27,7 @@ def failure_text(error: BaseException, *, title: str) -> str | None:
 
 
 def _finding_lines(findings: Sequence[Finding]) -> list[str]:
-    telling = [finding for finding in findings if finding.severity != "note"] or list(findings)
+    telling = [finding for finding in findings if finding.severity != "note"]
     lines = []
     for finding in telling[:_SHOWN]:
         where = f" in {finding.module}" if finding.module else ""
