@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.ao.quantization as tq
 from torch import nn
 
@@ -34,4 +35,6 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
 def _at_eps(module: tq.FakeQuantize) -> bool:
     eps = float(getattr(module.activation_post_process, "eps", 0.0))
     seen = getattr(module.activation_post_process, "max_val", None)
-    return eps > 0 and seen is not None and seen.numel() == 1 and float(module.calculate_qparams()[0].max()) <= eps
+    if eps <= 0 or seen is None or seen.numel() != 1 or not torch.isfinite(seen).all():
+        return False  # an observer that never ran has no range to judge
+    return float(module.calculate_qparams()[0].max()) <= eps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,7 +27,13 @@ def render(runs: Iterable[Mapping[str, Any]], *, width: int, colour: bool) -> st
     for run in runs:
         console.print(_run(run))
         console.print()
-    return "\n".join(line.rstrip() for line in sink.getvalue().rstrip().splitlines()) + "\n"
+    return "\n".join(_without_padding(line) for line in sink.getvalue().rstrip().splitlines()) + "\n"
+
+
+def _without_padding(line: str) -> str:
+    """Drop the spaces that rich fills a line with, also those inside of colour codes."""
+    kept = re.sub(r"(?:\x1b\[[0-9;]*m| )+$", "", line)
+    return f"{kept}\x1b[0m" if "\x1b" in kept else kept
 
 
 def _run(run: Mapping[str, Any]) -> Group:
