@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pytest_qat.case import QATCase as QATCase
     from pytest_qat.diagnosis.explain import explain as explain
     from pytest_qat.errors import CheckFailed as CheckFailed
-    from pytest_qat.errors import CheckInconclusive as CheckInconclusive
     from pytest_qat.errors import QATError as QATError
     from pytest_qat.findings import Finding as Finding
     from pytest_qat.measure.latency import Speedup as Speedup
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CheckFailed": "pytest_qat.errors",
-    "CheckInconclusive": "pytest_qat.errors",
     "Finding": "pytest_qat.findings",
     "QATCase": "pytest_qat.case",
     "QATError": "pytest_qat.errors",
@@ -35,7 +33,6 @@ _HOMES = {
 
 __all__ = [
     "CheckFailed",
-    "CheckInconclusive",
     "Finding",
     "QATCase",
     "QATError",

@@ -21,7 +21,8 @@ from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.findings import Finding
 from pytest_qat.locate import headline
 from pytest_qat.measure.accuracy import Accuracy
-from pytest_qat.measure.energy import NO_COUNTER
+from pytest_qat.measure.latency import Latency, Speedup
+from pytest_qat.measure.size import SizeCensus, take_census
 from pytest_qat.measure.speed import Speed
 from pytest_qat.pipeline import ModelRun, NotApplicable, StageFailed
 from pytest_qat.properties.roundtrip import check_roundtrip, quantized_tensors
@@ -29,6 +30,9 @@ from pytest_qat.verdict import Outcome, Verdict
 
 __all__ = ["Assessment", "Result"]
 
+FLOAT_WEIGHT_SHARE = 0.05
+"""Share of the int8 artefact from which on a float weight tensor is worth a word."""
+LARGEST_TENSORS = 20
 NEED_INT8 = frozenset({"parity", "accuracy", "size", "speedup", "roundtrip"})
 
 
@@ -65,7 +69,8 @@ class Assessment:
             "metrics": {"accuracy": None, "latency_s": None, "throughput_per_s": None, "speedup": None,
                         "speedup_over_eager": None, "size_bytes": None, "size_reduction": None, "coverage": None,
                         "parity": None, "energy_j_per_sample": None, "throughput_per_w": None,
-                        "energy_note": None, "peak_memory_bytes": None},
+                        "energy_domains_j": None, "energy_note": None, "peak_memory_bytes": None,
+                        "memory_note": None, "size_census": None, "latency_percentiles_s": None, "batches": None},
             "checks": {}, "findings": []}
 
     def record(self) -> dict[str, Any]:
@@ -154,19 +159,34 @@ class Assessment:
         accuracy = self.run.accuracy()
         self._metrics["accuracy"] = _accuracy_metrics(accuracy)
         return judge.judge_accuracy(accuracy, tolerances, strict=self.run.settings.strict,
-                                    higher_is_better=self.run.case.higher_is_better)
+                                    higher_is_better=self.run.case.higher_is_better,
+                                    fine_tuning=self.run.converted().fine_tuning)
 
     def _size(self, tolerances: Tolerances) -> Verdict:
         pair = self.run.deployed()
         fp32, int8 = pair.fp32["contiguous"].size_bytes, pair.int8["contiguous"].size_bytes
-        self._metrics.update(size_bytes={"fp32": fp32, "int8": int8}, size_reduction=fp32 / int8)
-        return judge.judge_size(fp32, int8, tolerances)
+        census = {"fp32": take_census(pair.fp32["contiguous"]), "int8": take_census(pair.int8["contiguous"])}
+        self._metrics.update(size_bytes={"fp32": fp32, "int8": int8}, size_reduction=fp32 / int8,
+                             size_census={side: _census_metrics(found) for side, found in census.items()})
+        self._note_memory()
+        return judge.judge_size(fp32, int8, tolerances,
+                                float_weights=census["int8"].float_weights(least_share=FLOAT_WEIGHT_SHARE))
+
+    def _note_memory(self) -> None:
+        """Report memory if it can be measured; no verdict hangs on it."""
+        try:
+            memory = self.run.memory()
+        except (NotApplicable, StageFailed) as reason:
+            self._metrics["memory_note"] = _headline(reason.error) if isinstance(reason, StageFailed) else str(reason)
+            return
+        self._metrics["peak_memory_bytes"] = {**memory.peak_bytes, "idle": memory.idle_bytes}
 
     def _speedup(self, tolerances: Tolerances) -> Verdict:
         speed = self.run.speed(tolerances.min_speedup)
         self._metrics.update(_speed_metrics(speed))
         self._record["batch"] = speed.samples
-        return judge.judge_speedup(speed.like_for_like, tolerances, noise_floor=speed.noise_floor)
+        return judge.judge_speedup(speed.like_for_like, tolerances, noise=speed.noise, batches=speed.batches,
+                                   own_batch=speed.samples)
 
     def _roundtrip(self, tolerances: Tolerances) -> Verdict:
         tensors = quantized_tensors(self.run.converted().converted.module)
@@ -213,26 +233,51 @@ def _tolerances(tolerances: Tolerances) -> dict[str, float | None]:
 
 
 def _accuracy_metrics(accuracy: Accuracy) -> dict[str, Any]:
-    return {"fp32": accuracy.fp32, "int8": accuracy.int8, "ptq": accuracy.ptq, "drop": accuracy.drop,
-            "drop_ci": list(accuracy.drop_ci), "p_value": accuracy.p_value, "samples": accuracy.samples,
-            "kind": accuracy.kind, "sqnr_db": _number(accuracy.sqnr_db)}
+    return {"fp32": accuracy.fp32, "int8": accuracy.int8, "ptq": accuracy.ptq, "fine_tuned": accuracy.fine_tuned,
+            "drop": accuracy.drop, "drop_ci": list(accuracy.drop_ci), "relative_drop": accuracy.relative_drop,
+            "p_value": accuracy.p_value, "ptq_p_value": accuracy.ptq_p_value,
+            "fine_tuned_p_value": accuracy.fine_tuned_p_value, "samples": accuracy.samples,
+            "provable_drop": accuracy.provable_drop, "kind": accuracy.kind, "is_fraction": accuracy.is_fraction,
+            "sqnr_db": _number(accuracy.sqnr_db), "flipped": accuracy.flipped,
+            "flips": [{"index": flip.index, "target": flip.target, "before": flip.before, "after": flip.after}
+                      for flip in accuracy.flips]}
+
+
+def _census_metrics(census: SizeCensus) -> dict[str, Any]:
+    return {"by_dtype": census.by_dtype, "container": census.container_bytes,
+            "tensors": [{"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape),
+                         "bytes": tensor.size_bytes} for tensor in census.tensors[:LARGEST_TENSORS]]}
 
 
 def _speed_metrics(speed: Speed) -> dict[str, Any]:
-    main, eager = speed.like_for_like, speed.over_eager
-    latency = {"fp32": main.baseline_s, "int8": main.candidate_s, "fp32_eager": eager.baseline_s}
-    energy = speed.energy_j_per_sample
+    main, eager, energy = speed.like_for_like, speed.over_eager, speed.energy
+    sides = {"fp32": main.baseline, "int8": main.candidate, "fp32_eager": None if eager is None else eager.baseline}
+    joules = None if energy is None else energy.joules
     return {
-        "latency_s": latency,
-        "throughput_per_s": {side: speed.samples / seconds for side, seconds in latency.items()},
-        "speedup": {"estimate": main.estimate, "ci": [_number(end) for end in main.ci], "pairs": main.pairs,
-                    "confidence": main.confidence, "noise_floor": speed.noise_floor, "layouts": speed.layouts},
-        "speedup_over_eager": {"estimate": eager.estimate, "ci": [_number(end) for end in eager.ci],
-                               "pairs": eager.pairs},
-        "energy_j_per_sample": energy,
-        "throughput_per_w": None if energy is None else {
-            side: 1 / joules if joules else None for side, joules in energy.items()},
-        "energy_note": NO_COUNTER if energy is None else None}
+        "latency_s": {side: None if found is None else found.p50 for side, found in sides.items()},
+        "latency_percentiles_s": {side: _percentiles(found) for side, found in sides.items()},
+        "throughput_per_s": {side: None if found is None else speed.samples / found.p50
+                             for side, found in sides.items()},
+        "speedup": {**_ratio(main), "noise_floor": _number(speed.noise_floor), "layouts": speed.layouts,
+                    "noise": None if speed.noise is None else _ratio(speed.noise)},
+        "speedup_over_eager": None if eager is None else _ratio(eager),
+        "batches": [{"batch": entry.batch, "problem": entry.problem, "overhead": entry.overhead,
+                     "latency_s": None if (made := entry.speedup) is None else {
+                         "fp32": made.baseline.p50, "int8": made.candidate.p50},
+                     "speedup": None if made is None else _ratio(made)} for entry in speed.batches] or None,
+        "energy_j_per_sample": joules,
+        "energy_domains_j": None if energy is None else energy.domains,
+        "throughput_per_w": None if joules is None else {side: 1 / value for side, value in joules.items()},
+        "energy_note": speed.energy_note}
+
+
+def _ratio(speedup: Speedup) -> dict[str, Any]:
+    return {"estimate": speedup.estimate, "ci": [_number(end) for end in speedup.ci], "pairs": speedup.pairs,
+            "confidence": speedup.confidence, "elapsed_s": speedup.elapsed_s}
+
+
+def _percentiles(latency: Latency | None) -> dict[str, float] | None:
+    return None if latency is None else {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99}
 
 
 def _number(value: float | None) -> float | None:

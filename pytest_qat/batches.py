@@ -26,6 +26,7 @@ __all__ = [
     "move",
     "sample_count",
     "to_channels_last",
+    "with_batch",
 ]
 
 
@@ -70,6 +71,22 @@ def sample_count(inputs: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return int(leaf.shape[0])
     return 1
+
+
+def with_batch(inputs: Any, size: int) -> Any:
+    """Return a batch of `size` samples: those of `inputs`, repeated or cut off.
+
+    Only tensors whose first side is the batch's are changed.
+    """
+    samples = sample_count(inputs)
+
+    def resized(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 0 or tensor.shape[0] != samples:
+            return tensor
+        index = torch.arange(size, device=tensor.device) % samples
+        return tensor[index]
+
+    return pytree.tree_map_only(Tensor, resized, inputs)
 
 
 def move(value: Any, device: torch.device | str) -> Any:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckFailed",
-    "CheckInconclusive",
     "DataError",
     "InvalidCase",
     "InvalidOption",
+    "MeasurementError",
     "QATError",
     "ReferenceNotFound",
     "StageError",
@@ -72,6 +72,10 @@ class StageError(QATError):
     """The user's own code, or a PyTorch stage, failed in a way that the message explains."""
 
 
+class MeasurementError(QATError):
+    """A quantity could not be measured on this machine, or with this input."""
+
+
 class CheckFailed(AssertionError):
     """A check was made and its answer is no.
 
@@ -84,15 +88,3 @@ class CheckFailed(AssertionError):
         super().__init__("\n".join(reasons))
         self.reasons = tuple(reasons)
         self.findings = tuple(findings)
-
-
-class CheckInconclusive(Exception):
-    """A check was made and the evidence does not suffice for a yes or a no.
-
-    Args:
-        reasons: What is missing, one sentence each.
-    """
-
-    def __init__(self, reasons: Sequence[str]) -> None:
-        super().__init__("\n".join(reasons))
-        self.reasons = tuple(reasons)

@@ -34,6 +34,7 @@ from pytest_qat.measure.accuracy import Accuracy, Scores, agreement_scores, comp
 from pytest_qat.measure.coverage import Coverage, measure_coverage
 from pytest_qat.measure.exclusive import MachineLock
 from pytest_qat.measure.latency import TimingSettings
+from pytest_qat.measure.memory import Memory, MemoryProbes
 from pytest_qat.measure.parity import Parity, compare_parity
 from pytest_qat.measure.speed import Speed, measure_speed
 from pytest_qat.recipe import Recipe
@@ -60,6 +61,8 @@ class RunSettings:
         device: Where fine-tuning takes place.
         strict: Whether inconclusive counts as failed.
         work_threads: Intra-op threads of every stage but timing; None: as torch has it.
+        batches: Further batch sizes to compare latencies at.
+        memory: Whether to measure peak memory, which takes two processes.
     """
 
     tolerances: Tolerances
@@ -69,6 +72,8 @@ class RunSettings:
     device: str = "cpu"
     strict: bool = False
     work_threads: int | None = None
+    batches: tuple[int, ...] = ()
+    memory: bool = False
 
 
 class StageFailed(Exception):
@@ -122,6 +127,7 @@ class ModelRun:
         self._progress = progress or _no_progress
         self._stages: dict[str, tuple[Any, Exception | None]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._probes: MemoryProbes | None = None
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -197,12 +203,26 @@ class ModelRun:
                 return known  # type: ignore[no-any-return]
         return self._stage(f"speed at {floor}", lambda: measure_speed(
             fp32=pair.fp32, int8=pair.int8, eager=lambda: call(eager, self.case.example_inputs),
-            inputs=self.case.example_inputs, floor=floor,
+            inputs=self.case.example_inputs, floor=floor, batches=self.settings.batches,
             settings=TimingSettings(max_time_s=self.settings.max_time_s)), timing=True)
+
+    def memory(self) -> Memory:
+        """Return the peak memory of both sides, each in a process of its own.
+
+        Raises:
+            NotApplicable: the settings do not ask for it.
+        """
+        if not self.settings.memory:
+            raise NotApplicable("not measured: --qat-memory=off")
+        self.deployed()
+        return self._stage("memory", self._memory)
 
     def close(self) -> None:
         """Forget every stage and delete the artefacts."""
         self._stages.clear()
+        if self._probes is not None:
+            self._probes.close()
+            self._probes = None
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -258,6 +278,8 @@ class ModelRun:
             self._try(ptq.module, "the converted model")  # before any time goes into training
         with self._progress(f"{self.case.label} [{self.recipe.name}]") as progress:
             done = fine_tune(prepared.module, self.case, device=self.settings.device, progress=progress)
+        if self.settings.memory:
+            self._start_probes()  # they import torch while this process evaluates
         converted = workflow.convert(prepared, self.recipe)
         self._try(converted.module, "the converted model")
         return _Converted(converted=converted, prepared=prepared, ptq=ptq, fine_tuning=done)
@@ -296,6 +318,19 @@ class ModelRun:
             for side, module in sides.items()}
         return DeployedPair(**{side: {form.layout: form for form in forms} for side, forms in deployed.items()})
 
+    def _memory(self) -> Memory:
+        pair = self.deployed()
+        programs = {}
+        for side, form in (("fp32", pair.fp32["contiguous"]), ("int8", pair.int8["contiguous"])):
+            programs[side] = self._artefacts() / f"{side}.program"
+            form.save_program(self.case.example_inputs, programs[side])
+        return self._start_probes().measure(programs)
+
+    def _start_probes(self) -> MemoryProbes:
+        """Start the processes that measure memory, or return those that wait."""
+        self._probes = self._probes or MemoryProbes(self.recipe.runtime, threads=self.settings.threads)
+        return self._probes
+
     def _artefacts(self) -> Path:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="pytest-qat-")
@@ -314,8 +349,9 @@ class ModelRun:
                 with torch.inference_mode():
                     twin, _ = agreement_scores(reference, [call(ptq.module, inputs) for inputs in batches])
             return compare_scores(same, agreed, twin, higher_is_better=True, kind="agreement", sqnr=sqnr)
-        control = None if ptq is None else self._score_with(lambda inputs: call(ptq.module, inputs))
-        return compare_scores(self._score(fp32), self._score(int8), control,
+        prepared = self.converted().prepared
+        twins = [None if twin is None else self._score_with(partial(call, twin.module)) for twin in (ptq, prepared)]
+        return compare_scores(self._score(fp32), self._score(int8), twins[0], fine_tuned=twins[1],
                               higher_is_better=self.case.higher_is_better)
 
     def _score(self, deployed: Deployed) -> Scores:

@@ -6,16 +6,20 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_qat.findings import Finding
 
 if TYPE_CHECKING:
     from pytest_qat.diagnosis.divergence import Divergence
+    from pytest_qat.finetune import FineTuning
     from pytest_qat.measure.accuracy import Accuracy
     from pytest_qat.measure.coverage import Coverage
     from pytest_qat.measure.latency import Speedup
     from pytest_qat.measure.parity import Parity
+    from pytest_qat.measure.speed import BatchSpeed
+    from pytest_qat.runtimes.base import StoredTensor
     from pytest_qat.tolerances import Tolerances
 
 __all__ = ["Outcome", "Verdict", "judge_accuracy", "judge_coverage", "judge_parity", "judge_size", "judge_speedup",
@@ -27,6 +31,9 @@ PARITY_MARGIN_DB = 6.0
 """How much louder than quantization's own noise the conversion's may be: a factor of two."""
 SIGNIFICANCE = 0.05
 NAMED_LEFTOVERS = 5
+OVERHEAD_BOUND = 0.5
+"""Share of a call that does not grow with the batch, over which it is called bound by overhead."""
+MOST_SECONDS = 600.0
 
 
 class Outcome(str, enum.Enum):
@@ -113,19 +120,19 @@ def judge_parity(parity: Parity, culprit: Divergence | None = None) -> Verdict:
                    reasons=(f"{numbers}; required is {_db(limit)}.",))
 
 
-def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool = False,
-                   higher_is_better: bool = True) -> Verdict:
+def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool = False, higher_is_better: bool = True,
+                   fine_tuning: FineTuning | None = None) -> Verdict:
     """A drop within tolerance passes; over it and significant fails; over it and not significant is inconclusive.
 
     Under `strict` the interval must prove that the drop is within tolerance. A float model below `min_accuracy`, or
-    no better than naming the most frequent class, cannot pass.
+    no better than naming the most frequent class, cannot pass. What training did helps to name causes.
     """
     outcome, reason = _judge_drop(accuracy, tolerances.accuracy_drop, strict=strict)
     floor = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
     if floor is not None and (floor[0] is Outcome.FAILED or outcome is Outcome.PASSED):
         outcome, reason = floor
     return Verdict(outcome=outcome, reasons=(reason,),
-                   findings=_accuracy_findings(accuracy, higher_is_better=higher_is_better))
+                   findings=_accuracy_findings(accuracy, fine_tuning, higher_is_better=higher_is_better))
 
 
 def _judge_drop(accuracy: Accuracy, allowed: float, *, strict: bool) -> tuple[Outcome, str]:
@@ -136,50 +143,64 @@ def _judge_drop(accuracy: Accuracy, allowed: float, *, strict: bool) -> tuple[Ou
             f"the float model scores {accuracy.fp32:.2%}, no better than naming the most frequent class "
             f"({accuracy.majority:.2%}), so a drop cannot show. Give the trained model.")
     low, high = accuracy.drop_ci
+    say = partial(_score, accuracy)
     what = "agreement with float drops" if accuracy.kind == "agreement" else "accuracy drops"
-    numbers = (f"{what} by {accuracy.drop:.2%} (from {accuracy.fp32:.2%} to {accuracy.int8:.2%}), 95 % interval "
-               f"[{low:.2%}, {high:.2%}] on {accuracy.samples} samples; allowed is {allowed:.2%}")
+    relative = "" if accuracy.relative_drop is None else f", {accuracy.relative_drop:.2%} of it"
+    numbers = (f"{what} by {say(accuracy.drop)} (from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}), 95 % "
+               f"interval [{say(low)}, {say(high)}] on {accuracy.samples:,} samples, of which {accuracy.flipped:,} "
+               f"changed; allowed is {say(allowed)}")
     if accuracy.drop > allowed:
         if accuracy.p_value < SIGNIFICANCE:
             return Outcome.FAILED, f"{numbers}."
         return Outcome.INCONCLUSIVE, (
             f"{numbers}. The difference is not significant (p = {accuracy.p_value:.2f}): evaluate more samples.")
-    if strict and high > allowed:
-        return Outcome.INCONCLUSIVE, (
-            f"{numbers}. Strict mode wants proof, and the interval reaches over it: evaluate more samples.")
-    return Outcome.PASSED, f"{numbers}{'' if high <= allowed else '; too few samples to prove it'}."
+    if high <= allowed:
+        return Outcome.PASSED, f"{numbers}."
+    needed = accuracy.samples_needed(allowed)
+    missing = f"these samples can prove no drop under {say(accuracy.provable_drop)}"
+    missing = missing if needed is None else f"about {needed:,} samples would prove it; {missing}"
+    if strict:
+        return Outcome.INCONCLUSIVE, f"{numbers}. Strict mode wants proof, but {missing}."
+    return Outcome.PASSED, f"{numbers}; not proven: {missing}."
 
 
 def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: bool) -> tuple[Outcome, str] | None:
     if floor is None:
         return None
+    say = partial(_score, accuracy)
     if accuracy.kind == "agreement":
-        return Outcome.INCONCLUSIVE, f"min_accuracy {floor:.2%} cannot be checked without eval_data."
+        return Outcome.INCONCLUSIVE, f"min_accuracy {say(floor)} cannot be checked without eval_data."
     if not higher_is_better:
-        return Outcome.INCONCLUSIVE, f"min_accuracy {floor:.2%} is a floor, but for this metric lower is better."
+        return Outcome.INCONCLUSIVE, f"min_accuracy {say(floor)} is a floor, but for this metric lower is better."
     if accuracy.fp32 < floor:
-        return Outcome.FAILED, (f"the float model itself scores {accuracy.fp32:.2%}, below min_accuracy {floor:.2%}: "
-                                "train it before quantizing it.")
+        return Outcome.FAILED, (f"the float model itself scores {say(accuracy.fp32)}, below min_accuracy "
+                                f"{say(floor)}: train it before quantizing it.")
     if accuracy.int8 < floor:
-        return Outcome.FAILED, (f"the int8 model scores {accuracy.int8:.2%}, below min_accuracy {floor:.2%} "
-                                f"(float: {accuracy.fp32:.2%}).")
+        return Outcome.FAILED, (f"the int8 model scores {say(accuracy.int8)}, below min_accuracy {say(floor)} "
+                                f"(float: {say(accuracy.fp32)}).")
     return None
 
 
-def _accuracy_findings(accuracy: Accuracy, *, higher_is_better: bool) -> tuple[Finding, ...]:
+def _accuracy_findings(accuracy: Accuracy, fine_tuning: FineTuning | None, *,
+                       higher_is_better: bool) -> tuple[Finding, ...]:
     found = []
-    sign = 1.0 if higher_is_better else -1.0
     if accuracy.drop < 0 and accuracy.p_value < SIGNIFICANCE:
         found.append(Finding(
             code="suspicious-gain", severity="warning", evidence={"p_value": accuracy.p_value},
-            message=f"int8 scores {-accuracy.drop:.2%} better than float, which quantization alone does not do.",
+            message=f"int8 scores {_score(accuracy, -accuracy.drop)} better than float, which quantization alone "
+                    "does not do.",
             remedy="train the float model as long as its fine-tuned copy, and keep evaluation data out of training."))
-    if accuracy.ptq is not None and accuracy.ptq_p_value is not None and accuracy.ptq_p_value < SIGNIFICANCE and (
-            sign * accuracy.int8 < sign * accuracy.ptq):
+    sign = 1.0 if higher_is_better else -1.0
+    if _significantly_below(sign * accuracy.int8, accuracy.ptq, accuracy.ptq_p_value, sign):
+        found.append(_below_ptq(accuracy, fine_tuning, sign))
+    if _significantly_below(sign * accuracy.int8, accuracy.fine_tuned, accuracy.fine_tuned_p_value, sign):
+        assert accuracy.fine_tuned is not None, "unreachable because it was compared with"
         found.append(Finding(
-            code="qat-below-ptq", severity="warning", evidence={"p_value": accuracy.ptq_p_value},
-            message=f"fine-tuning made int8 worse: {accuracy.int8:.2%} after it, {accuracy.ptq:.2%} without.",
-            remedy="lower the learning rate 10 to 100 times, train for more epochs, or ship the PTQ model."))
+            code="lost-in-conversion", severity="warning", evidence={"p_value": accuracy.fine_tuned_p_value},
+            message=f"the fine-tuned model scores {_score(accuracy, accuracy.fine_tuned)} with fake-quantize, but "
+                    f"{_score(accuracy, accuracy.int8)} once converted: training is not what lost it.",
+            remedy="look at the parity check, and freeze observers and BatchNorm statistics before the end of "
+                   "training."))
     if accuracy.kind == "agreement":
         found.append(Finding(
             code="agreement-only", severity="note", evidence={"sqnr_db": _finite(accuracy.sqnr_db)},
@@ -188,27 +209,126 @@ def _accuracy_findings(accuracy: Accuracy, *, higher_is_better: bool) -> tuple[F
     return tuple(found)
 
 
-def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances) -> Verdict:
-    """The artefact must shrink by at least `min_size_reduction`."""
+def _significantly_below(score: float, other: float | None, p_value: float | None, sign: float) -> bool:
+    return other is not None and p_value is not None and p_value < SIGNIFICANCE and score < sign * other
+
+
+def _below_ptq(accuracy: Accuracy, fine_tuning: FineTuning | None, sign: float) -> Finding:
+    assert accuracy.ptq is not None, "unreachable because it was compared with"
+    message = (f"fine-tuning made int8 worse: {_score(accuracy, accuracy.int8)} after it, "
+               f"{_score(accuracy, accuracy.ptq)} without (p = {accuracy.ptq_p_value:.1g})")
+    first = fine_tuning.first_loss if fine_tuning else None
+    last = fine_tuning.last_loss if fine_tuning else None
+    remedy = "lower the learning rate 10 to 100 times, train for more epochs, or ship the PTQ model."
+    if first is not None and last is not None and last > first:
+        message += f". The loss rose from {first:.3g} to {last:.3g}, as it does when the learning rate is too high."
+        remedy = "lower the learning rate 10 to 100 times, or ship the PTQ model."
+    elif accuracy.fine_tuned is not None and sign * accuracy.fine_tuned >= sign * accuracy.ptq:
+        message += f", though the fine-tuned model itself scores {_score(accuracy, accuracy.fine_tuned)}."
+        remedy = "freeze observers and BatchNorm statistics for the last part of training, or ship the PTQ model."
+    else:
+        message += "."
+    return Finding(code="qat-below-ptq", severity="warning", message=message, remedy=remedy,
+                   evidence={"p_value": accuracy.ptq_p_value, "first_loss": first, "last_loss": last})
+
+
+def _score(accuracy: Accuracy, value: float) -> str:
+    return f"{value:.2%}" if accuracy.is_fraction else f"{value:.4g}"
+
+
+def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances, *,
+               float_weights: Sequence[StoredTensor] = ()) -> Verdict:
+    """The artefact must shrink by at least `min_size_reduction`.
+
+    Args:
+        fp32_bytes: The float artefact.
+        int8_bytes: The int8 artefact.
+        tolerances: What is required.
+        float_weights: Large float tensors in the int8 artefact, largest first.
+    """
     ratio = fp32_bytes / max(int8_bytes, 1)
     enough = ratio >= tolerances.min_size_reduction
     reason = (f"artefact shrinks {ratio:.2f}x ({fp32_bytes:,} to {int8_bytes:,} bytes); "
               f"required is {tolerances.min_size_reduction:.2f}x.")
-    return Verdict(outcome=Outcome.PASSED if enough else Outcome.FAILED, reasons=(reason,))
+    findings: tuple[Finding, ...] = ()
+    if float_weights:
+        total = sum(tensor.size_bytes for tensor in float_weights)
+        named = ", ".join(f"{tensor.name} ({tensor.dtype}, {tensor.size_bytes:,} bytes)"
+                          for tensor in float_weights[:NAMED_LEFTOVERS])
+        more = len(float_weights) - NAMED_LEFTOVERS
+        findings = (Finding(
+            code="float-weights-left", severity="note" if enough else "error",
+            message=f"{total / max(int8_bytes, 1):.0%} of the int8 artefact are float weights: {named}"
+                    f"{f' and {more} more' if more > 0 else ''}.",
+            remedy="quantize these layers, or save the converted model only: coverage names the reasons.",
+            evidence={"bytes": total}),)
+    return Verdict(outcome=Outcome.PASSED if enough else Outcome.FAILED, reasons=(reason,), findings=findings)
 
 
-def judge_speedup(speedup: Speedup, tolerances: Tolerances, *, noise_floor: float | None = None) -> Verdict:
-    """The interval must lie on one side of `min_speedup`; if it straddles it, more time is needed."""
+def judge_speedup(speedup: Speedup, tolerances: Tolerances, *, noise: Speedup | None = None,
+                  batches: Sequence[BatchSpeed] = (), own_batch: int | None = None) -> Verdict:
+    """The interval must lie on one side of `min_speedup`; if it straddles it, more time is needed.
+
+    Args:
+        speedup: Like for like.
+        tolerances: What is required.
+        noise: Float against itself. If that is surely not 1, the machine is unsteady, and the interval must clear
+            the floor by as much.
+        batches: The comparison at other batch sizes.
+        own_batch: The case's own.
+    """
     floor, (low, high) = tolerances.min_speedup, speedup.ci
-    noise = "" if noise_floor is None else f" (float against itself varies by {noise_floor:.1%})"
+    offset = 1.0 if noise is None else max(noise.ci[0], 1 / noise.ci[1] if noise.ci[1] else math.inf, 1.0)
+    against = "" if noise is None else (
+        f" (float against itself: {noise.estimate:.2f}x [{noise.ci[0]:.2f}, {noise.ci[1]:.2f}])")
     numbers = (f"int8 is {speedup.estimate:.2f}x as fast as float, {speedup.confidence:.0%} interval "
-               f"[{low:.2f}, {high:.2f}] from {speedup.pairs} pairs{noise}; required is {floor:.2f}x")
-    if low >= floor:
-        return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))
-    if high < floor:
-        return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}.",))
-    reason = f"{numbers}. The interval straddles it after {speedup.elapsed_s:.0f} s: raise --qat-max-time."
-    return Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(reason,))
+               f"[{low:.2f}, {high:.2f}] from {speedup.pairs} pairs in {speedup.elapsed_s:.1f} s{against}; "
+               f"required is {floor:.2f}x")
+    findings = _batch_findings(speedup, batches, own_batch, floor)
+    if low >= floor * offset:
+        return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",), findings=findings)
+    if high < floor / offset:
+        return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}.",), findings=findings)
+    missing = _what_is_missing(speedup, floor, offset)
+    return Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(f"{numbers}. {missing}",), findings=findings)
+
+
+def _what_is_missing(speedup: Speedup, floor: float, offset: float) -> str:
+    if speedup.settles(floor):
+        return (f"But float against itself is {offset:.2f}x off: this machine is too unsteady to tell so small a "
+                "difference. Run it again when nothing else runs.")
+    needed_s = speedup.seconds_to_settle(floor)
+    if math.isinf(speedup.ci[1]):
+        return (f"A pair of blocks takes so long that {speedup.pairs} fitted into the budget, too few for an "
+                f"interval: raise --qat-max-time to about {math.ceil(needed_s):,} s, or use smaller example_inputs.")
+    if needed_s > MOST_SECONDS:
+        return ("The interval straddles it, and the true ratio is too near for any reasonable time to tell: "
+                "lower --qat-min-speedup a little.")
+    return f"The interval straddles it: raise --qat-max-time to about {math.ceil(needed_s * 1.5):,} s."
+
+
+def _batch_findings(speedup: Speedup, batches: Sequence[BatchSpeed], own_batch: int | None,
+                    floor: float) -> tuple[Finding, ...]:
+    known = {entry.batch: entry.speedup for entry in batches if entry.speedup is not None}
+    found = []
+    bound = {str(entry.batch): entry.overhead for entry in batches
+             if entry.overhead is not None and entry.overhead > OVERHEAD_BOUND}
+    if bound:
+        named = ", ".join(f"{share:.0%} at batch {batch}" for batch, share in bound.items())
+        found.append(Finding(
+            code="overhead-bound", severity="note", evidence=bound,
+            message=f"most of an int8 call does not grow with the batch ({named}): such calls are bound by overhead, "
+                    "which int8 does not shorten.",
+            remedy="judge the speedup at the batch size that ships."))
+    ours = speedup.settles(floor) and speedup.ci[0] >= floor
+    others = [f"{made.estimate:.2f}x at batch {batch}" for batch, made in known.items()
+              if batch != own_batch and made.settles(floor) and (made.ci[0] >= floor) is not ours]
+    if speedup.settles(floor) and others:
+        found.append(Finding(
+            code="verdict-depends-on-batch", severity="warning",
+            message=f"at batch {own_batch} int8 is {speedup.estimate:.2f}x as fast, but {', '.join(others)}.",
+            remedy="put the batch size that ships into example_inputs."))
+    return tuple(found)
 
 
 def strictly(verdict: Verdict, *, strict: bool) -> Verdict:

@@ -17,6 +17,7 @@ PRELOADED = ("torch._dynamo", "torch._inductor.utils", "torch.ao.quantization.qu
              "pytest_qat.workflows.fx")
 
 pytest_plugins = ["pytester"]
+_QUICK = ("-p", "no:randomly", "--qat-max-time=1", "--qat-memory=off")
 
 MODELS = '''
 import torch
@@ -81,12 +82,12 @@ class Project:
         (self.path / "models.py").write_text(MODELS + textwrap.dedent(code))
 
     def run(self, *arguments: str) -> pytest.RunResult:
-        """Run pytest in this process, in a fixed order and with a small time budget."""
-        return self.pytester.runpytest_inprocess("-p", "no:randomly", "--qat-max-time=1", *arguments)
+        """Run pytest in this process, in a fixed order, with a small time budget and no processes for memory."""
+        return self.pytester.runpytest_inprocess(*_QUICK, *arguments)
 
     def subprocess(self, *arguments: str) -> pytest.RunResult:
         """Run pytest in a process of its own."""
-        return self.pytester.runpytest_subprocess("-p", "no:randomly", "--qat-max-time=1", *arguments)
+        return self.pytester.runpytest_subprocess(*_QUICK, *arguments)
 
 
 @pytest.fixture(scope="session", autouse=True)

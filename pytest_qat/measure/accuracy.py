@@ -2,6 +2,7 @@
 
 With evaluation data: the case's metric (default top-1). Without: agreement of the int8 model with the float one on
 calibration inputs, which says that quantization changed little, not that the model is right.
+Scores of one sample are compared with each other, so what counts is how many samples changed, not how many there are.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from torch.utils import _pytree as pytree
 from pytest_qat.batches import classify, float_tensors, labelled, sample_count
 from pytest_qat.errors import DataError
 from pytest_qat.measure.parity import sqnr_db
-from pytest_qat.measure.statistics import above_chance, paired_drop_interval, paired_p
+from pytest_qat.measure.statistics import above_chance, paired_drop_interval, paired_p, samples_to_prove
 
-__all__ = ["Accuracy", "Scores", "agreement_scores", "compare_scores", "evaluate", "top1"]
+__all__ = ["Accuracy", "Flip", "Scores", "agreement_scores", "compare_scores", "evaluate", "top1"]
 
 Metric = Callable[[Any, Any], Tensor]
 AGREES_DB = 20.0
+MOST_FLIPS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +38,37 @@ class Scores:
         values: Shape `(N,)`, float64.
         fingerprint: Digest of the targets in order; two passes over the same data share it.
         majority: Share of the most frequent class, where the targets are class indices; else None.
+        targets: One number a sample, where the targets are such; else None.
+        predictions: The class that the default metric saw, one a sample; else None.
     """
 
     values: NDArray[np.float64]
     fingerprint: str
     majority: float | None
+    targets: NDArray[Any] | None = None
+    predictions: NDArray[np.int64] | None = None
 
     @property
     def mean(self) -> float:
         """The metric over the whole set."""
         return float(self.values.mean())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """A sample that int8 scores differently from float.
+
+    Attributes:
+        index: Its place in the evaluation data, from 0.
+        target: Its target, where that is one number.
+        before: The class that float named, for the default metric; else float's score.
+        after: The same of int8.
+    """
+
+    index: int
+    target: float | int | None
+    before: float | int
+    after: float | int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +79,18 @@ class Accuracy:
         fp32: Score of the deployed float model.
         int8: Score of the deployed int8 model.
         ptq: Score of the post-training-quantized control; None where there is none.
+        fine_tuned: Score of the fine-tuned model before conversion, fake-quantized; None where there is none.
         drop: `fp32 - int8`, with the sign turned for a lower-is-better metric.
         drop_ci: 95 % interval of the drop.
         p_value: Probability of so large a difference if there were none.
         ptq_p_value: The same between the control and int8.
+        fine_tuned_p_value: The same between the fine-tuned model and int8.
         samples: Number of samples.
+        provable_drop: Smallest tolerance that a drop of zero would be proven to keep on these samples.
+        flips: Samples whose score changed, the largest changes first if there are more than a thousand.
+        flipped: Their number.
         kind: `metric` or `agreement`.
+        is_fraction: Whether all scores lie between 0 and 1, so that percent are the right words.
         at_chance: Whether the float model does no better than naming the most frequent class.
         majority: Share of that class, where it is known.
         sqnr_db: Signal-to-quantization-noise ratio of the outputs; only for `agreement`.
@@ -70,15 +99,34 @@ class Accuracy:
     fp32: float
     int8: float
     ptq: float | None
+    fine_tuned: float | None
     drop: float
     drop_ci: tuple[float, float]
     p_value: float
     ptq_p_value: float | None
+    fine_tuned_p_value: float | None
     samples: int
+    provable_drop: float
+    flips: tuple[Flip, ...]
+    flipped: int
     kind: str
+    is_fraction: bool
     at_chance: bool = False
     majority: float | None = None
     sqnr_db: float | None = None
+
+    @property
+    def relative_drop(self) -> float | None:
+        """The drop as a fraction of the float score; None if that is zero."""
+        return self.drop / abs(self.fp32) if self.fp32 else None
+
+    def samples_needed(self, tolerance: float) -> int | None:
+        """Return about how many samples would prove that the drop keeps the tolerance; None if none would.
+
+        They are taken to change as often as those seen, and the drop to stay what it is.
+        """
+        return samples_to_prove(reach=self.drop_ci[1] - self.drop, samples=self.samples,
+                                distance=tolerance - self.drop)
 
 
 def top1(output: Any, target: Any) -> Tensor:
@@ -107,26 +155,55 @@ def evaluate(run: Callable[[Any], Any], data: Iterable[Any], metric: Metric | No
     Raises:
         DataError: the data are empty or of another form, or the metric does not give one finite score per sample.
     """
-    values: list[NDArray[np.float64]] = []
-    digest = hashlib.sha256()
-    classes: list[Tensor] | None = []
+    seen = _Seen()
     for index, (inputs, target) in enumerate(labelled(data, field="eval_data")):
-        expected = sample_count(inputs)
-        values.append(_scores(metric or top1, run(inputs), target, expected=expected, batch=index))
-        for leaf in pytree.tree_leaves(target):
-            digest.update(repr(leaf.tolist() if isinstance(leaf, Tensor) else leaf).encode())
-        if classes is not None and isinstance(target, Tensor) and not target.is_floating_point():
-            classes.append(target.flatten())
-        else:
-            classes = None
-    if not values:
+        expected, output = sample_count(inputs), run(inputs)
+        seen.values.append(_scores(metric or top1, output, target, expected=expected, batch=index))
+        seen.note_target(target, samples=expected)
+        seen.note_prediction(None if metric is not None else output)
+    if not seen.values:
         raise DataError("eval_data is empty, expected at least one (inputs, target) batch.",
                         hint="Make eval_data yield batches, or leave it out to compare int8 with float.")
-    majority = None
-    if classes:
-        _, counts = torch.unique(torch.cat(classes), return_counts=True)
-        majority = float(counts.max() / counts.sum())
-    return Scores(values=np.concatenate(values), fingerprint=digest.hexdigest(), majority=majority)
+    return seen.scores()
+
+
+class _Seen:
+    """What a pass over the evaluation data gathers."""
+
+    def __init__(self) -> None:
+        self.values: list[NDArray[np.float64]] = []
+        self._digest = hashlib.sha256()
+        self._classes: list[Tensor] | None = []
+        self._targets: list[Tensor] | None = []
+        self._predictions: list[Tensor] | None = []
+
+    def note_target(self, target: Any, *, samples: int) -> None:
+        for leaf in pytree.tree_leaves(target):
+            self._digest.update(repr(leaf.tolist() if isinstance(leaf, Tensor) else leaf).encode())
+        if self._classes is not None and isinstance(target, Tensor) and not target.is_floating_point():
+            self._classes.append(target.flatten())
+        else:
+            self._classes = None
+        if self._targets is not None and isinstance(target, Tensor) and target.shape == (samples,):
+            self._targets.append(target)
+        else:
+            self._targets = None
+
+    def note_prediction(self, output: Any) -> None:
+        logits = None if output is None else classify(output, source="the default metric, top-1,")
+        if self._predictions is not None and logits is not None and logits.dim() == 2:
+            self._predictions.append(logits.argmax(dim=1))
+        else:
+            self._predictions = None
+
+    def scores(self) -> Scores:
+        majority = None
+        if self._classes:
+            _, counts = torch.unique(torch.cat(self._classes), return_counts=True)
+            majority = float(counts.max() / counts.sum())
+        return Scores(values=np.concatenate(self.values), fingerprint=self._digest.hexdigest(), majority=majority,
+                      targets=torch.cat(self._targets).numpy(force=True) if self._targets else None,
+                      predictions=torch.cat(self._predictions).numpy(force=True) if self._predictions else None)
 
 
 def _scores(metric: Metric, output: Any, target: Any, *, expected: int, batch: int) -> NDArray[np.float64]:
@@ -187,15 +264,19 @@ def _agreement(before: Tensor, after: Tensor) -> Tensor:
     return close.float()
 
 
-def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_better: bool, kind: str = "metric",
-                   sqnr: float | None = None, confidence: float = 0.95) -> Accuracy:
-    """Pair the scores of float, int8 and the control, sample by sample.
+def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_better: bool,
+                   fine_tuned: Scores | None = None, kind: str = "metric", sqnr: float | None = None,
+                   confidence: float = 0.95) -> Accuracy:
+    """Pair the scores of float, int8, the control and the fine-tuned model, sample by sample.
 
     Raises:
         DataError: the passes saw different samples, or the same in another order.
     """
-    for other in (int8, ptq):
-        if other is not None and (other.fingerprint != fp32.fingerprint or len(other.values) != len(fp32.values)):
+    for other in (int8, ptq, fine_tuned):
+        if other is not None and len(other.values) != len(fp32.values):
+            raise DataError(f"two passes over eval_data gave {len(fp32.values):,} and {len(other.values):,} samples.",
+                            hint="Give data that can be iterated again and do not depend on the model.")
+        if other is not None and other.fingerprint != fp32.fingerprint:
             raise DataError("two passes over eval_data gave different samples or another order.",
                             hint="Use shuffle=False and no random augmentation for eval_data.")
     before, after = fp32.values, int8.values
@@ -205,12 +286,27 @@ def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_
         drop, low, high = 0.0 - drop, 0.0 - high, 0.0 - low
     samples = len(before)
     chance = fp32.majority if kind == "metric" and bool(np.all((fp32.values == 0) | (fp32.values == 1))) else None
+    flipped = np.flatnonzero(before != after)
     return Accuracy(
         fp32=fp32.mean, int8=int8.mean, ptq=None if ptq is None else ptq.mean,
+        fine_tuned=None if fine_tuned is None else fine_tuned.mean,
         drop=drop, drop_ci=(low, high),
         p_value=paired_p(before, after),
         ptq_p_value=None if ptq is None else paired_p(ptq.values, after),
-        samples=samples, kind=kind, majority=chance, sqnr_db=sqnr,
+        fine_tuned_p_value=None if fine_tuned is None else paired_p(fine_tuned.values, after),
+        samples=samples, provable_drop=high - drop, flips=_flips(fp32, int8, flipped), flipped=len(flipped),
+        kind=kind, is_fraction=all(bool(np.all((values >= 0) & (values <= 1))) for values in (before, after)),
+        majority=chance, sqnr_db=sqnr,
         at_chance=chance is not None and not above_chance(
             int(fp32.values.sum()), samples=samples, chance=chance, alpha=1 - confidence),
     )
+
+
+def _flips(fp32: Scores, int8: Scores, flipped: NDArray[np.int64]) -> tuple[Flip, ...]:
+    if len(flipped) > MOST_FLIPS:
+        change = np.abs(fp32.values - int8.values)[flipped]
+        flipped = np.sort(flipped[np.argsort(-change, kind="stable")[:MOST_FLIPS]])
+    before, after = ((fp32.values, int8.values) if fp32.predictions is None or int8.predictions is None else
+                     (fp32.predictions, int8.predictions))
+    return tuple(Flip(index=int(index), before=before[index].item(), after=after[index].item(),
+                      target=None if fp32.targets is None else fp32.targets[index].item()) for index in flipped)

@@ -1,53 +1,117 @@
-"""Energy of a call, from the machine's own counters (Linux powercap, RAPL), or the reason why there is none."""
+"""Energy of a call from the machine's own counters, or the reason why there is none; never an estimate.
+
+The counters (RAPL for CPU packages and DRAM, NVML for GPUs) are read through zeus, which knows wrap-around, containers
+and its daemon for unprivileged reading. codecarbon was passed over because it falls back to guessed power where there
+is no counter, and pynvml because it sees GPUs alone. zeus loads slowly, so it is imported only where counters are.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["NO_COUNTER", "EnergyCounter", "find_counters", "joules_per_call"]
+__all__ = ["NO_COUNTER", "Energy", "EnergyMeter", "find_meter", "measure_energy"]
 
 NO_COUNTER = "no counter on this machine"
-_POWERCAP = Path("/sys/class/powercap")
+NO_READER = "counters are there, but their reader is not: pip install 'pytest-qat[energy]'"
+NO_PERMISSION = "counters are there, but only root may read them (or zeusd, see https://ml.energy/zeus)"
+NOT_MOVING = "counters are there, but stood still or wrapped around during the measurement"
+
+_PLACES = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
+_DAEMON = ("ZEUSD_SOCK_PATH", "ZEUSD_HOST_PORT")
+_WINDOWS = ("fp32", "int8", "int8", "fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnergyCounter:
-    """One counter of microjoules that wraps around at `range_uj`."""
+class Energy:
+    """Energy of one sample.
 
-    path: Path
-    range_uj: int
+    Attributes:
+        joules: Package and DRAM together, in joules a sample, by side; where every model here runs. Everything else
+            that the machine did meanwhile is in it, on both sides.
+        domains: The parts by side: `package`, `dram`, and `gpu` (which is not in the sum).
+    """
 
-    def read_uj(self) -> int:
-        """Return the counter's present value in microjoules."""
-        return int(self.path.read_text())
-
-
-def find_counters(root: Path = _POWERCAP) -> tuple[EnergyCounter, ...]:
-    """Return the readable counters of whole CPU packages and of DRAM under a powercap tree."""
-    counters = []
-    for folder in sorted(root.glob("intel-rapl:*")) if root.is_dir() else ():
-        try:
-            name = (folder / "name").read_text().strip()
-            counter = EnergyCounter(path=folder / "energy_uj",
-                                    range_uj=int((folder / "max_energy_range_uj").read_text()))
-            counter.read_uj()
-        except (OSError, ValueError):
-            continue  # absent, or readable by root only
-        if counter.range_uj > 0 and (name.startswith("package") or name == "dram"):
-            counters.append(counter)
-    return tuple(counters)
+    joules: dict[str, float]
+    domains: dict[str, dict[str, float]]
 
 
-def joules_per_call(call: Callable[[], object], counters: Sequence[EnergyCounter], *, seconds: float,
-                    clock: Callable[[], float] = time.perf_counter) -> float:
-    """Run `call` for about `seconds` and return the energy of one call in joules, everything on the package counted."""
-    before = [counter.read_uj() for counter in counters]
-    calls, end = 0, clock() + seconds
-    while calls == 0 or clock() < end:
-        call()
-        calls += 1
-    used = sum((counter.read_uj() - start) % counter.range_uj for counter, start in zip(counters, before, strict=True))
-    return used / 1e6 / calls
+class EnergyMeter:
+    """Counts the energy of windows of time.
+
+    Args:
+        monitor: A `zeus.monitor.ZeusMonitor`.
+    """
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+
+    def joules(self, work: Callable[[], object]) -> dict[str, float]:
+        """Do the work and return the energy of each domain meanwhile, in joules."""
+        self._monitor.begin_window("qat", sync_execution=False, restart=True)
+        work()
+        used = self._monitor.end_window("qat", sync_execution=False)
+        parts = {"package": used.cpu_energy, "dram": used.dram_energy, "gpu": used.gpu_energy}
+        return {name: float(sum(energies.values())) for name, energies in parts.items() if energies}
+
+
+def find_meter(places: tuple[Path, ...] = _PLACES) -> tuple[EnergyMeter | None, str]:
+    """Return a meter of this machine's counters, or None and the reason."""
+    if not any(place.exists() for place in places) and not any(name in os.environ for name in _DAEMON):
+        return None, NO_COUNTER
+    try:
+        from zeus.monitor import ZeusMonitor
+    except ImportError:
+        return None, NO_READER
+    try:
+        monitor = ZeusMonitor()
+    except Exception as error:  # drivers and daemons fail in ways of their own; a report must not fail with them
+        return None, f"counters are there, but reading them fails: {error}"
+    return (EnergyMeter(monitor), "") if monitor.cpu_indices else (None, NO_PERMISSION)
+
+
+def measure_energy(meter: EnergyMeter, calls: Mapping[str, Callable[[], object]], *, samples: int, seconds: float,
+                   clock: Callable[[], float] = time.perf_counter) -> Energy | None:
+    """Measure both sides in ABBA order.
+
+    Args:
+        meter: The counters.
+        calls: One call of `fp32` and of `int8`.
+        samples: Samples that a call computes.
+        seconds: Length of each of the four windows.
+        clock: Seconds.
+
+    Returns:
+        The energy of a sample; None if a counter did not advance.
+    """
+    used: dict[str, dict[str, float]] = {"fp32": {}, "int8": {}}
+    count = {"fp32": 0, "int8": 0}
+    for side in _WINDOWS:
+        made = _Repeated(calls[side], seconds, clock)
+        for name, joules in meter.joules(made).items():
+            used[side][name] = used[side].get(name, 0.0) + joules
+        count[side] += made.calls
+    domains = {side: {name: joules / count[side] / samples for name, joules in parts.items()}
+               for side, parts in used.items()}
+    if any(parts.get("package", 0) <= 0 or parts.get("dram", 1) < 0 for parts in domains.values()):
+        return None
+    return Energy(domains=domains, joules={
+        side: parts["package"] + parts.get("dram", 0.0) for side, parts in domains.items()})
+
+
+class _Repeated:
+    """Calls again and again for a while, and counts."""
+
+    def __init__(self, call: Callable[[], object], seconds: float, clock: Callable[[], float]) -> None:
+        self._call, self._seconds, self._clock = call, seconds, clock
+        self.calls = 0
+
+    def __call__(self) -> None:
+        end = self._clock() + self._seconds
+        while self.calls == 0 or self._clock() < end:
+            self._call()
+            self.calls += 1

@@ -1,6 +1,7 @@
 """One timing at a time on a machine: timings hold a lock alone, heavy stages of other processes share it.
 
-The lock is SQLite's, through filelock: the operating system frees it when its holder dies.
+The lock is SQLite's, through filelock: the operating system frees it when its holder dies. Whoever wants the lock
+first passes a gate, and a timing keeps the gate while it waits: stages that begin later do not overtake it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import ReadWriteLock
+from filelock import FileLock, ReadWriteLock
 
 __all__ = ["MachineLock"]
 
@@ -27,9 +28,11 @@ class MachineLock:
     def __init__(self, folder: Path | None = None) -> None:
         folder = folder or Path(tempfile.gettempdir()) / f"pytest-qat-{_user()}"
         self._lock: ReadWriteLock | None
+        self._gate = FileLock(folder / "gate.lock")
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = ReadWriteLock(folder / "timing.lock.db")
+            with self._gate:
+                self._lock = ReadWriteLock(folder / "timing.lock.db")
         except (OSError, sqlite3.Error):
             self._lock = None  # nowhere to put a lock: measure without one rather than not at all
 
@@ -39,7 +42,9 @@ class MachineLock:
         if self._lock is None:
             yield
             return
-        with self._lock.write_lock():
+        with contextlib.ExitStack() as held:
+            with self._gate:
+                held.enter_context(self._lock.write_lock())
             yield
 
     @contextlib.contextmanager
@@ -48,7 +53,9 @@ class MachineLock:
         if self._lock is None:
             yield
             return
-        with self._lock.read_lock():
+        with contextlib.ExitStack() as held:
+            with self._gate:
+                held.enter_context(self._lock.read_lock())
             yield
 
 

@@ -1,27 +1,33 @@
 """Paired latency of two callables, side by side in one process.
 
-Blocks of both sides alternate in ABBA order; each block throws its first calls away, because single-call alternation
-makes thread pools and caches fight. The estimate is the median of the pairs' log ratios with a distribution-free
-interval; looks at the data share one error rate (`statistics.look_alpha`), so stopping early is sound.
-Clock and callables are seams: tests script the times.
+Short blocks of both sides alternate in ABBA order, so that a slow moment of the machine hits both; each block throws
+its first calls away, because they pay for the switch of sides (caches, thread pools). The estimate is the median of
+the pairs' log ratios. Its interval holds over all looks at once (`statistics.median_interval`), so stopping as soon as
+the answer is sure costs no error rate. Clock and callables are seams: tests script the times.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import statistics as plain
-import time
-from collections.abc import Callable, Iterator
+from bisect import insort
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pytest_qat.errors import InvalidOption
-from pytest_qat.measure.statistics import look_alpha, median_interval
+import numpy as np
 
-__all__ = ["Speedup", "TimingSettings", "compare_latency"]
+from pytest_qat.errors import InvalidOption, MeasurementError
+from pytest_qat.measure.clock import Clock, system_clock, time_calls
+from pytest_qat.measure.statistics import median_interval
 
-Clock = Callable[[], int]
+__all__ = ["Latency", "Speedup", "TimingSettings", "compare_latency"]
+
+_LEAST_SAMPLES = 3
+_SHORTEST_SAMPLE_NS = 200_000  # keeps the clock's own cost, about 2 µs, to a percent
+_MOST_CALLS = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,38 +35,54 @@ class TimingSettings:
     """How long and how surely to measure.
 
     Attributes:
-        max_time_s: Budget for one comparison, in seconds.
-        min_time_s: Time to spend even if the verdict is sure earlier, for the sake of the estimate.
-        confidence: Confidence of the interval over all looks.
-        block_s: Aimed length of a block's timed part.
-        discard_s: Aimed length of the calls thrown away at a block's head.
-        first_look: Pairs before the first look.
+        max_time_s: Budget for one comparison, in seconds. Each side is called at least once whatever it says.
+        confidence: Confidence of the interval, over all looks at it.
+        block_s: Aimed length of a block's timed part; at least three calls.
+        discard_s: Aimed length of the calls thrown away at a block's head; at least one call.
+        margin: An interval whose near end is this factor away from the floor is clear: measuring stops.
+        precision: Nearer to the floor it goes on until the interval is within this fraction of the estimate.
         max_pairs: Stop after so many pairs whatever they show; None: only time limits.
 
     Raises:
-        InvalidOption: a time is not positive, or the confidence not inside (0, 1).
+        InvalidOption: a time or count is not positive, `margin` under 1, or the confidence not inside (0, 1).
     """
 
     max_time_s: float = 20.0
-    min_time_s: float = 0.5
     confidence: float = 0.95
-    block_s: float = 0.02
-    discard_s: float = 0.008
-    first_look: int = 8
+    block_s: float = 0.005
+    discard_s: float = 0.002
+    margin: float = 1.1
+    precision: float = 0.05
     max_pairs: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("max_time_s", 0.0), ("block_s", 0.0), ("min_time_s", None), ("discard_s", None)):
+        for name, least, included in (("max_time_s", 0, False), ("block_s", 0, False), ("discard_s", 0, True),
+                                      ("precision", 0, False), ("margin", 1, True)):
             value = getattr(self, name)
-            if not math.isfinite(value) or value < 0 or value == least:
-                bound = "over 0" if least is not None else "of at least 0"
-                raise InvalidOption(f"{name} is {value}, expected seconds {bound}.", hint="Leave it out, say.")
-        for name in ("first_look", "max_pairs"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise InvalidOption(f"{name} is {count}, expected at least 1 pair.", hint="Leave it out, say.")
+            if not math.isfinite(value) or value < least or (value == least and not included):
+                bound = f"{'at least' if included else 'over'} {least}"
+                raise InvalidOption(f"{name} is {value}, expected a number of {bound}.", hint="Leave it out, say.")
+        if self.max_pairs is not None and self.max_pairs < 1:
+            raise InvalidOption(f"max_pairs is {self.max_pairs}, expected at least 1.", hint="Leave it out, say.")
         if not 0 < self.confidence < 1:
             raise InvalidOption(f"confidence is {self.confidence}, expected a value inside (0, 1).", hint="Give 0.95.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """The time of one call of one side, in seconds.
+
+    Calls under 0.2 ms are timed several at once, which evens their percentiles out.
+
+    Attributes:
+        p50: Median.
+        p90: 90th percentile.
+        p99: 99th percentile.
+    """
+
+    p50: float
+    p90: float
+    p99: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +94,8 @@ class Speedup:
         ci: Its interval; (0, inf) if there were too few pairs for one.
         pairs: Number of paired blocks.
         confidence: Confidence of the interval.
-        baseline_s: Median time of one baseline call, in seconds.
-        candidate_s: Median time of one candidate call, in seconds.
+        baseline: Latency of the baseline.
+        candidate: Latency of the candidate.
         elapsed_s: Time the comparison took.
     """
 
@@ -81,8 +103,8 @@ class Speedup:
     ci: tuple[float, float]
     pairs: int
     confidence: float
-    baseline_s: float
-    candidate_s: float
+    baseline: Latency
+    candidate: Latency
     elapsed_s: float
 
     def settles(self, floor: float) -> bool:
@@ -90,116 +112,153 @@ class Speedup:
         low, high = self.ci
         return low >= floor or high < floor
 
+    def seconds_to_settle(self, floor: float) -> float:
+        """Return about how long a comparison must take to settle a ratio; infinity if no time is enough.
+
+        Intervals narrow with the square root of time, and the noise is taken to stay as it was.
+        """
+        low, high = self.ci
+        if low == 0 or math.isinf(high):
+            fewest = _fewest_pairs(self.confidence)
+            return self.elapsed_s * max(2.0, fewest / max(self.pairs, 0.5))
+        distance = abs(math.log(self.estimate / floor)) if floor > 0 else math.inf
+        reach = max(math.log(high / self.estimate), math.log(self.estimate / low))
+        return math.inf if distance == 0 else self.elapsed_s * max(1.0, (reach / distance) ** 2)
+
     def __str__(self) -> str:
         low, high = self.ci
         return f"{self.estimate:.2f}x [{low:.2f}, {high:.2f}], {self.pairs} pairs"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Block:
-    """One side's calibrated block: `discard` calls thrown away, then `samples` timings of `inner` calls each."""
-
-    call: Callable[[], object]
-    discard: int
-    samples: int
-    inner: int
-
-    def run(self, clock: Clock) -> float:
-        """Return the median time of one call in nanoseconds."""
-        for _ in range(self.discard):
-            self.call()
-        times = []
-        for _ in range(self.samples):
-            start = clock()
-            for _ in range(self.inner):
-                self.call()
-            times.append(clock() - start)
-        return max(plain.median(times) / self.inner, 1e-3)
-
-
 def compare_latency(baseline_fn: Callable[[], object], candidate_fn: Callable[[], object], *,
                     settings: TimingSettings | None = None, floor: float | None = None,
-                    clock: Clock = time.perf_counter_ns) -> Speedup:
+                    clock: Clock | None = None) -> Speedup:
     """Measure `time(baseline_fn) / time(candidate_fn)`.
 
     Args:
         baseline_fn: One call of the slower side, without arguments.
         candidate_fn: One call of the faster side.
         settings: Budget and confidence.
-        floor: A ratio to decide about: measuring stops once the interval lies on one side of it. None: stop once
-            the interval is within 5 % of the estimate.
-        clock: Monotonic nanoseconds.
+        floor: A ratio to decide about: measuring stops once the answer is sure. None: stop once the interval is
+            within `settings.precision` of the estimate.
+        clock: Monotonic time and waits; default: this machine's.
 
     Returns:
         The estimate and its interval. Whether it settles the floor is for the caller to conclude.
+
+    Raises:
+        MeasurementError: a side is too fast for the clock.
     """
     settings = settings or TimingSettings()
-    started = clock()
-    with _no_garbage_collection():
-        baseline = _calibrate(baseline_fn, settings, clock)
-        candidate = _calibrate(candidate_fn, settings, clock)
-        times: list[tuple[float, float]] = []
-        interval: tuple[float, float] | None = None
-        look, next_look = 0, settings.first_look
-        while True:
-            times.append(_pair(baseline, candidate, clock, baseline_first=len(times) % 2 == 0))
-            elapsed = (clock() - started) / 1e9
-            enough = elapsed + elapsed / len(times) > settings.max_time_s or len(times) == settings.max_pairs
-            if len(times) < next_look and not enough:
-                continue
-            look, next_look = look + 1, math.ceil(len(times) * 1.5)
-            logs = [math.log(slow / fast) for slow, fast in times]
-            interval = median_interval(logs, alpha=look_alpha(look, alpha=1 - settings.confidence)) or interval
-            if enough or (elapsed >= settings.min_time_s and _settled(interval, floor)):
-                break
-    return _summary(times, interval, settings, elapsed)
+    with contextlib.ExitStack() as stack:
+        if clock is None:
+            clock = stack.enter_context(system_clock())
+        stack.enter_context(_no_garbage_collection())
+        return _compare(baseline_fn, candidate_fn, settings, floor, clock)
 
 
-def _summary(times: list[tuple[float, float]], interval: tuple[float, float] | None, settings: TimingSettings,
-             elapsed: float) -> Speedup:
+def _compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], object], settings: TimingSettings,
+             floor: float | None, clock: Clock) -> Speedup:
+    started = clock.now_ns()
+    deadline = started + settings.max_time_s * 1e9
+    baseline = _calibrated(baseline_fn, "baseline", settings, clock, deadline=(started + deadline) / 2)
+    candidate = _calibrated(candidate_fn, "candidate", settings, clock, deadline=deadline)
+    ratios: list[float] = []
+    interval: tuple[float, float] | None = None
+    longest_ns = baseline.block_ns + candidate.block_ns
+    while len(ratios) != settings.max_pairs and (began := clock.now_ns()) + longest_ns <= deadline:
+        order = (baseline, candidate) if len(ratios) % 2 == 0 else (candidate, baseline)
+        times = {side: side.run(clock) for side in order}
+        insort(ratios, math.log(times[baseline] / times[candidate]))
+        longest_ns = max(longest_ns, clock.now_ns() - began)
+        interval = median_interval(ratios, alpha=1 - settings.confidence)
+        if _sure(interval, floor, settings):
+            break
     low, high = interval or (-math.inf, math.inf)
+    estimate = plain.median(ratios) if ratios else math.log(baseline.first_ns / candidate.first_ns)
     return Speedup(
-        estimate=math.exp(plain.median(math.log(slow / fast) for slow, fast in times)),
-        ci=(math.exp(low), math.exp(high)),
-        pairs=len(times),
-        confidence=settings.confidence,
-        baseline_s=plain.median(slow for slow, _ in times) / 1e9,
-        candidate_s=plain.median(fast for _, fast in times) / 1e9,
-        elapsed_s=elapsed,
-    )
+        estimate=math.exp(estimate), ci=(math.exp(low), math.exp(high)), pairs=len(ratios),
+        confidence=settings.confidence, baseline=baseline.latency(), candidate=candidate.latency(),
+        elapsed_s=(clock.now_ns() - started) / 1e9)
 
 
-def _pair(baseline: _Block, candidate: _Block, clock: Clock, *, baseline_first: bool) -> tuple[float, float]:
-    if baseline_first:
-        slow = baseline.run(clock)
-        return slow, candidate.run(clock)
-    fast = candidate.run(clock)
-    return baseline.run(clock), fast
-
-
-def _settled(interval: tuple[float, float] | None, floor: float | None) -> bool:
+def _sure(interval: tuple[float, float] | None, floor: float | None, settings: TimingSettings) -> bool:
+    """Whether there is no need for more pairs."""
     if interval is None:
         return False
     low, high = interval
-    if floor is None or floor <= 0:
-        return high - low <= 2 * math.log(1.05)
-    return low >= math.log(floor) or high < math.log(floor)
+    precise = high - low <= 2 * math.log1p(settings.precision)
+    if floor is None:
+        return precise
+    bound = math.log(floor) if floor > 0 else -math.inf
+    clear = max(low - bound, bound - high) >= math.log(settings.margin)
+    return clear or (precise and (low >= bound or high < bound))
 
 
-def _calibrate(call: Callable[[], object], settings: TimingSettings, clock: Clock) -> _Block:
-    """Find how many calls make a block, from calls that also warm the side up."""
-    per_call_ns, spent_ns, calls = 0.0, 0, 1
-    while spent_ns < settings.block_s * 1e9 and calls <= 2**20:
-        start = clock()
-        for _ in range(calls):
-            call()
-        passed = clock() - start
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Side:
+    """One side's calibrated block: `discard` calls thrown away, then `samples` timings of `inner` calls each.
+
+    Attributes:
+        first_ns: Time of a call while calibrating.
+        times: Every timing so far, in nanoseconds a call.
+    """
+
+    call: Callable[[], object]
+    first_ns: float
+    discard: int
+    samples: int
+    inner: int
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def block_ns(self) -> float:
+        """About how long a block takes."""
+        return (self.discard + self.samples * self.inner) * self.first_ns
+
+    def run(self, clock: Clock) -> float:
+        """Run a block and return its median time of one call in nanoseconds."""
+        for _ in range(self.discard):
+            self.call()
+        times = [time_calls(self.call, times=self.inner, clock=clock) / self.inner for _ in range(self.samples)]
+        self.times.extend(times)
+        return max(plain.median(times), 1e-3)
+
+    def latency(self) -> Latency:
+        """Return the percentiles of all timings."""
+        times: Sequence[float] = self.times or [self.first_ns]
+        p50, p90, p99 = (float(value) / 1e9 for value in np.quantile(times, [0.5, 0.9, 0.99]))
+        return Latency(p50=p50, p90=p90, p99=p99)
+
+
+def _calibrated(call: Callable[[], object], name: str, settings: TimingSettings, clock: Clock, *,
+                deadline: float) -> _Side:
+    """Find how many calls make a block, from calls that also warm the side up; at least one is made.
+
+    Raises:
+        MeasurementError: the clock does not move during a million calls.
+    """
+    per_call_ns, calls, spent_ns = float(time_calls(call, times=1, clock=clock)), 1, 0.0  # the first one is cold
+    while spent_ns < settings.block_s * 1e9 and clock.now_ns() + calls * per_call_ns <= deadline:
+        if calls > _MOST_CALLS and spent_ns == 0:
+            raise MeasurementError(
+                f"{calls - 1:,} calls of the {name} took no time that the clock could tell, expected a model that "
+                "computes something.", hint="Time several calls, or larger inputs, in one callable.")
+        passed = time_calls(call, times=calls, clock=clock)
         per_call_ns, spent_ns, calls = passed / calls, spent_ns + passed, calls * 2
     per_call_ns = max(per_call_ns, 1.0)
-    inner = max(1, math.ceil(50_000 / per_call_ns))  # keep the clock's own cost under a percent
-    samples = max(1, min(1000, math.ceil(settings.block_s * 1e9 / (per_call_ns * inner))))
-    discard = math.ceil(settings.discard_s * 1e9 / per_call_ns)
-    return _Block(call=call, discard=min(discard, 5 * inner), samples=samples, inner=inner)
+    inner = math.ceil(_SHORTEST_SAMPLE_NS / per_call_ns)
+    return _Side(call=call, first_ns=per_call_ns, inner=inner,
+                 discard=max(1, math.ceil(settings.discard_s * 1e9 / per_call_ns)),
+                 samples=max(_LEAST_SAMPLES, math.ceil(settings.block_s * 1e9 / (per_call_ns * inner))))
+
+
+def _fewest_pairs(confidence: float) -> int:
+    """Return the number of pairs that an interval takes at least."""
+    pairs = 1
+    while median_interval(range(pairs), alpha=1 - confidence) is None:
+        pairs += 1
+    return pairs
 
 
 @contextmanager

@@ -1,22 +1,49 @@
-"""The latency figures of one run: like for like, over eager, float against itself, and energy where it is counted."""
+"""The latency figures of one run: like for like, over eager, float against itself, by batch size, and energy.
+
+All of it shares one budget. A model too slow for it is timed once a side, and the rest is left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from pytest_qat.batches import sample_count
-from pytest_qat.measure.energy import find_counters, joules_per_call
+from pytest_qat.batches import sample_count, with_batch
+from pytest_qat.locate import headline
+from pytest_qat.measure.energy import NOT_MOVING, Energy, find_meter, measure_energy
 from pytest_qat.measure.latency import Speedup, TimingSettings, compare_latency
 from pytest_qat.runtimes.base import Deployed
 
-__all__ = ["Speed", "measure_speed"]
+__all__ = ["BatchSpeed", "Speed", "measure_speed", "overhead_share"]
 
-_SIDE_BUDGET_S = 2.0
-_ENERGY_S = 1.0
+_SIDE_SHARE = 0.1
+"""Share of the budget for each comparison beside the main one."""
+_SIDE_PAIRS = 12
+_TOO_SLOW_SHARE = 0.25
+_ENERGY_WINDOW_S = 0.5
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSpeed:
+    """The like-for-like comparison at one batch size.
+
+    Attributes:
+        batch: Number of samples.
+        speedup: What was found; None if the model does not take this batch.
+        problem: Why it does not.
+        overhead: Share of an int8 call that does not grow with the batch; None if only one size could be run.
+    """
+
+    batch: int
+    speedup: Speedup | None
+    problem: str | None = None
+    overhead: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,23 +52,46 @@ class Speed:
 
     Attributes:
         like_for_like: Deployed int8 against deployed float, same runtime and threads.
-        over_eager: Deployed int8 against the user's model as written.
-        noise_floor: How far float against itself lies from 1, a fraction.
+        over_eager: Deployed int8 against the user's model as written; None if there was no time for it.
+        noise: Float against itself, which is 1 on a steady machine; None if there was no time for it.
         layouts: Memory layout chosen for each side, the faster one.
         samples: Batch size.
-        energy_j_per_sample: Joules per sample by side; None where the machine has no counter.
+        batches: The comparison at other batch sizes, where asked for, smallest first; the own size among them.
+        energy: Energy of a sample; None where it cannot be counted.
+        energy_note: Why not.
     """
 
     like_for_like: Speedup
-    over_eager: Speedup
-    noise_floor: float
+    over_eager: Speedup | None
+    noise: Speedup | None
     layouts: dict[str, str]
     samples: int
-    energy_j_per_sample: dict[str, float] | None
+    batches: tuple[BatchSpeed, ...]
+    energy: Energy | None
+    energy_note: str | None
+
+    @property
+    def noise_floor(self) -> float | None:
+        """The largest difference that float against itself leaves possible, a fraction; None if unknown."""
+        return None if self.noise is None else max(self.noise.ci[1] - 1, 1 - self.noise.ci[0])
 
 
-def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed], eager: Callable[[], object],
-                  inputs: tuple[Any, ...], floor: float, settings: TimingSettings) -> Speed:
+def overhead_share(latency_s: Mapping[int, float], batch: int) -> float:
+    """Return the share of a call at `batch` that does not grow with the batch.
+
+    Args:
+        latency_s: Seconds of a call by batch size, at least two; a straight line is laid through the smallest and
+            the largest.
+        batch: One of them.
+    """
+    small, large = min(latency_s), max(latency_s)
+    per_sample = (latency_s[large] - latency_s[small]) / (large - small)
+    fixed = latency_s[small] - per_sample * small
+    return min(1.0, max(0.0, fixed / latency_s[batch]))
+
+
+def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed], eager: Call, inputs: tuple[Any, ...],
+                  floor: float, settings: TimingSettings, batches: Sequence[int] = ()) -> Speed:
     """Time both sides; call it with threads pinned and the machine's lock held.
 
     Args:
@@ -50,37 +100,73 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
         eager: One call of the user's model as written.
         inputs: The example inputs.
         floor: The speedup to decide about.
-        settings: Budget.
+        settings: Budget of everything but the batch sweep and energy.
+        batches: Further batch sizes to compare at.
     """
-    brief = replace(settings, max_time_s=min(_SIDE_BUDGET_S, settings.max_time_s), min_time_s=0.0,
-                    block_s=settings.block_s / 4, discard_s=settings.discard_s / 4, max_pairs=settings.first_look)
+    ends = time.monotonic() + settings.max_time_s
+    brief = replace(settings, max_time_s=settings.max_time_s * _SIDE_SHARE, max_pairs=_SIDE_PAIRS)
+    samples = sample_count(inputs)
     with fp32["contiguous"].session(), int8["contiguous"].session():
-        slow, slow_layout = _faster(fp32, inputs, brief)
-        fast, fast_layout = _faster(int8, inputs, brief)
+        plain = {"fp32": fp32["contiguous"], "int8": int8["contiguous"]}
+        first = compare_latency(_bound(plain["fp32"], inputs), _bound(plain["int8"], inputs),
+                                settings=replace(settings, max_pairs=1))
+        if first.elapsed_s > settings.max_time_s * _TOO_SLOW_SHARE:
+            return Speed(like_for_like=first, over_eager=None, noise=None, samples=samples, batches=(), energy=None,
+                         layouts={side: form.layout for side, form in plain.items()},
+                         energy_note="no time left for it: see --qat-max-time")
+        chosen = {"fp32": _faster(fp32, inputs, brief), "int8": _faster(int8, inputs, brief)}
+        slow, fast = _bound(chosen["fp32"], inputs), _bound(chosen["int8"], inputs)
         noise = compare_latency(slow, slow, settings=brief)
-        main = compare_latency(slow, fast, floor=floor, settings=settings)
+        left_s = max(ends - time.monotonic() - brief.max_time_s, brief.max_time_s)
+        main = compare_latency(slow, fast, floor=floor, settings=replace(settings, max_time_s=left_s))
         with torch.inference_mode():
             over_eager = compare_latency(eager, fast, settings=brief)
-        samples = sample_count(inputs)
-        counters = find_counters()
-        energy = {side: joules_per_call(run, counters, seconds=_ENERGY_S) / samples
-                  for side, run in (("fp32", slow), ("int8", fast))} if counters else None
-    return Speed(like_for_like=main, over_eager=over_eager, noise_floor=abs(noise.estimate - 1), samples=samples,
-                 layouts={"fp32": slow_layout, "int8": fast_layout}, energy_j_per_sample=energy)
+        sweep = [_at_batch(chosen, inputs, batch, replace(brief, max_pairs=None), floor)
+                 for batch in batches if batch != samples]
+        energy, note = _energy({"fp32": slow, "int8": fast}, samples)
+    return Speed(like_for_like=main, over_eager=over_eager, noise=noise, samples=samples, energy=energy,
+                 layouts={side: form.layout for side, form in chosen.items()}, energy_note=note,
+                 batches=_with_overhead([*sweep, BatchSpeed(batch=samples, speedup=main)]) if batches else ())
 
 
-def _faster(forms: Mapping[str, Deployed], inputs: tuple[Any, ...],
-            settings: TimingSettings) -> tuple[Callable[[], object], str]:
-    """Return a call of the faster layout, and its name."""
-    calls = {layout: _bound(form, inputs) for layout, form in forms.items()}
-    if len(calls) == 1:
-        layout = next(iter(calls))
-        return calls[layout], layout
-    gain = compare_latency(calls["contiguous"], calls["channels_last"], settings=settings).estimate
-    layout = "channels_last" if gain > 1 else "contiguous"
-    return calls[layout], layout
+def _at_batch(forms: Mapping[str, Deployed], inputs: tuple[Any, ...], batch: int, settings: TimingSettings,
+              floor: float) -> BatchSpeed:
+    try:
+        resized = with_batch(inputs, batch)
+        sides = [_bound(forms[side], resized) for side in ("fp32", "int8")]
+        for call in sides:
+            call()
+    except Exception as error:  # a model or runtime that is made for one batch size says so in its own way
+        return BatchSpeed(batch=batch, speedup=None, problem=f"{type(error).__name__}: {headline(error)}")
+    return BatchSpeed(batch=batch, speedup=compare_latency(*sides, settings=settings, floor=floor))
 
 
-def _bound(form: Deployed, inputs: tuple[Any, ...]) -> Callable[[], object]:
+def _with_overhead(sweep: Sequence[BatchSpeed]) -> tuple[BatchSpeed, ...]:
+    latency = {entry.batch: entry.speedup.candidate.p50 for entry in sweep if entry.speedup is not None}
+    ordered = sorted(sweep, key=lambda entry: entry.batch)
+    if len(latency) < 2:
+        return tuple(ordered)
+    return tuple(replace(entry, overhead=overhead_share(latency, entry.batch)) if entry.batch in latency else entry
+                 for entry in ordered)
+
+
+def _energy(calls: Mapping[str, Call], samples: int) -> tuple[Energy | None, str | None]:
+    meter, reason = find_meter()
+    if meter is None:
+        return None, reason
+    energy = measure_energy(meter, calls, samples=samples, seconds=_ENERGY_WINDOW_S)
+    return energy, NOT_MOVING if energy is None else None
+
+
+def _faster(forms: Mapping[str, Deployed], inputs: tuple[Any, ...], settings: TimingSettings) -> Deployed:
+    """Return the form in the faster memory layout."""
+    if len(forms) == 1:
+        return next(iter(forms.values()))
+    gain = compare_latency(*(_bound(forms[layout], inputs) for layout in ("contiguous", "channels_last")),
+                           settings=settings, floor=1.0).estimate
+    return forms["channels_last" if gain > 1 else "contiguous"]
+
+
+def _bound(form: Deployed, inputs: tuple[Any, ...]) -> Call:
     adapted = form.adapt(inputs)
     return lambda: form.run(adapted)

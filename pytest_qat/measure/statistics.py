@@ -3,48 +3,61 @@
 scipy.special is enough for nearly all of it and loads ten times faster than scipy.stats, which only scores other than
 0 and 1 need.
 
-Sources: order-statistic interval of a median: Conover, Practical Nonparametric Statistics, 3.2. Paired proportions:
-Agresti & Min, Statistics in Medicine 24 (2005). Exact McNemar: the binomial test on the discordant pairs.
+Sources: confidence sequence of a median: Darling & Robbins, PNAS 58 (1967), 66-68, with the mixture of Robbins, Annals
+of Mathematical Statistics 41 (1970), 1397-1409; for quantiles at large Howard & Ramdas, Bernoulli 28 (2022), 1704-1728.
+Paired proportions: Agresti & Min, Statistics in Medicine 24 (2005). Exact McNemar: the binomial test on the discordant
+pairs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-__all__ = ["above_chance", "look_alpha", "mcnemar_p", "median_interval", "paired_drop_interval", "paired_p"]
+__all__ = ["above_chance", "mcnemar_p", "median_interval", "paired_drop_interval", "paired_p",
+           "samples_to_prove"]
 
 _RESAMPLES = 2000
+_PERMUTATIONS = 4999
+_BATCH = 2**20
+"""Most numbers that a resampling holds at a time: 8 MB."""
 
 
-def median_interval(values: Sequence[float], *, alpha: float) -> tuple[float, float] | None:
-    """Return a distribution-free interval of the median, from two order statistics.
+def median_interval(ordered: Sequence[float], *, alpha: float) -> tuple[float, float] | None:
+    """Return an interval of the median that stays valid however often one looks (a confidence sequence).
+
+    A value m is left out below once so many observations lie above it that the evidence against "the median is at
+    most m", a mixture of likelihood ratios for the chance of lying above, reaches 2 / alpha; and likewise above. Under
+    a median of m that evidence is a supermartingale, so by Ville's inequality it ever gets there with a chance of at
+    most alpha / 2. Observations may be skewed and of any spread, which may change; each must be as likely to lie
+    above the median as below it, whatever came before.
 
     Args:
-        values: Independent observations.
-        alpha: Two-sided error rate.
+        ordered: The observations so far, ascending.
+        alpha: Error rate over both sides and all looks together.
 
     Returns:
-        The interval, or None if so few values cannot give one at this rate.
+        The interval, from two order statistics; None while there are too few observations at this rate.
     """
-    count = len(values)
-    below = special.bdtr(np.arange(count // 2 + 1), count, 0.5)  # chance of at most k values under the median
-    rank = int(np.sum(below <= alpha / 2)) - 1
-    if rank < 0:
-        return None
-    ordered = sorted(values)
-    return ordered[rank], ordered[count - 1 - rank]
+    count = len(ordered)
+    above = _decisive_count(count, alpha)
+    return None if above is None else (ordered[count - above], ordered[above - 1])
 
 
-def look_alpha(look: int, *, alpha: float) -> float:
-    """Return the share of `alpha` that the look number `look` (from 1) may spend.
-
-    The shares 1/(k(k+1)) add up to one, so by the union bound any number of looks keeps the whole error rate.
-    """
-    return alpha / (look * (look + 1))
+@lru_cache(maxsize=8192)
+def _decisive_count(count: int, alpha: float) -> int | None:
+    """Return how many of `count` observations must lie on one side of a value to rule it out as the median."""
+    above = np.arange((count + 1) // 2, count + 1)
+    below = count - above
+    evidence = ((count + 1) * np.log(2.0) + special.betaln(above + 1, below + 1)
+                + np.log(special.betainc(below + 1, above + 1, 0.5)))
+    decisive = above[evidence >= np.log(2 / alpha)]
+    return int(decisive[0]) if len(decisive) else None
 
 
 def mcnemar_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
@@ -56,14 +69,21 @@ def mcnemar_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
 
 
 def paired_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    """Return the two-sided p-value that paired scores differ: McNemar for 0/1 scores, else Wilcoxon's signed ranks."""
+    """Return the two-sided p-value that the means of paired scores differ.
+
+    0/1 scores: McNemar's exact test. Others: a permutation test that swaps the two scores of a sample.
+    """
     if _binary(before) and _binary(after):
         return mcnemar_p(before, after)
-    if not np.any(before != after):
+    differences = before - after
+    if not np.any(differences):
         return 1.0
     from scipy import stats
 
-    return float(stats.wilcoxon(before, after, zero_method="zsplit").pvalue)
+    found = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=_PERMUTATIONS,
+                                   batch=max(1, _BATCH // len(differences)), vectorized=True,
+                                   rng=np.random.default_rng(0))
+    return float(found.pvalue)
 
 
 def paired_drop_interval(before: NDArray[np.float64], after: NDArray[np.float64], *,
@@ -87,8 +107,24 @@ def paired_drop_interval(before: NDArray[np.float64], after: NDArray[np.float64]
     from scipy import stats
 
     found = stats.bootstrap((differences,), np.mean, confidence_level=confidence, n_resamples=_RESAMPLES,
-                            method="percentile", rng=np.random.default_rng(0))
+                            batch=max(1, _BATCH // count), method="percentile", rng=np.random.default_rng(0))
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def samples_to_prove(*, reach: float, samples: int, distance: float) -> int | None:
+    """Return about how many samples an interval needs to reach no further than `distance`.
+
+    Args:
+        reach: How far the interval of `samples` samples reaches to that side; it shrinks with their square root.
+        samples: Number of samples seen.
+        distance: How far the bound is from the estimate.
+
+    Returns:
+        The number; None if the estimate is at or over the bound, so that no number is enough.
+    """
+    if distance <= 0:
+        return None
+    return samples if reach <= distance else math.ceil(samples * (reach / distance) ** 2)
 
 
 def above_chance(hits: int, *, samples: int, chance: float, alpha: float) -> bool:

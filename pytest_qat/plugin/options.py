@@ -22,6 +22,7 @@ class Option(NamedTuple):
         parse: Name of its parser in `settings`.
         default: Value when neither the command line nor the ini file gives one.
         repeat: Whether it may be given several times.
+        bare: Value when the option is given without one; None: a value must follow.
         ini: Whether there is an ini key of the same name, with underscores.
     """
 
@@ -31,6 +32,7 @@ class Option(NamedTuple):
     parse: str
     default: Any = None
     repeat: bool = False
+    bare: str | None = None
     ini: bool = True
 
     @property
@@ -58,6 +60,10 @@ OPTIONS = (
            help="Intra-op threads while timing, on both sides (default: 1)."),
     Option(name="qat-max-time", metavar="S", parse="seconds", default=20.0,
            help="Most seconds to spend on one speed verdict (default: 20)."),
+    Option(name="qat-batches", metavar="N,N", parse="counts", bare="1,8,32",
+           help="Also compare latencies at these batch sizes; without a value at 1, 8 and 32 (default: none)."),
+    Option(name="qat-memory", metavar="on|off", parse="switch", default=True,
+           help="Whether to measure peak memory, in two processes of their own (default: on)."),
     Option(name="qat-seed", metavar="N", parse="natural", default=0,
            help="Seed of fine-tuning, calibration order and Hypothesis (default: 0)."),
     Option(name="qat-device", metavar="DEVICE", parse="text", default="cpu",
@@ -75,8 +81,9 @@ def add_options(parser: pytest.Parser) -> None:
         if not option.metavar:
             group.addoption(f"--{option.name}", dest=option.key, action="store_true", default=None, help=option.help)
         else:
+            form = {"nargs": "?", "const": option.bare} if option.bare is not None else {}
             group.addoption(f"--{option.name}", dest=option.key, metavar=option.metavar, help=option.help,
-                            action="append" if option.repeat else "store", default=None)
+                            action="append" if option.repeat else "store", default=None, **form)
         if option.ini:
             kind: Literal["args", "string"] = "args" if option.repeat else "string"
             parser.addini(option.key, option.help, kind, default=None)

@@ -88,7 +88,7 @@ class RunRegistry:
             settings = RunSettings(
                 tolerances=options.tolerances(case.tolerances), threads=options.threads,
                 max_time_s=options.max_time_s, seed=options.seed, device=options.device, strict=options.strict,
-                work_threads=_thread_share(self._workers))
+                batches=options.batches, memory=options.memory, work_threads=_thread_share(self._workers))
             run = ModelRun(case, get_recipe(recipe), settings, lock=self._lock, progress=self._progress)
             self._runs[where] = Assessment(run, reference=reference)
         self._runs.move_to_end(where)

@@ -34,6 +34,8 @@ class Options:
         seed: Seed of every stage.
         device: Where to fine-tune.
         strict: Whether inconclusive fails.
+        batches: Further batch sizes to compare latencies at.
+        memory: Whether to measure peak memory.
         json: Path of the record, or None.
     """
 
@@ -46,6 +48,8 @@ class Options:
     seed: int
     device: str
     strict: bool
+    batches: tuple[int, ...]
+    memory: bool
     json: Path | None
 
     def tolerances(self, own: Tolerances) -> Tolerances:
@@ -69,7 +73,8 @@ def read_options(config: pytest.Config) -> Options:
         recipes=tuple(RECIPES) if "all" in names else tuple(dict.fromkeys(names)),
         shapes=merged["qat_inputs"], explicit=_tolerances(line), defaults=Tolerances().override(**_tolerances(file)),
         threads=merged["qat_threads"], max_time_s=merged["qat_max_time"], seed=merged["qat_seed"],
-        device=merged["qat_device"], strict=merged["qat_strict"], json=path)
+        device=merged["qat_device"], strict=merged["qat_strict"], json=path,
+        batches=merged["qat_batches"] or (), memory=merged["qat_memory"])
 
 
 def _values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -117,6 +122,13 @@ def _whole(minimum: int) -> Callable[..., int]:
     return parse
 
 
+def _counts(value: object, *, name: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in str(value).split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InvalidOption(f"{name} is {value}, expected batch sizes with commas.", hint=f"Write {name}=1,8,32.")
+    return tuple(sorted({int(part) for part in parts}))
+
+
 def _seconds(value: object, *, name: str) -> float:
     try:
         number = float(str(value).removesuffix("s"))
@@ -140,9 +152,13 @@ def _shapes(value: object, *, name: str) -> str:
 
 
 def _switch(value: object, *, name: str) -> bool:
-    return str(value).lower() in ("1", "true", "yes", "on")
+    text = str(value).strip().lower()
+    if text not in _SWITCH:
+        raise InvalidOption(f"{name} is {value}, expected on or off.", hint=f"Write {name}=on.")
+    return _SWITCH[text]
 
 
+_SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _PARSERS: Mapping[str, Callable[..., Any]] = {
-    "count": _whole(1), "fraction": parse_fraction, "natural": _whole(0), "ratio": parse_ratio, "recipe": _recipe,
-    "seconds": _seconds, "shapes": _shapes, "switch": _switch, "text": _text}
+    "count": _whole(1), "counts": _counts, "fraction": parse_fraction, "natural": _whole(0), "ratio": parse_ratio,
+    "recipe": _recipe, "seconds": _seconds, "shapes": _shapes, "switch": _switch, "text": _text}

@@ -38,7 +38,7 @@ def _without_padding(line: str) -> str:
 
 def _run(run: Mapping[str, Any]) -> Group:
     table = _table(run)
-    parts: list[Any] = [_title(run), *([table] if table.row_count else []), *_energy_lines(run)]
+    parts: list[Any] = [_title(run), *([table] if table.row_count else []), *_note_lines(run)]
     parts += [Padding(line, (0, 0, 0, 2)) for line in (*_check_lines(run), *_finding_lines(run))]
     return Group(*parts)
 
@@ -56,7 +56,7 @@ def _table(run: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=True)
     metrics, tolerances = run["metrics"], run["tolerances"]
     for cells in (*_accuracy_row(metrics, tolerances), *_speed_rows(metrics, tolerances),
-                  *_size_row(metrics, tolerances), *_coverage_row(metrics, tolerances)):
+                  *_size_row(metrics, tolerances), *_memory_row(metrics), *_coverage_row(metrics, tolerances)):
         label, *numbers, check = cells
         table.add_row(label, *(number or _NOTHING for number in numbers), _verdict(run, check))
     return table
@@ -68,10 +68,13 @@ Row = tuple[str, str, str, str, str, str, str]
 def _accuracy_row(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> Iterator[Row]:
     accuracy = metrics["accuracy"]
     if accuracy is not None:
+        form = "{:.2%}" if accuracy["is_fraction"] else "{:.4g}"
+        fp32, int8, allowed = (form.format(value) for value in (
+            accuracy["fp32"], accuracy["int8"], tolerances["accuracy_drop"]))
+        ptq = "" if accuracy["ptq"] is None else form.format(accuracy["ptq"])
+        gain = form.replace("{:", "{:+").format(0.0 - accuracy["drop"])
         label = "accuracy" if accuracy["kind"] == "metric" else "agreement"
-        ptq = "" if accuracy["ptq"] is None else f"{accuracy['ptq']:.2%}"
-        yield (label, f"{accuracy['fp32']:.2%}", ptq, f"{accuracy['int8']:.2%}", f"{0.0 - accuracy['drop']:+.2%}",
-               f">= -{tolerances['accuracy_drop']:.2%}", "accuracy")
+        yield (label, fp32, ptq, int8, gain, f">= -{allowed}", "accuracy")
 
 
 def _speed_rows(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> Iterator[Row]:
@@ -81,14 +84,33 @@ def _speed_rows(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> It
     ratio, throughput = f"{speedup['estimate']:.2f}x", metrics["throughput_per_s"]
     yield ("latency", _time(latency["fp32"]), "", _time(latency["int8"]), ratio,
            f">= {tolerances['min_speedup']:.2f}x", "speedup")
-    yield ("  as written", _time(latency["fp32_eager"]), "", _time(latency["int8"]),
-           f"{metrics['speedup_over_eager']['estimate']:.2f}x", "", "")
+    percentiles = metrics["latency_percentiles_s"]
+    if percentiles:
+        for name in ("p90", "p99"):
+            yield (f"  {name}", _time(percentiles["fp32"][name]), "", _time(percentiles["int8"][name]), "", "", "")
+    if metrics["speedup_over_eager"] is not None:
+        yield ("  as written", _time(latency["fp32_eager"]), "", _time(latency["int8"]),
+               f"{metrics['speedup_over_eager']['estimate']:.2f}x", "", "")
+    for entry in metrics.get("batches") or ():
+        if entry["speedup"] is not None:
+            yield (f"  batch {entry['batch']}", _time(entry["latency_s"]["fp32"]), "",
+                   _time(entry["latency_s"]["int8"]), f"{entry['speedup']['estimate']:.2f}x", "", "")
     yield ("throughput", _rate(throughput["fp32"]), "", _rate(throughput["int8"]), ratio, "", "")
     for label, key, unit in _ENERGY:
         values = metrics[key]
         if values is not None and values["fp32"] and values["int8"]:
             gain = values["fp32"] / values["int8"] if key == "energy_j_per_sample" else values["int8"] / values["fp32"]
             yield (label, f"{values['fp32']:.3g} {unit}", "", f"{values['int8']:.3g} {unit}", f"{gain:.2f}x", "", "")
+
+
+def _memory_row(metrics: Mapping[str, Any]) -> Iterator[Row]:
+    peak = metrics.get("peak_memory_bytes")
+    if peak is not None:
+        yield ("peak memory", _bytes(peak["fp32"]), "", _bytes(peak["int8"]), f"{peak['fp32'] / peak['int8']:.2f}x",
+               "", "")
+        model = {side: max(0, peak[side] - peak["idle"]) for side in ("fp32", "int8")}
+        yield ("  of the model", _bytes(model["fp32"]), "", _bytes(model["int8"]),
+               f"{model['fp32'] / model['int8']:.2f}x" if model["int8"] else "", "", "")
 
 
 def _size_row(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> Iterator[Row]:
@@ -105,9 +127,13 @@ def _coverage_row(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> 
                f">= {floor:.1%}" if floor is not None else "> 0%", "coverage")
 
 
-def _energy_lines(run: Mapping[str, Any]) -> list[Text]:
-    note = run["metrics"].get("energy_note")
-    return [Text(f"{label:<15} {note}", style="dim") for label, _, _ in _ENERGY] if note else []
+def _note_lines(run: Mapping[str, Any]) -> list[Text]:
+    """What could not be measured, and why."""
+    metrics = run["metrics"]
+    notes = [(label, metrics.get("energy_note")) for label, _, _ in _ENERGY]
+    notes.append(("peak memory", metrics.get("memory_note")))
+    notes += [(f"batch {entry['batch']}", entry["problem"]) for entry in metrics.get("batches") or ()]
+    return [Text(f"{label:<15} {note}", style="dim") for label, note in notes if note]
 
 
 def _check_lines(run: Mapping[str, Any]) -> list[Text]:
