@@ -25,7 +25,6 @@ from pytest_qat.measure.latency import Latency, Speedup
 from pytest_qat.measure.size import SizeCensus, take_census
 from pytest_qat.measure.speed import Speed
 from pytest_qat.pipeline import ModelRun, NotApplicable, StageFailed
-from pytest_qat.properties.roundtrip import check_roundtrip, quantized_tensors
 from pytest_qat.verdict import Outcome, Verdict
 
 __all__ = ["Assessment", "Result"]
@@ -189,14 +188,13 @@ class Assessment:
                                    own_batch=speed.samples)
 
     def _roundtrip(self, tolerances: Tolerances) -> Verdict:
-        tensors = quantized_tensors(self.run.converted().converted.module)
-        if not tensors:
+        count, broken = self.run.roundtrip()
+        if not count:
             raise NotApplicable("the converted model shows no qparams to drive.")
-        broken = check_roundtrip(tensors, seed=self.run.settings.seed)
         if broken:
             return Verdict(outcome=Outcome.FAILED, findings=tuple(broken), reasons=(
                 f"quantize-dequantize breaks its law on the qparams of {broken[0].module or 'the model'}.",))
-        return _passed(f"quantize-dequantize holds its law on {len(tensors)} quantized tensors.")
+        return _passed(f"quantize-dequantize holds its law on {count} quantized tensors.")
 
     def _checks(self) -> Mapping[str, Callable[[Tolerances], Verdict]]:
         return {"prepare": self._prepare, "convert": self._convert, "coverage": self._coverage,

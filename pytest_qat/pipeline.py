@@ -37,6 +37,7 @@ from pytest_qat.measure.latency import TimingSettings
 from pytest_qat.measure.memory import Memory, MemoryProbes
 from pytest_qat.measure.parity import Parity, compare_parity
 from pytest_qat.measure.speed import Speed, measure_speed
+from pytest_qat.properties.roundtrip import check_roundtrip, quantized_tensors
 from pytest_qat.recipe import Recipe
 from pytest_qat.runtimes import Deployed, load_runtime
 from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
@@ -47,6 +48,8 @@ __all__ = ["ModelRun", "NotApplicable", "RunSettings", "StageFailed"]
 T = TypeVar("T")
 CALIBRATION_BATCHES = 16
 PARITY_BATCHES = 4
+LEAST_TIMING_S = 1.0
+"""A report is worth a second of timing, even where the verdict is sure before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +131,7 @@ class ModelRun:
         self._stages: dict[str, tuple[Any, Exception | None]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._probes: MemoryProbes | None = None
+        self._computing = False
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -204,7 +208,7 @@ class ModelRun:
         return self._stage(f"speed at {floor}", lambda: measure_speed(
             fp32=pair.fp32, int8=pair.int8, eager=lambda: call(eager, self.case.example_inputs),
             inputs=self.case.example_inputs, floor=floor, batches=self.settings.batches,
-            settings=TimingSettings(max_time_s=self.settings.max_time_s)), timing=True)
+            settings=TimingSettings(max_time_s=self.settings.max_time_s, least_s=LEAST_TIMING_S)), timing=True)
 
     def memory(self) -> Memory:
         """Return the peak memory of both sides, each in a process of its own.
@@ -213,9 +217,15 @@ class ModelRun:
             NotApplicable: the settings do not ask for it.
         """
         if not self.settings.memory:
-            raise NotApplicable("not measured: --qat-memory=off")
+            raise NotApplicable("not measured: give --qat-memory=on")
         self.deployed()
         return self._stage("memory", self._memory)
+
+    def roundtrip(self) -> tuple[int, list[Finding]]:
+        """Return how many quantized tensors the int8 model has, and which of their round trips break the law."""
+        module = self.converted().converted.module
+        tensors = self._stage("qparams", lambda: quantized_tensors(module))
+        return len(tensors), self._stage("roundtrip", lambda: check_roundtrip(tensors, seed=self.settings.seed))
 
     def close(self) -> None:
         """Forget every stage and delete the artefacts."""
@@ -238,7 +248,9 @@ class ModelRun:
         return value  # type: ignore[no-any-return]
 
     def _compute(self, name: str, make: Callable[[], T], *, timing: bool) -> tuple[T | None, Exception | None]:
+        assert not self._computing, "unreachable because stages compute what they need first; the lock is held once"
         held = self._lock.alone() if timing else self._lock.shared()
+        self._computing = True
         try:
             with (held, preserved_torch_state(seed=self.settings.seed), quantized_engine(self.recipe.engine),
                   threads(self.settings.threads if timing else self.settings.work_threads)):
@@ -252,6 +264,8 @@ class ModelRun:
             failed = CheckFailed([f"{name} failed: {type(error).__name__}."], findings=[finding])
             failed.__cause__ = error
             return None, failed
+        finally:
+            self._computing = False
 
     def _prepare(self) -> PreparedModel:
         if self.case.prepared is not None:

@@ -28,6 +28,7 @@ __all__ = ["Latency", "Speedup", "TimingSettings", "compare_latency"]
 _LEAST_SAMPLES = 3
 _SHORTEST_SAMPLE_NS = 200_000  # keeps the clock's own cost, about 2 µs, to a percent
 _MOST_CALLS = 2**20
+_LEAST_NS = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class TimingSettings:
         discard_s: Aimed length of the calls thrown away at a block's head; at least one call.
         margin: An interval whose near end is this factor away from the floor is clear: measuring stops.
         precision: Nearer to the floor it goes on until the interval is within this fraction of the estimate.
+        least_s: Once the answer is sure, go on for the sake of the estimate until it is as precise as that, or until
+            so many seconds have gone into the comparison.
         max_pairs: Stop after so many pairs whatever they show; None: only time limits.
 
     Raises:
@@ -51,13 +54,14 @@ class TimingSettings:
     confidence: float = 0.95
     block_s: float = 0.005
     discard_s: float = 0.002
-    margin: float = 1.1
-    precision: float = 0.05
+    margin: float = 1.15
+    precision: float = 0.03
+    least_s: float = 0.0
     max_pairs: int | None = None
 
     def __post_init__(self) -> None:
         for name, least, included in (("max_time_s", 0, False), ("block_s", 0, False), ("discard_s", 0, True),
-                                      ("precision", 0, False), ("margin", 1, True)):
+                                      ("precision", 0, False), ("least_s", 0, True), ("margin", 1, True)):
             value = getattr(self, name)
             if not math.isfinite(value) or value < least or (value == least and not included):
                 bound = f"{'at least' if included else 'over'} {least}"
@@ -172,7 +176,7 @@ def _compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], objec
         insort(ratios, math.log(times[baseline] / times[candidate]))
         longest_ns = max(longest_ns, clock.now_ns() - began)
         interval = median_interval(ratios, alpha=1 - settings.confidence)
-        if _sure(interval, floor, settings):
+        if _enough(interval, floor, settings, elapsed_s=(clock.now_ns() - started) / 1e9):
             break
     low, high = interval or (-math.inf, math.inf)
     estimate = plain.median(ratios) if ratios else math.log(baseline.first_ns / candidate.first_ns)
@@ -182,7 +186,8 @@ def _compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], objec
         elapsed_s=(clock.now_ns() - started) / 1e9)
 
 
-def _sure(interval: tuple[float, float] | None, floor: float | None, settings: TimingSettings) -> bool:
+def _enough(interval: tuple[float, float] | None, floor: float | None, settings: TimingSettings, *,
+            elapsed_s: float) -> bool:
     """Whether there is no need for more pairs."""
     if interval is None:
         return False
@@ -191,8 +196,9 @@ def _sure(interval: tuple[float, float] | None, floor: float | None, settings: T
     if floor is None:
         return precise
     bound = math.log(floor) if floor > 0 else -math.inf
-    clear = max(low - bound, bound - high) >= math.log(settings.margin)
-    return clear or (precise and (low >= bound or high < bound))
+    if precise:
+        return low >= bound or high < bound
+    return elapsed_s >= settings.least_s and max(low - bound, bound - high) >= math.log(settings.margin)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -222,12 +228,12 @@ class _Side:
             self.call()
         times = [time_calls(self.call, times=self.inner, clock=clock) / self.inner for _ in range(self.samples)]
         self.times.extend(times)
-        return max(plain.median(times), 1e-3)
+        return max(plain.median(times), _LEAST_NS)
 
     def latency(self) -> Latency:
         """Return the percentiles of all timings."""
         times: Sequence[float] = self.times or [self.first_ns]
-        p50, p90, p99 = (float(value) / 1e9 for value in np.quantile(times, [0.5, 0.9, 0.99]))
+        p50, p90, p99 = (max(float(value), _LEAST_NS) / 1e9 for value in np.quantile(times, [0.5, 0.9, 0.99]))
         return Latency(p50=p50, p90=p90, p99=p99)
 
 

@@ -22,7 +22,7 @@ __all__ = ["BatchSpeed", "Speed", "measure_speed", "overhead_share"]
 
 _SIDE_SHARE = 0.1
 """Share of the budget for each comparison beside the main one."""
-_SIDE_PAIRS = 12
+SIDE_PAIRS = 12
 _TOO_SLOW_SHARE = 0.25
 _ENERGY_WINDOW_S = 0.5
 
@@ -104,7 +104,7 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
         batches: Further batch sizes to compare at.
     """
     ends = time.monotonic() + settings.max_time_s
-    brief = replace(settings, max_time_s=settings.max_time_s * _SIDE_SHARE, max_pairs=_SIDE_PAIRS)
+    brief = replace(settings, max_time_s=settings.max_time_s * _SIDE_SHARE, max_pairs=SIDE_PAIRS, least_s=0.0)
     samples = sample_count(inputs)
     with fp32["contiguous"].session(), int8["contiguous"].session():
         plain = {"fp32": fp32["contiguous"], "int8": int8["contiguous"]}

@@ -69,12 +69,13 @@ def read_options(config: pytest.Config) -> Options:
     if path is not None and not hasattr(config, "workerinput"):
         check_writable(path, name="--qat-json")
     names = merged["qat_recipe"] or []
+    memory = path is not None if merged["qat_memory"] is None else merged["qat_memory"]
     return Options(
         recipes=tuple(RECIPES) if "all" in names else tuple(dict.fromkeys(names)),
         shapes=merged["qat_inputs"], explicit=_tolerances(line), defaults=Tolerances().override(**_tolerances(file)),
         threads=merged["qat_threads"], max_time_s=merged["qat_max_time"], seed=merged["qat_seed"],
         device=merged["qat_device"], strict=merged["qat_strict"], json=path,
-        batches=merged["qat_batches"] or (), memory=merged["qat_memory"])
+        batches=merged["qat_batches"] or (), memory=memory)
 
 
 def _values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -30,7 +30,7 @@ def main() -> None:
         speed = run.speed(1.0)
         main_ratio, eager = speed.like_for_like, speed.over_eager
         print(f"| {batch} | {eager} | {main_ratio} | "
-              f"{1e3 * main_ratio.baseline_s:.2f} / {1e3 * main_ratio.candidate_s:.2f} ms |")
+              f"{1e3 * main_ratio.baseline.p50:.2f} / {1e3 * main_ratio.candidate.p50:.2f} ms |")
     pair, accuracy = run.deployed(), run.accuracy()
     int8 = pair.int8["contiguous"].size_bytes
     print(f"size: as written {state_bytes(case.model)}, BatchNorm folded {pair.fp32['contiguous'].size_bytes}, "

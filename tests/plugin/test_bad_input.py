@@ -37,13 +37,23 @@ def everything(result: pytest.RunResult) -> str:
     ("--qat-seed=-1", "--qat-seed is -1, expected a whole number of at least 0"),
     ("--qat-inputs=3x0x5", "--qat-inputs is '3x0x5', expected whole numbers of at least 1"),
     ("--qat-model=", "--qat-model is empty"),
+    ("--qat-batches=0", "--qat-batches is 0, expected batch sizes with commas"),
+    ("--qat-batches=-8", "--qat-batches is -8, expected batch sizes with commas"),
+    ("--qat-batches=1,,8", "--qat-batches is 1,,8, expected batch sizes with commas"),
+    ("--qat-batches=1;8", "--qat-batches is 1;8, expected batch sizes with commas"),
+    ("--qat-batches=1.5", "--qat-batches is 1.5, expected batch sizes with commas"),
+    ("--qat-batches=²", "--qat-batches is ², expected batch sizes with commas"),
+    ("--qat-batches=", "expected batch sizes with commas. hint: Write --qat-batches=1,8,32."),
+    ("--qat-batches tests", "is tests, expected batch sizes with commas. hint: Write --qat-batches=1,8,32."),
+    ("--qat-memory=much", "--qat-memory is much, expected on or off. hint: Write --qat-memory=on."),
+    ("--qat-memory=", "--qat-memory is , expected on or off"),
     ("--qat-json=nowhere/qat.json", "there is no folder"),
     ("--qat-json=.", "which is a folder, expected a file"),
 ])
 def test_a_bad_option_is_a_usage_error_before_any_model_is_loaded(
         project: Project, option: str, expected: str) -> None:
     project.add("open('loaded', 'w')")
-    result = project.run("--qat-model=models:good", option)
+    result = project.run("--qat-model=models:good", *option.split())
     assert result.ret == USAGE
     assert expected in everything(result)
     assert not (project.path / "loaded").exists()

@@ -11,6 +11,7 @@ from conftest import Project
 
 from pytest_qat.checks import CHECKS
 from pytest_qat.plugin.options import OPTIONS
+from pytest_qat.plugin.settings import Options, read_options
 from pytest_qat.recipe import RECIPES
 
 README = Path(__file__).parents[2] / "README.md"
@@ -20,6 +21,10 @@ def recorded(project: Project, *arguments: str) -> dict[str, object]:
     project.run("--qat-model=models:good", "--qat-json=qat.json", *arguments)
     (run,) = json.loads((project.path / "qat.json").read_text())["runs"]
     return run
+
+
+def options(project: Project, *arguments: str) -> Options:
+    return read_options(project.pytester.parseconfig("-p", "no:randomly", *arguments))
 
 
 def test_tolerances_of_the_command_line_win_over_case_and_ini(project: Project) -> None:
@@ -39,6 +44,28 @@ def test_a_bad_ini_value_is_a_usage_error(project: Project) -> None:
 
 def test_threads_are_used_and_recorded(project: Project) -> None:
     assert recorded(project, "-k", "prepare", "--qat-threads=2")["threads"] == 2
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ([], ()), (["--qat-batches"], (1, 8, 32)), (["--qat-batches", "--qat-model=models:good"], (1, 8, 32)),
+    (["--qat-batches=4"], (4,)), (["--qat-batches", "64, 2,64"], (2, 64)),
+])
+def test_batches_are_sizes_with_commas_or_the_usual_ones(
+        project: Project, arguments: list[str], expected: tuple[int, ...]) -> None:
+    assert options(project, *arguments).batches == expected
+    project.pytester.makeini("[pytest]\nqat_batches = 3,5\n")
+    assert options(project, *arguments).batches == (expected or (3, 5))
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ([], False), (["--qat-json=qat.json"], True), (["--qat-memory=on"], True),
+    (["--qat-json=qat.json", "--qat-memory=off"], False),
+])
+def test_memory_is_measured_for_a_record_unless_it_is_switched(
+        project: Project, arguments: list[str], expected: bool) -> None:
+    assert options(project, *arguments).memory is expected
+    project.pytester.makeini("[pytest]\nqat_memory = off\n")
+    assert options(project, *arguments).memory is ("--qat-memory=on" in arguments)
 
 
 def test_recipe_all_runs_every_recipe(project: Project) -> None:

@@ -12,8 +12,11 @@ from pytest_qat.report.terminal import render
 
 METRICS = {
     "accuracy": {"fp32": 0.9712, "int8": 0.9656, "ptq": 0.9634, "drop": 0.0056, "drop_ci": [-0.002, 0.013],
-                 "p_value": 0.2, "samples": 500, "kind": "metric", "sqnr_db": None},
+                 "p_value": 0.2, "samples": 500, "kind": "metric", "is_fraction": True, "sqnr_db": None},
     "latency_s": {"fp32": 0.00312, "int8": 0.00104, "fp32_eager": 0.00364},
+    "latency_percentiles_s": {"fp32": {"p50": 0.00312, "p90": 0.00345, "p99": 0.0041},
+                              "int8": {"p50": 0.00104, "p90": 0.00121, "p99": 0.0023},
+                              "fp32_eager": {"p50": 0.00364, "p90": 0.004, "p99": 0.005}},
     "throughput_per_s": {"fp32": 10256.4, "int8": 30769.2, "fp32_eager": 8791.2},
     "speedup": {"estimate": 3.0, "ci": [2.91, 3.08], "pairs": 24, "confidence": 0.95, "noise_floor": 0.01,
                 "layouts": {"fp32": "contiguous", "int8": "channels_last"}},
@@ -23,11 +26,11 @@ METRICS = {
                  "weight_share": 0.99, "int8_modules": 7},
     "parity": {"sqnr_db": 31.0, "finite": True, "quantization_sqnr_db": 28.0},
     "energy_j_per_sample": None, "throughput_per_w": None, "energy_note": "no counter on this machine",
-    "peak_memory_bytes": None}
+    "peak_memory_bytes": None, "memory_note": None, "batches": None}
 TOLERANCES = {"accuracy_drop": 0.01, "min_accuracy": None, "min_speedup": 1.0, "min_size_reduction": 1.5,
               "min_coverage": None}
-SPEED = ("latency_s", "throughput_per_s", "speedup", "speedup_over_eager", "energy_j_per_sample", "throughput_per_w",
-         "energy_note")
+SPEED = ("latency_s", "latency_percentiles_s", "batches", "throughput_per_s", "speedup", "speedup_over_eager",
+         "energy_j_per_sample", "throughput_per_w", "energy_note")
 SIZE = ("size_bytes", "size_reduction")
 
 
@@ -61,6 +64,12 @@ def one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
+def batch(size: int, problem: str | None = None) -> dict[str, Any]:
+    took = None if problem else {"fp32": 0.004 * size, "int8": 0.001 * size}
+    return {"batch": size, "problem": problem, "overhead": None, "latency_s": took,
+            "speedup": None if problem else {"estimate": 4.0, "ci": [3.9, 4.1], "pairs": 9}}
+
+
 def test_every_figure_stands_beside_its_requirement_and_verdict() -> None:
     text = shown(record())
     assert row(text, "accuracy ") == "accuracy | 97.12% | 96.34% | 96.56% | -0.56% | >= -1.00% | passed"
@@ -80,11 +89,55 @@ def test_the_model_as_written_is_shown_beside_like_for_like() -> None:
     assert row(shown(record()), "  as written") == "as written | 3.64 ms | - | 1.04 ms | 3.50x | -"
 
 
+def test_slow_calls_are_shown_below_the_median() -> None:
+    text = shown(record())
+    assert row(text, "  p90") == "p90 | 3.45 ms | - | 1.21 ms | - | -"
+    assert row(text, "  p99") == "p99 | 4.10 ms | - | 2.30 ms | - | -"
+    labels = [line.split("  ")[0] or line.strip().split("  ")[0] for line in text.splitlines()]
+    assert labels.index("latency") < labels.index("p90") < labels.index("p99") < labels.index("throughput")
+
+
+def test_each_batch_size_has_a_row_and_one_that_did_not_run_has_its_reason() -> None:
+    text = shown(record(batches=[batch(1), batch(8, "RuntimeError: made for one size"), batch(32)]))
+    assert row(text, "  batch 1 ") == "batch 1 | 4.00 ms | - | 1.00 ms | 4.00x | -"
+    assert row(text, "  batch 32") == "batch 32 | 128.00 ms | - | 32.00 ms | 4.00x | -"
+    assert row(text, "batch 8") == "batch 8 | RuntimeError: made for one size"
+    assert "  batch 8" not in text
+    assert "batch 1 " not in shown(record())
+
+
+def test_peak_memory_is_shown_whole_and_less_what_the_runtime_takes() -> None:
+    text = shown(record(peak_memory_bytes={"fp32": 300_000_000, "int8": 250_000_000, "idle": 240_000_000}))
+    assert row(text, "peak memory") == "peak memory | 300.00 MB | - | 250.00 MB | 1.20x | -"
+    assert row(text, "  of the model") == "of the model | 60.00 MB | - | 10.00 MB | 6.00x | -"
+
+
+@pytest.mark.parametrize(("int8", "model"), [(240_000_000, "60.00 MB | - | 0 B"), (200_000_000, "60.00 MB | - | 0 B")])
+def test_a_model_too_small_to_show_in_memory_has_no_ratio(int8: int, model: str) -> None:
+    text = shown(record(peak_memory_bytes={"fp32": 300_000_000, "int8": int8, "idle": 240_000_000}))
+    assert row(text, "  of the model") == f"of the model | {model} | - | -"
+
+
+def test_memory_that_was_not_measured_says_why() -> None:
+    text = shown(record(memory_note="not measured: for this test"))
+    assert row(text, "peak memory") == "peak memory | not measured: for this test"
+    assert "of the model" not in text
+    assert "peak memory" not in shown(record())
+
+
+def test_a_metric_that_is_no_fraction_is_not_shown_as_percent() -> None:
+    loss = {**METRICS["accuracy"], "fp32": 1.25, "int8": 12.5, "ptq": 2.0, "drop": 11.25, "is_fraction": False}
+    assert row(shown(record(accuracy=loss)), "accuracy ") == (
+        "accuracy | 1.25 | 2 | 12.5 | -11.25 | >= -0.01 | passed")
+
+
 @pytest.mark.parametrize("outcome", ["passed", "failed", "inconclusive", "blocked"])
 @pytest.mark.parametrize("width", [80, 100, 200, 20])
 def test_no_line_is_wider_than_the_terminal_or_eighty_columns(outcome: str, width: int) -> None:
     run = record(outcomes=dict.fromkeys(("accuracy", "size", "speedup", "coverage"), outcome))
     run["findings"] = [finding(message="a long sentence about what was seen, " * 8)]
+    run["metrics"].update(memory_note="a long reason why this is not known, " * 4, batches=[
+        batch(1024), batch(1, "RuntimeError: a long reason why this cannot be, " * 4)])
     lines = shown(run, width=width).splitlines()
     assert max(map(len, lines)) <= max(width, 80)
 
@@ -98,6 +151,8 @@ def test_verdicts_are_whole_at_eighty_columns_however_fast_the_model(scale: floa
     run = record(
         outcomes=dict.fromkeys(("accuracy", "size", "speedup", "coverage"), "inconclusive"),
         latency_s={side: seconds * scale for side, seconds in METRICS["latency_s"].items()},
+        batches=[batch(size) for size in (1, 1024)],
+        peak_memory_bytes={"fp32": 9_876_543_210, "int8": 987_654_321, "idle": 240_000_000},
         throughput_per_s={side: count / scale for side, count in METRICS["throughput_per_s"].items()})
     text = shown(run)
     for label in ("accuracy ", "latency", "size ", "MACs in int8"):

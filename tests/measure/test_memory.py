@@ -1,0 +1,184 @@
+"""Peak memory, in real processes; each pair of them costs seconds, so most tests end theirs before torch is loaded."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_qat.case import QATCase
+from pytest_qat.errors import MeasurementError
+from pytest_qat.finetune import calibrate
+from pytest_qat.isolation import preserved_torch_state, quantized_engine
+from pytest_qat.measure import memory
+from pytest_qat.measure.memory import MemoryProbes
+from pytest_qat.recipe import get_recipe
+from pytest_qat.runtimes.torch import deploy
+from pytest_qat.workflows import fx
+
+MB = 10**6
+IMAGES = torch.randn(2, 3, 16, 16)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
+
+
+class Hungry(Net):
+    """Fills 200 MB in each call and lets go of them again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.ones(50_000_000).mean()
+
+
+def int8_of(model: nn.Module) -> nn.Module:
+    recipe = get_recipe("fx-x86")
+    with preserved_torch_state(), quantized_engine("x86"):
+        prepared = fx.prepare(QATCase(model=model, example_inputs=(IMAGES,)), recipe)
+        calibrate(prepared.module, [(IMAGES,)])
+        return fx.convert(prepared, recipe).module
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Programs of a float model, its int8 form, and one that takes 200 MB more."""
+    folder = tmp_path_factory.mktemp("programs")
+    made = {}
+    for name, model in (("fp32", Net().eval()), ("int8", int8_of(Net().eval())), ("hungry", Hungry().eval())):
+        made[name] = folder / f"{name}.program"
+        deploy(model, (IMAGES,), folder / f"{name}.pt", engine="x86", channels_last=False).save_program(
+            (IMAGES,), made[name])
+    return made
+
+
+@pytest.fixture
+def probes() -> Iterator[MemoryProbes]:
+    """Two processes, and the certainty that neither is left afterwards."""
+    made = MemoryProbes("torch", threads=1)
+    yield made
+    made.close()
+    assert all(is_gone(process) for process in made._processes.values())
+
+
+def is_gone(process: subprocess.Popen[str]) -> bool:
+    """Whether a process has ended and has been waited for."""
+    return process.poll() is not None and not Path(f"/proc/{process.pid}").exists()
+
+
+@pytest.fixture(scope="module")
+def measured(programs: dict[str, Path]) -> memory.Memory:
+    """What a float model and an int8 model take."""
+    made = MemoryProbes("torch", threads=1)
+    found = made.measure(programs)
+    assert all(is_gone(process) for process in made._processes.values()), "measuring ends the processes"
+    made.close()
+    return found
+
+
+def test_a_float_and_an_int8_model_take_more_than_a_process_that_has_imported_torch(measured: memory.Memory) -> None:
+    assert set(measured.peak_bytes) == {"fp32", "int8"}
+    assert 50 * MB < measured.idle_bytes < 4000 * MB
+    for peak in measured.peak_bytes.values():
+        assert 0 < peak - measured.idle_bytes < 150 * MB
+
+
+def test_a_model_that_fills_200_mb_shows_them_in_its_peak(programs: dict[str, Path], probes: MemoryProbes,
+                                                          measured: memory.Memory) -> None:
+    found = probes.measure({"fp32": programs["hungry"], "int8": programs["int8"]})
+    assert 180 * MB < found.peak_bytes["fp32"] - measured.peak_bytes["fp32"] < 260 * MB
+    assert abs(found.peak_bytes["int8"] - measured.peak_bytes["int8"]) < 50 * MB
+
+
+def test_a_garbled_file_is_an_error_with_the_reason(programs: dict[str, Path], tmp_path: Path,
+                                                    probes: MemoryProbes) -> None:
+    garbled = tmp_path / "fp32.program"
+    garbled.write_bytes(b"no program" * 100)
+    garbled.with_suffix(".inputs").write_bytes(programs["fp32"].with_suffix(".inputs").read_bytes())
+    with pytest.raises(MeasurementError, match="the fp32 model cannot run in a process of its own: ") as caught:
+        probes.measure({"fp32": garbled, "int8": programs["int8"]})
+    assert "zip" in caught.value.message
+    assert "Traceback" not in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_process_that_is_killed_is_an_error_that_names_the_side(programs: dict[str, Path],
+                                                                  probes: MemoryProbes) -> None:
+    os.kill(probes._processes["fp32"].pid, signal.SIGKILL)
+    with pytest.raises(MeasurementError) as caught:
+        probes.measure(programs)
+    assert caught.value.message == "the fp32 model cannot run in a process of its own: exit status -9."
+
+
+def test_a_program_that_takes_too_long_is_ended(programs: dict[str, Path], probes: MemoryProbes) -> None:
+    began = time.monotonic()
+    with pytest.raises(MeasurementError, match="the fp32 model ran for more than 0 s in a process") as caught:
+        probes.measure(programs, timeout_s=0.05)
+    assert time.monotonic() - began < 5
+    assert all(is_gone(process) for process in probes._processes.values())
+    assert "example_inputs" in caught.value.hint
+
+
+def test_processes_that_are_not_wanted_after_all_end_at_once_however_often_one_asks() -> None:
+    made = MemoryProbes("torch", threads=1)
+    began = time.monotonic()
+    made.close()
+    made.close()
+    assert time.monotonic() - began < 5
+    assert all(is_gone(process) for process in made._processes.values())
+
+
+# -- the other side of it, in this process --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def as_the_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Be the process that is told a path."""
+    def run(line: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(line))
+        memory._main("torch")
+
+    with preserved_torch_state(), warnings.catch_warnings():
+        yield run
+
+
+def test_the_process_tells_its_figures_as_one_line_of_json(programs: dict[str, Path],
+                                                           as_the_process: Callable[[str], None],
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    as_the_process(f"{programs['int8']}\n")
+    figures = json.loads(capsys.readouterr().out)
+    assert set(figures) == {"idle", "peak"}
+    assert 0 < figures["idle"] <= figures["peak"]
+
+
+def test_a_process_that_is_told_nothing_says_nothing(as_the_process: Callable[[str], None],
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    as_the_process("")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_peak_is_the_same_from_both_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> str:
+        raise PermissionError
+
+    from_proc = memory._peak_bytes()
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert memory._peak_bytes() == pytest.approx(from_proc, rel=0.1)
