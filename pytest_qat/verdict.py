@@ -304,7 +304,7 @@ def _what_is_missing(speedup: Speedup, floor: float, offset: float) -> str:
     if needed_s > MOST_SECONDS:
         return ("The interval straddles it, and the true ratio is too near for any reasonable time to tell: "
                 "lower --qat-min-speedup a little.")
-    return f"The interval straddles it: raise --qat-max-time to about {math.ceil(needed_s * 1.5):,} s."
+    return f"The interval straddles it: raise --qat-max-time to about {math.ceil(needed_s * 2):,} s."
 
 
 def _batch_findings(speedup: Speedup, batches: Sequence[BatchSpeed], own_batch: int | None,

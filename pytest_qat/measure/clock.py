@@ -74,9 +74,10 @@ def system_clock(schedstat: str | None = None) -> Iterator[Clock]:
         schedstat: Path of the scheduler's count; default: this thread's.
     """
     path = schedstat or f"/proc/self/task/{threading.get_native_id()}/schedstat"
-    try:
+    descriptor = None
+    with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+    if descriptor is None:
         yield _PlainClock()
         return
     try:

@@ -1,9 +1,10 @@
 """Paired latency of two callables, side by side in one process.
 
-Short blocks of both sides alternate in ABBA order, so that a slow moment of the machine hits both; each block throws
-its first calls away, because they pay for the switch of sides (caches, thread pools). The estimate is the median of
-the pairs' log ratios. Its interval holds over all looks at once (`statistics.median_interval`), so stopping as soon as
-the answer is sure costs no error rate. Clock and callables are seams: tests script the times.
+Short blocks of both sides come in pairs, so that a slow moment of the machine hits both; a coin decides which side
+goes first, so that no rhythm of the machine can favour one. Each block throws its first calls away, because they pay
+for the switch of sides (caches, thread pools). The estimate is the median of the pairs' log ratios. Its interval holds
+over all looks at once (`statistics.median_interval`), so stopping as soon as the answer is sure costs no error rate.
+Clock and callables are seams: tests script the times.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import random
 import statistics as plain
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +31,7 @@ _LEAST_SAMPLES = 3
 _SHORTEST_SAMPLE_NS = 200_000  # keeps the clock's own cost, about 2 µs, to a percent
 _MOST_CALLS = 2**20
 _LEAST_NS = 1e-3
+_COIN_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +127,7 @@ class Speedup:
         low, high = self.ci
         if low == 0 or math.isinf(high):
             fewest = _fewest_pairs(self.confidence)
-            return self.elapsed_s * max(2.0, fewest / max(self.pairs, 0.5))
+            return self.elapsed_s * max(2.0, fewest / max(self.pairs, 0.2))
         distance = abs(math.log(self.estimate / floor)) if floor > 0 else math.inf
         reach = max(math.log(high / self.estimate), math.log(self.estimate / low))
         return math.inf if distance == 0 else self.elapsed_s * max(1.0, (reach / distance) ** 2)
@@ -169,19 +172,20 @@ def _compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], objec
     candidate = _calibrated(candidate_fn, "candidate", settings, clock, deadline=deadline)
     ratios: list[float] = []
     interval: tuple[float, float] | None = None
+    coin = random.Random(_COIN_SEED)  # noqa: S311 - shuffles blocks, guards nothing
     longest_ns = baseline.block_ns + candidate.block_ns
     while len(ratios) != settings.max_pairs and (began := clock.now_ns()) + longest_ns <= deadline:
-        order = (baseline, candidate) if len(ratios) % 2 == 0 else (candidate, baseline)
+        order = (baseline, candidate) if coin.random() < 0.5 else (candidate, baseline)
         times = {side: side.run(clock) for side in order}
-        insort(ratios, math.log(times[baseline] / times[candidate]))
+        insort(ratios, times[baseline] / times[candidate])
         longest_ns = max(longest_ns, clock.now_ns() - began)
         interval = median_interval(ratios, alpha=1 - settings.confidence)
         if _enough(interval, floor, settings, elapsed_s=(clock.now_ns() - started) / 1e9):
             break
-    low, high = interval or (-math.inf, math.inf)
-    estimate = plain.median(ratios) if ratios else math.log(baseline.first_ns / candidate.first_ns)
+    middle = (plain.median_low(ratios), plain.median_high(ratios)) if ratios else (
+        baseline.first_ns / candidate.first_ns,) * 2
     return Speedup(
-        estimate=math.exp(estimate), ci=(math.exp(low), math.exp(high)), pairs=len(ratios),
+        estimate=math.sqrt(middle[0] * middle[1]), ci=interval or (0.0, math.inf), pairs=len(ratios),
         confidence=settings.confidence, baseline=baseline.latency(), candidate=candidate.latency(),
         elapsed_s=(clock.now_ns() - started) / 1e9)
 
@@ -192,13 +196,12 @@ def _enough(interval: tuple[float, float] | None, floor: float | None, settings:
     if interval is None:
         return False
     low, high = interval
-    precise = high - low <= 2 * math.log1p(settings.precision)
+    precise = high <= low * (1 + settings.precision) ** 2
     if floor is None:
         return precise
-    bound = math.log(floor) if floor > 0 else -math.inf
     if precise:
-        return low >= bound or high < bound
-    return elapsed_s >= settings.least_s and max(low - bound, bound - high) >= math.log(settings.margin)
+        return low >= floor or high < floor
+    return elapsed_s >= settings.least_s and (low >= floor * settings.margin or high * settings.margin < floor)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

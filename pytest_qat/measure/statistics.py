@@ -24,6 +24,7 @@ __all__ = ["above_chance", "mcnemar_p", "median_interval", "paired_drop_interval
 
 _RESAMPLES = 2000
 _PERMUTATIONS = 4999
+_MOST_PERMUTED = 1000
 _BATCH = 2**20
 """Most numbers that a resampling holds at a time: 8 MB."""
 
@@ -71,15 +72,19 @@ def mcnemar_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
 def paired_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
     """Return the two-sided p-value that the means of paired scores differ.
 
-    0/1 scores: McNemar's exact test. Others: a permutation test that swaps the two scores of a sample.
+    0/1 scores: McNemar's exact test. Others: a permutation test that swaps the two scores of a sample; over a
+    thousand samples Student's paired test, which then says the same in a thousandth of the time.
     """
     if _binary(before) and _binary(after):
         return mcnemar_p(before, after)
     differences = before - after
-    if not np.any(differences):
+    if len(differences) < 2 or not np.any(differences):
         return 1.0
     from scipy import stats
 
+    if len(differences) > _MOST_PERMUTED:
+        same = bool(np.all(differences == differences[0]))
+        return 0.0 if same else float(stats.ttest_1samp(differences, 0.0).pvalue)
     found = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=_PERMUTATIONS,
                                    batch=max(1, _BATCH // len(differences)), vectorized=True,
                                    rng=np.random.default_rng(0))

@@ -159,6 +159,12 @@ def test_a_file_that_opens_but_cannot_be_read_gives_plain_time_and_is_closed(
     assert_closed(opened)
 
 
+def test_an_error_under_plain_time_does_not_speak_of_the_missing_file() -> None:
+    with pytest.raises(ValueError, match="own") as caught, system_clock("/nowhere/schedstat"):
+        raise ValueError("the model's own")
+    assert caught.value.__context__ is None
+
+
 def test_a_missing_file_gives_plain_time(tmp_path: Path) -> None:
     with system_clock(str(tmp_path / "none")) as clock:
         before = clock.now_ns()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import selectors
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from pytest_qat.measure.exclusive import MachineLock
 
@@ -19,29 +22,63 @@ import sys
 from pathlib import Path
 from pytest_qat.measure.exclusive import MachineLock
 
-with getattr(MachineLock(Path(sys.argv[1])), sys.argv[2])():
+lock = MachineLock(Path(sys.argv[2]) if sys.argv[2:] else None)
+print("asks", flush=True)
+with getattr(lock, sys.argv[1])():
     print("held", flush=True)
     sys.stdin.readline()
+"""
+ROUNDS = """
+import sys, time
+from pathlib import Path
+from pytest_qat.measure.exclusive import MachineLock
+
+lock = MachineLock(Path(sys.argv[2]))
+while True:
+    with lock.shared():
+        print("held", flush=True)
+        time.sleep(0.05)
 """
 LONG_S, SHORT_S = 30.0, 0.4
 
 
 class Holder:
-    """A process that takes the lock, says so, and keeps it until it is told to let go."""
+    """A process that takes the lock, says so, and keeps it until it is told to let go.
 
-    def __init__(self, folder: Path, how: str) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder), how], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    Args:
+        how: `shared` or `alone`.
+        folder: Where the lock lies; None: the default place, below `temporary`.
+        temporary: The process's temporary directory.
+        script: What it runs.
+    """
+
+    def __init__(self, how: str, folder: Path | None, *, temporary: Path, script: str = HOLDER) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-u", "-c", script, how, *([str(folder)] if folder else [])], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(temporary)})
+        self._said = b""
+
+    def says(self, word: str, *, within_s: float = LONG_S) -> bool:
+        """Whether the process says the word before the time is over."""
+        assert self.process.stdout is not None
+        ends = time.monotonic() + within_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while word.encode() not in self._said.split():
+                if not selector.select(max(0.0, ends - time.monotonic())):
+                    return False
+                heard = os.read(self.process.stdout.fileno(), 1000)
+                if not heard:
+                    return False
+                self._said += heard
+        return True
 
     def holds(self, *, within_s: float = LONG_S) -> bool:
         """Whether the process says that it holds the lock before the time is over."""
-        assert self.process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            return bool(selector.select(within_s)) and self.process.stdout.readline() == "held\n"
+        return self.says("held", within_s=within_s)
 
     def release(self) -> None:
-        self.process.communicate("\n", timeout=LONG_S)
+        self.process.communicate(b"\n", timeout=LONG_S)
 
     def kill(self) -> None:
         self.process.kill()
@@ -49,11 +86,11 @@ class Holder:
 
 
 @pytest.fixture
-def holder(tmp_path: Path) -> Iterator[Callable[[str], Holder]]:
+def holder(tmp_path: Path) -> Iterator[Callable[..., Holder]]:
     started: list[Holder] = []
 
-    def start(how: str) -> Holder:
-        started.append(Holder(tmp_path, how))
+    def start(how: str, *, folder: Path | None = tmp_path, script: str = HOLDER) -> Holder:
+        started.append(Holder(how, folder, temporary=tmp_path, script=script))
         return started[-1]
 
     yield start
@@ -61,8 +98,23 @@ def holder(tmp_path: Path) -> Iterator[Callable[[str], Holder]]:
         each.kill()
 
 
+def gate_is_taken(folder: Path, *, within_s: float = LONG_S) -> bool:
+    """Whether somebody keeps the gate, now or before the time is over: a timing that waits, say."""
+    ends = time.monotonic() + within_s
+    while time.monotonic() < ends:
+        try:
+            with FileLock(folder / "gate.lock", timeout=0):
+                time.sleep(0.01)
+        except Timeout:
+            time.sleep(0.1)  # longer than anybody passes through it who need not wait
+            with contextlib.suppress(Timeout), FileLock(folder / "gate.lock", timeout=0):
+                continue
+            return True
+    return False
+
+
 @pytest.mark.parametrize(("first", "second"), [("shared", "alone"), ("alone", "shared"), ("alone", "alone")])
-def test_a_timing_and_anything_else_wait_for_each_other(holder: Callable[[str], Holder], first: str,
+def test_a_timing_and_anything_else_wait_for_each_other(holder: Callable[..., Holder], first: str,
                                                         second: str) -> None:
     before = holder(first)
     assert before.holds()
@@ -72,12 +124,12 @@ def test_a_timing_and_anything_else_wait_for_each_other(holder: Callable[[str], 
     assert after.holds()
 
 
-def test_heavy_stages_do_not_wait_for_each_other(holder: Callable[[str], Holder]) -> None:
+def test_heavy_stages_do_not_wait_for_each_other(holder: Callable[..., Holder]) -> None:
     assert all([holder("shared").holds(), holder("shared").holds()])
 
 
 @pytest.mark.parametrize("how", ["shared", "alone"])
-def test_a_holder_that_is_killed_frees_the_lock(holder: Callable[[str], Holder], how: str) -> None:
+def test_a_holder_that_is_killed_frees_the_lock(holder: Callable[..., Holder], how: str) -> None:
     killed = holder(how)
     assert killed.holds()
     after = holder("alone")
@@ -85,8 +137,82 @@ def test_a_holder_that_is_killed_frees_the_lock(holder: Callable[[str], Holder],
     assert after.holds()
 
 
+def test_a_stage_that_begins_later_does_not_overtake_a_timing_that_waits(
+        tmp_path: Path, holder: Callable[..., Holder]) -> None:
+    before = holder("shared")
+    assert before.holds()
+    timing = holder("alone")
+    assert gate_is_taken(tmp_path)
+    late = holder("shared")
+    assert not late.holds(within_s=2 * SHORT_S), "though it could share the lock with the one before"
+    assert not timing.holds(within_s=0)
+    before.release()
+    assert timing.holds()
+    assert not late.holds(within_s=SHORT_S)
+    timing.release()
+    assert late.holds()
+
+
+def test_stages_that_follow_each_other_without_a_break_do_not_starve_a_timing(holder: Callable[..., Holder]) -> None:
+    busy = [holder("shared", script=ROUNDS), holder("shared", script=ROUNDS)]
+    assert all(each.holds() for each in busy)
+    for _ in range(3):
+        timing = holder("alone")
+        assert timing.holds(within_s=LONG_S / 2)
+        timing.release()
+    assert [each.process.poll() for each in busy] == [None, None]
+
+
+def test_a_timing_that_is_killed_while_it_waits_lets_everybody_pass(tmp_path: Path,
+                                                                   holder: Callable[..., Holder]) -> None:
+    before = holder("shared")
+    assert before.holds()
+    waiting = holder("alone")
+    assert gate_is_taken(tmp_path)
+    stage, timing = holder("shared"), holder("alone")
+    assert not stage.holds(within_s=SHORT_S)
+    waiting.kill()
+    if not stage.holds(within_s=SHORT_S):  # the other timing was quicker, and waits in its turn
+        before.release()
+        assert timing.holds()
+        timing.release()
+    assert stage.holds()
+    before.release()
+    stage.release()
+    assert timing.holds()
+
+
 @pytest.mark.parametrize("how", ["shared", "alone"])
-def test_the_lock_is_freed_when_the_work_raises(tmp_path: Path, holder: Callable[[str], Holder], how: str) -> None:
+def test_whoever_is_killed_at_the_gate_leaves_no_trace(tmp_path: Path, holder: Callable[..., Holder],
+                                                       how: str) -> None:
+    before = holder("shared")
+    assert before.holds()
+    timing = holder("alone")
+    assert gate_is_taken(tmp_path)
+    at_the_gate = holder(how)
+    assert not at_the_gate.holds(within_s=SHORT_S)
+    at_the_gate.kill()
+    before.release()
+    assert timing.holds()
+    timing.release()
+    assert holder("shared").holds()
+    assert not gate_is_taken(tmp_path, within_s=SHORT_S)
+
+
+def test_two_sessions_of_one_user_exclude_each_other_without_being_told_where(
+        tmp_path: Path, holder: Callable[..., Holder]) -> None:
+    before = holder("alone", folder=None)
+    assert before.holds()
+    after = holder("alone", folder=None)
+    assert after.says("asks")
+    assert not after.holds(within_s=SHORT_S)
+    before.release()
+    assert after.holds()
+    assert holder("alone", folder=tmp_path / "elsewhere").holds(), "another place is another machine"
+
+
+@pytest.mark.parametrize("how", ["shared", "alone"])
+def test_the_lock_is_freed_when_the_work_raises(tmp_path: Path, holder: Callable[..., Holder], how: str) -> None:
     def fail() -> None:
         with getattr(MachineLock(tmp_path), how)():
             raise KeyError

@@ -90,6 +90,12 @@ def bursts(mean_calls: int) -> Noise:
     return law
 
 
+def in_step(generator: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """A neighbour that comes and goes with the rhythm of two pairs of blocks, sixteen calls."""
+    phase = generator.integers(0, 16, (shape[0], 1))
+    return (1 + ((np.arange(shape[1]) + phase) % 16 < 8)) * jitter(generator, shape)
+
+
 def random_walk(generator: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
     return np.exp(np.cumsum(generator.normal(0, 0.02, shape), axis=1)) * jitter(generator, shape)
 
@@ -102,6 +108,7 @@ def linear(generator: np.random.Generator, shape: tuple[int, int]) -> NDArray[np
 
 LAWS = [pytest.param(lognormal, id="skewed-lognormal"), pytest.param(spikes, id="skewed-spikes"),
         pytest.param(bursts(80), id="bursts-of-ten-pairs"), pytest.param(bursts(4), id="bursts-of-a-block"),
+        pytest.param(in_step, id="bursts-in-step-with-pairs"),
         pytest.param(random_walk, id="drift-random-walk"), pytest.param(linear, id="drift-linear")]
 INDEPENDENT = LAWS[:2]
 
@@ -172,5 +179,6 @@ def test_a_ratio_half_as_large_again_as_the_floor_is_decided_rightly(law: Noise,
     reached, missed = outcomes(law, ratio=ratio * FLOOR, settings=short_blocks(margin=1.1, pairs=POWER_PAIRS),
                                runs=POWER_RUNS, seed=3)
     right, wrong = (reached, missed) if ratio > 1 else (missed, reached)
-    assert right >= 0.99 * POWER_RUNS
     assert wrong == 0
+    if law is not in_step:  # which makes half of all runs inconclusive, as it should
+        assert right >= 0.99 * POWER_RUNS

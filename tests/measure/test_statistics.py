@@ -355,3 +355,18 @@ def test_the_samples_said_to_prove_a_bound_do_prove_it() -> None:
 def test_hits_beat_chance_only_when_guessing_would_rarely_give_them(hits: int, samples: int, chance: float,
                                                                     above: bool) -> None:
     assert above_chance(hits, samples=samples, chance=chance, alpha=0.05) is above
+
+
+def test_one_sample_or_equal_scores_tell_no_difference() -> None:
+    assert paired_p(np.array([0.9]), np.array([0.7])) == 1.0
+    assert paired_p(np.full(5000, 0.4), np.full(5000, 0.4)) == 1.0
+
+
+def test_many_samples_are_compared_as_the_permutations_would() -> None:
+    generator = np.random.default_rng(5)
+    before = generator.normal(0.5, 0.1, 1000)
+    after = before - generator.normal(0.002, 0.02, 1000)
+    few = paired_p(before, after)
+    many = paired_p(np.tile(before, 2)[:1001], np.tile(after, 2)[:1001])
+    assert many == pytest.approx(few, abs=0.01)
+    assert paired_p(np.full(2000, 0.5), np.full(2000, 0.4)) == 0.0

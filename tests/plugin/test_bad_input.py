@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Project
 
+from pytest_qat.measure.speed import Speed, measure_speed
+
 USAGE, INTERRUPTED, FAILED = pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED, pytest.ExitCode.TESTS_FAILED
+
+
+def recorded(project: Project, function: str) -> dict[str, Any]:
+    runs = json.loads((project.path / "qat.json").read_text())["runs"]
+    [run] = [run for run in runs if run["model"] == f"models:{function}"]
+    return dict(run)
 
 
 def everything(result: pytest.RunResult) -> str:
@@ -225,6 +235,141 @@ def test_a_bad_case_fails_the_check_of_its_stage_and_blocks_the_rest(
     if check != "accuracy":
         assert outcomes["skipped"] == 7 - order.index(check)
         assert f"blocked: {check} failed" in text
+
+
+def test_odd_scores_and_data_that_change_between_models_end_in_one_sentence_each(project: Project) -> None:
+    project.add('''
+        class Shrinking:
+            left = 6
+
+            def __iter__(self):
+                self.left -= 1
+                return iter(batches(self.left, seed=1))
+
+        SCORED = []
+
+        def late_nan(output, target):
+            SCORED.append(len(target))
+            return torch.full((16,), float("nan") if len(SCORED) == 7 else 1.0)
+
+        def shrinking():
+            return case(eval_data=Shrinking())
+
+        def nan_later():
+            return case(metric=late_nan)
+
+        def beyond():
+            return case(metric=lambda output, target: 50.0 * (output.argmax(1) == target).double() - 20)
+    ''')
+    names = ("shrinking", "nan_later", "beyond")
+    result = project.run(*(f"--qat-model=models:{name}" for name in names), "-k", "accuracy", "--qat-json=qat.json",
+                         "--qat-memory=off")
+    result.assert_outcomes(failed=2, passed=1, deselected=21)
+    text = everything(result)
+    assert "Traceback" not in text
+    assert "two passes over eval_data gave " in text
+    assert "Give data that can be iterated again and do not depend on the model." in text
+    assert "the metric gave NaN or infinity on batch 2 of eval_data, expected finite scores." in text
+    beyond = recorded(project, "beyond")["metrics"]["accuracy"]
+    assert (beyond["fp32"], beyond["is_fraction"]) == (30.0, False)
+    assert "accuracy 30 30 30 +0 >= -0.01 passed" in text
+
+
+def test_a_model_far_slower_than_the_budget_ends_soon_and_says_what_to_raise(
+        project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    took = []
+
+    def watched(**arguments: Any) -> Speed:
+        (project.path / "timing").touch()
+        started = time.monotonic()
+        try:
+            return measure_speed(**arguments)
+        finally:
+            took.append(time.monotonic() - started)
+
+    monkeypatch.setattr("pytest_qat.pipeline.measure_speed", watched)
+    project.add('''
+        import pathlib, time
+
+        class Slow(nn.Sequential):
+            def forward(self, x):
+                if pathlib.Path("timing").exists():
+                    with open("calls", "a") as file:
+                        file.write("x")
+                    time.sleep(1.2)
+                return super().forward(x)
+
+        def slow():
+            return QATCase(model=Slow(nn.Linear(8, 4)).eval(), example_inputs=(torch.randn(2, 8),))
+    ''')
+    result = project.run("--qat-model=models:slow", "--qat-recipe=eager-x86", "-k", "speedup", "--qat-max-time=1",
+                         "--qat-batches", "--qat-json=qat.json", "--qat-memory=off", "-v")
+    result.assert_outcomes(skipped=1, deselected=7)
+    text = everything(result)
+    assert "speedup inconclusive" in text
+    assert "from 0 pairs" in text
+    assert "raise --qat-max-time to about" in text
+    assert (project.path / "calls").read_text() == "xx", "each side once"
+    assert took[0] < 2 * 1.2 + 2
+    run = recorded(project, "slow")
+    assert run["metrics"]["speedup"]["ci"] == [0.0, None]
+    assert min(run["metrics"]["latency_s"][side] for side in ("fp32", "int8")) >= 1.2
+    for name in ("latency_s", "latency_percentiles_s", "throughput_per_s"):
+        assert run["metrics"][name]["fp32_eager"] is None
+    assert run["metrics"]["speedup_over_eager"] is run["metrics"]["batches"] is run["metrics"]["speedup"]["noise"]
+    assert run["metrics"]["energy_note"] == "no time left for it: see --qat-max-time"
+
+
+def test_a_model_that_raises_while_it_is_timed_fails_its_speedup_by_name(project: Project) -> None:
+    project.add('''
+        CALLS = []
+
+        class Worn(nn.Sequential):
+            def forward(self, x):
+                CALLS.append(len(x))
+                if len(CALLS) > 100:
+                    raise RuntimeError("worn out")
+                return super().forward(x)
+
+        def worn():
+            return QATCase(model=Worn(nn.Linear(8, 4)).eval(), example_inputs=(torch.randn(2, 8),),
+                           tolerances=Tolerances(min_size_reduction=0.1))
+    ''')
+    result = project.run("--qat-model=models:worn", "--qat-recipe=eager-x86", "--qat-json=qat.json",
+                         "--qat-memory=off", "-v")
+    result.assert_outcomes(failed=1, passed=7)
+    result.stdout.fnmatch_lines(["*::speedup FAILED*", "*RuntimeError: worn out*"])
+    assert "speedup failed: RuntimeError: worn out" in everything(result)
+    run = recorded(project, "worn")
+    assert run["checks"]["speedup"] == {"outcome": "failed", "reasons": ["RuntimeError: worn out"]}
+    assert run["metrics"]["latency_s"] is run["metrics"]["speedup"] is None
+
+
+def test_a_model_that_does_nothing_is_measured_too(project: Project) -> None:
+    project.add('''
+        import torch.ao.quantization as tq
+        from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+        class Nothing(nn.Sequential):
+            def forward(self, x):
+                return x
+
+        def nothing():
+            x = torch.randn(16, 8)
+            prepared = prepare_fx(nn.Sequential(nn.Linear(8, 4)).eval(), tq.get_default_qconfig_mapping("x86"), (x,))
+            prepared(x)
+            return QATCase(model=Nothing(nn.Linear(8, 4)).eval(), example_inputs=(x,),
+                           converted=Nothing(convert_fx(prepared)),
+                           tolerances=Tolerances(min_size_reduction=0.1, min_speedup=0.01))
+    ''')
+    result = project.run("--qat-model=models:nothing", "-k", "accuracy or speedup", "--qat-batches=1",
+                         "--qat-json=qat.json", "--qat-memory=off")
+    result.assert_outcomes(passed=2, deselected=6)
+    everything(result)
+    metrics = recorded(project, "nothing")["metrics"]
+    assert all(0 < seconds < 1e-3 for seconds in metrics["latency_s"].values())
+    assert metrics["speedup"]["ci"][0] > 0
+    assert [0 <= entry["overhead"] <= 1 for entry in metrics["batches"]] == [True, True]
 
 
 def test_evaluation_data_with_one_class_are_inconclusive(project: Project) -> None:
