@@ -232,11 +232,11 @@ def _tolerances(tolerances: Tolerances) -> dict[str, float | None]:
 
 def _accuracy_metrics(accuracy: Accuracy) -> dict[str, Any]:
     return {"fp32": accuracy.fp32, "int8": accuracy.int8, "ptq": accuracy.ptq, "fine_tuned": accuracy.fine_tuned,
-            "drop": accuracy.drop, "drop_ci": list(accuracy.drop_ci), "relative_drop": accuracy.relative_drop,
-            "p_value": accuracy.p_value, "ptq_p_value": accuracy.ptq_p_value,
+            "drop": accuracy.drop, "drop_ci": [_number(end) for end in accuracy.drop_ci],
+            "relative_drop": accuracy.relative_drop, "p_value": accuracy.p_value, "ptq_p_value": accuracy.ptq_p_value,
             "fine_tuned_p_value": accuracy.fine_tuned_p_value, "samples": accuracy.samples,
-            "provable_drop": accuracy.provable_drop, "kind": accuracy.kind, "is_fraction": accuracy.is_fraction,
-            "sqnr_db": _number(accuracy.sqnr_db), "flipped": accuracy.flipped,
+            "provable_drop": _number(accuracy.provable_drop), "kind": accuracy.kind,
+            "is_fraction": accuracy.is_fraction, "sqnr_db": _number(accuracy.sqnr_db), "flipped": accuracy.flipped,
             "flips": [{"index": flip.index, "target": flip.target, "before": flip.before, "after": flip.after}
                       for flip in accuracy.flips]}
 

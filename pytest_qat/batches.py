@@ -79,6 +79,8 @@ def with_batch(inputs: Any, size: int) -> Any:
     Only tensors whose first side is the batch's are changed.
     """
     samples = sample_count(inputs)
+    if samples == 0:
+        return inputs
 
     def resized(tensor: Tensor) -> Tensor:
         if tensor.dim() == 0 or tensor.shape[0] != samples:
@@ -86,7 +88,8 @@ def with_batch(inputs: Any, size: int) -> Any:
         index = torch.arange(size, device=tensor.device) % samples
         return tensor[index]
 
-    return pytree.tree_map_only(Tensor, resized, inputs)
+    return pytree.tree_map_only(Tensor, resized, dict(inputs) if (
+        isinstance(inputs, Mapping) and not isinstance(inputs, dict)) else inputs)
 
 
 def move(value: Any, device: torch.device | str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
 from typing import Any, NamedTuple
 
 import pytest
@@ -87,3 +87,11 @@ def test_a_batch_made_larger_and_cut_again_is_that_cut_at_once(samples: int, siz
     smaller = min(size, smaller)
     assert torch.equal(with_batch(rows, size)[:smaller], with_batch(rows, smaller))
     assert with_batch(rows, size).tolist() == [index % samples for index in range(size)]
+
+
+def test_a_mapping_that_is_no_dict_is_resized_too() -> None:
+    assert with_batch(UserDict(x=ROWS), 5)["x"].shape[0] == 5
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    assert with_batch((torch.empty(0, 2),), 5)[0].shape == (0, 2)

@@ -584,8 +584,8 @@ def test_a_speedup_is_told_with_all_that_it_rests_on() -> None:
 
 
 @pytest.mark.parametrize(("measured", "noise", "required", "missing"), [
-    # The interval reaches log(1.05 / 0.9) down, the floor is log(1.05) away: 3 s * 3.16**2, and half as much again.
-    (speedup(0.9, 1.2, estimate=1.05), None, 1.0, "The interval straddles it: raise --qat-max-time to about 45 s."),
+    # The interval reaches log(1.05 / 0.9) down, the floor is log(1.05) away: 3 s * 3.16**2, and as much again.
+    (speedup(0.9, 1.2, estimate=1.05), None, 1.0, "The interval straddles it: raise --qat-max-time to about 60 s."),
     (speedup(0.9, 1.2, estimate=1.001), None, 1.0, "too near for any reasonable time to tell: lower --qat-min-speedup"),
     (speedup(0.9, 1.2, estimate=1.0), None, 1.0, "too near for any reasonable time to tell: lower --qat-min-speedup"),
     (speedup(0.0, math.inf, estimate=2.0, pairs=2), None, 1.0,
@@ -605,7 +605,7 @@ def test_the_time_asked_for_would_have_settled_it() -> None:
     measured = speedup(0.9, 1.2, estimate=1.05)
     reason = judge_speedup(measured, Tolerances()).reasons[0]
     asked = float(reason.rpartition("about ")[2].removesuffix(" s."))
-    assert measured.seconds_to_settle(1.0) <= asked <= measured.seconds_to_settle(1.0) * 1.5 + 1
+    assert measured.seconds_to_settle(1.0) <= asked <= measured.seconds_to_settle(1.0) * 2 + 1
 
 
 @st.composite

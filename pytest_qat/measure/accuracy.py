@@ -37,7 +37,7 @@ class Scores:
     Attributes:
         values: Shape `(N,)`, float64.
         fingerprint: Digest of the targets in order; two passes over the same data share it.
-        majority: Share of the most frequent class, where the targets are class indices; else None.
+        majority: Share of the most frequent class, where the metric is the default one; else None.
         targets: One number a sample, where the targets are such; else None.
         predictions: The class that the default metric saw, one a sample; else None.
     """
@@ -87,7 +87,7 @@ class Accuracy:
         fine_tuned_p_value: The same between the fine-tuned model and int8.
         samples: Number of samples.
         provable_drop: Smallest tolerance that a drop of zero would be proven to keep on these samples.
-        flips: Samples whose score changed, the largest changes first if there are more than a thousand.
+        flips: Samples whose score changed, in order; the thousand largest changes if there are more.
         flipped: Their number.
         kind: `metric` or `agreement`.
         is_fraction: Whether all scores lie between 0 and 1, so that percent are the right words.
@@ -185,7 +185,7 @@ class _Seen:
         else:
             self._classes = None
         if self._targets is not None and isinstance(target, Tensor) and target.shape == (samples,):
-            self._targets.append(target)
+            self._targets.append(target.double() if target.is_floating_point() else target)
         else:
             self._targets = None
 
@@ -198,7 +198,7 @@ class _Seen:
 
     def scores(self) -> Scores:
         majority = None
-        if self._classes:
+        if self._classes and self._predictions:  # a metric of the user's need not count named classes
             _, counts = torch.unique(torch.cat(self._classes), return_counts=True)
             majority = float(counts.max() / counts.sum())
         return Scores(values=np.concatenate(self.values), fingerprint=self._digest.hexdigest(), majority=majority,
@@ -281,11 +281,12 @@ def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_
                             hint="Use shuffle=False and no random augmentation for eval_data.")
     before, after = fp32.values, int8.values
     low, high = paired_drop_interval(before, after, confidence=confidence)
-    drop = float(before.mean() - after.mean())
+    drop = float((before - after).mean())
     if not higher_is_better:
         drop, low, high = 0.0 - drop, 0.0 - high, 0.0 - low
     samples = len(before)
-    chance = fp32.majority if kind == "metric" and bool(np.all((fp32.values == 0) | (fp32.values == 1))) else None
+    hits = bool(np.all((fp32.values == 0) | (fp32.values == 1)))
+    chance = fp32.majority if kind == "metric" and higher_is_better and hits else None
     flipped = np.flatnonzero(before != after)
     return Accuracy(
         fp32=fp32.mean, int8=int8.mean, ptq=None if ptq is None else ptq.mean,

@@ -61,7 +61,10 @@ class EnergyMeter:
 
 def find_meter(places: tuple[Path, ...] = _PLACES) -> tuple[EnergyMeter | None, str]:
     """Return a meter of this machine's counters, or None and the reason."""
-    if not any(place.exists() for place in places) and not any(name in os.environ for name in _DAEMON):
+    packages = [int(zone.name.split(":")[1]) for place in places for zone in sorted(place.glob("intel-rapl:[0-9]*"))
+                if _name(zone).startswith("package")]  # the zone psys would count packages twice
+    daemon = any(name in os.environ for name in _DAEMON)
+    if not packages and not daemon:
         return None, NO_COUNTER
     try:
         from zeus.monitor import ZeusMonitor
@@ -71,6 +74,8 @@ def find_meter(places: tuple[Path, ...] = _PLACES) -> tuple[EnergyMeter | None, 
         monitor = ZeusMonitor()
     except Exception as error:  # drivers and daemons fail in ways of their own; a report must not fail with them
         return None, f"counters are there, but reading them fails: {error}"
+    if not daemon:
+        monitor.cpu_indices = [index for index in monitor.cpu_indices if index in packages]
     return (EnergyMeter(monitor), "") if monitor.cpu_indices else (None, NO_PERMISSION)
 
 
@@ -101,6 +106,13 @@ def measure_energy(meter: EnergyMeter, calls: Mapping[str, Callable[[], object]]
         return None
     return Energy(domains=domains, joules={
         side: parts["package"] + parts.get("dram", 0.0) for side, parts in domains.items()})
+
+
+def _name(zone: Path) -> str:
+    try:
+        return (zone / "name").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 class _Repeated:

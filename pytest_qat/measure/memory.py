@@ -88,8 +88,8 @@ def _figures(side: str, child: subprocess.Popen[str], program: Path, timeout_s: 
     try:
         found: dict[str, int] = json.loads(said.splitlines()[-1])
     except (IndexError, ValueError):
-        reason = (complaint.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        raise MeasurementError(f"the {side} model cannot run in a process of its own: {reason}.",
+        reason = (complaint.strip().splitlines() or [f"exit status {child.returncode}"])[-1].partition(". ")[0]
+        raise MeasurementError(f"the {side} model cannot run in a process of its own: {reason.rstrip('.')}.",
                                hint="Look whether TorchScript can trace the model.") from None
     return found
 

@@ -25,6 +25,7 @@ __all__ = ["above_chance", "mcnemar_p", "median_interval", "paired_drop_interval
 _RESAMPLES = 2000
 _PERMUTATIONS = 4999
 _MOST_PERMUTED = 1000
+_MOST_TIMES = 1e4
 _BATCH = 2**20
 """Most numbers that a resampling holds at a time: 8 MB."""
 
@@ -107,7 +108,9 @@ def paired_drop_interval(before: NDArray[np.float64], after: NDArray[np.float64]
         spread = np.sqrt((worse + better) / adjusted - centre**2) / np.sqrt(adjusted)
         reach = special.ndtri(0.5 + confidence / 2) * spread
         return float(max(-1.0, centre - reach)), float(min(1.0, centre + reach))
-    if count < 2 or not np.any(differences != differences[0]):
+    if count < 2:
+        return -np.inf, np.inf
+    if not np.any(differences != differences[0]):
         return float(differences.mean()), float(differences.mean())
     from scipy import stats
 
@@ -125,11 +128,14 @@ def samples_to_prove(*, reach: float, samples: int, distance: float) -> int | No
         distance: How far the bound is from the estimate.
 
     Returns:
-        The number; None if the estimate is at or over the bound, so that no number is enough.
+        The number; None if the estimate is at or over the bound, or so near that no number is enough.
     """
     if distance <= 0:
         return None
-    return samples if reach <= distance else math.ceil(samples * (reach / distance) ** 2)
+    if reach <= distance:
+        return samples
+    times = reach / distance
+    return math.ceil(samples * times**2) if times < _MOST_TIMES else None
 
 
 def above_chance(hits: int, *, samples: int, chance: float, alpha: float) -> bool:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pytest_qat.batches import call, to_channels_last
+from pytest_qat.errors import MeasurementError
 from pytest_qat.isolation import quantized_engine
+from pytest_qat.locate import headline
 from pytest_qat.runtimes.base import Deployed, StoredTensor
 
 __all__ = ["deploy", "load_program", "stored_tensors"]
@@ -80,7 +82,11 @@ def _script(module: nn.Module, inputs: Any) -> Any:
         "example_inputs": tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values that the trace fixes do not matter: the same inputs are run
-        return torch.jit.trace(module, strict=False, check_trace=False, **form)
+        try:
+            return torch.jit.trace(module, strict=False, check_trace=False, **form)
+        except Exception as error:  # whatever a model does that a trace cannot hold
+            raise MeasurementError(f"TorchScript cannot trace the model: {headline(error)}",
+                                   hint="Nothing else depends on it.") from error
 
 
 def _inputs_of(path: Path) -> Path:

@@ -547,3 +547,26 @@ def test_scores_on_another_scale_give_the_same_figures_every_time() -> None:
     drawn = np.random.default_rng(2)
     before, after = drawn.normal(3, 1, (2, 50))
     assert compared(before, after) == compared(before, after)
+
+
+def test_a_drop_of_one_sample_in_a_hundred_is_exactly_one_percent() -> None:
+    assert compared([1.0] * 91 + [0.0] * 9, [1.0] * 90 + [0.0] * 10).drop == 0.01
+
+
+def test_where_lower_is_better_few_errors_are_not_chance() -> None:
+    errors = scores([1.0] * 2 + [0.0] * 98, majority=0.5)
+    assert not compare_scores(errors, errors, None, higher_is_better=False).at_chance
+
+
+def test_a_metric_of_the_user_s_is_not_held_to_the_majority() -> None:
+    target = torch.zeros(20, dtype=torch.int64)
+    data = [(torch.eye(2)[target], target)]
+    assert evaluate(same, data, None).majority == 1.0
+    assert evaluate(same, data, lambda output, target: torch.ones(len(target))).majority is None
+
+
+def test_targets_of_any_floating_type_are_listed() -> None:
+    target = torch.tensor([0.5, 1.5], dtype=torch.bfloat16)
+    found = evaluate(same, [(torch.ones(2, 3), target)], lambda output, target: torch.tensor([0.0, 1.0]))
+    assert found.targets is not None
+    assert found.targets.tolist() == [0.5, 1.5]

@@ -123,6 +123,14 @@ def test_memory_inside_a_package_s_zone_is_counted_on_its_own_and_added(tree: Tr
     assert found.domains["int8"] == pytest.approx({"package": 1.5, "dram": 0.1}, rel=1e-9)
 
 
+def test_the_platform_s_zone_is_not_added_to_the_packages_it_contains(tree: Tree) -> None:
+    package, platform = tree.add("intel-rapl:0", "package-0"), tree.add("intel-rapl:1", "psys")
+    call = drawing(a=(package, 1_000_000), b=(platform, 3_000_000))
+    found = measure_energy(tree.meter(), {"fp32": call, "int8": call}, samples=1, seconds=3, clock=ticking(1))
+    assert found is not None
+    assert found.joules == pytest.approx({"fp32": 1.0, "int8": 1.0}, rel=1e-9)
+
+
 def test_all_packages_of_a_machine_add_up(tree: Tree) -> None:
     packages = [tree.add(f"intel-rapl:{index}", f"package-{index}") for index in range(2)]
     memory = [tree.add(f"intel-rapl:{index}/intel-rapl:{index}:0", "dram") for index in range(2)]
@@ -225,9 +233,19 @@ def test_a_machine_without_counters_says_so_and_never_loads_the_reader(tmp_path:
     assert done.stdout.strip() == f"{(None, NO_COUNTER)} []"
 
 
+def add_package(root: Path) -> None:
+    (root / "intel-rapl:0").mkdir()
+    (root / "intel-rapl:0" / "name").write_text("package-0\n")
+
+
+def test_a_tree_without_zones_is_no_counter(tmp_path: Path) -> None:
+    assert find_meter((tmp_path,)) == (None, NO_COUNTER)
+
+
 def test_counters_without_their_reader_ask_for_it_to_be_installed(tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zeus.monitor", None)
+    add_package(tmp_path)
     assert find_meter((tmp_path,)) == (None, NO_READER)
     assert "pip install 'pytest-qat[energy]'" in NO_READER
 
@@ -241,6 +259,7 @@ def test_a_daemon_is_a_counter_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_any_of_the_usual_places_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zeus.monitor", None)
+    add_package(tmp_path)
     assert find_meter((tmp_path / "absent", tmp_path)) == (None, NO_READER)
     monkeypatch.setattr(energy, "_DAEMON", ())
     assert find_meter((tmp_path / "absent", tmp_path / "missing")) == (None, NO_COUNTER)

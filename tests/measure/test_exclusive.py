@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import subprocess
@@ -98,19 +97,22 @@ def holder(tmp_path: Path) -> Iterator[Callable[..., Holder]]:
         each.kill()
 
 
-def gate_is_taken(folder: Path, *, within_s: float = LONG_S) -> bool:
-    """Whether somebody keeps the gate, now or before the time is over: a timing that waits, say."""
-    ends = time.monotonic() + within_s
-    while time.monotonic() < ends:
-        try:
-            with FileLock(folder / "gate.lock", timeout=0):
-                time.sleep(0.01)
-        except Timeout:
-            time.sleep(0.1)  # longer than anybody passes through it who need not wait
-            with contextlib.suppress(Timeout), FileLock(folder / "gate.lock", timeout=0):
-                continue
+def gate_is_free(folder: Path) -> bool:
+    """Whether nobody is at the gate just now."""
+    try:
+        with FileLock(folder / "gate.lock", timeout=0):
             return True
-    return False
+    except Timeout:
+        return False
+
+
+def gate_is_kept(folder: Path, *, within_s: float = LONG_S) -> bool:
+    """Whether somebody stands in the gate for longer than passing takes, before the time is over."""
+    ends, seen = time.monotonic() + within_s, 0
+    while seen < 4 and time.monotonic() < ends:
+        seen = 0 if gate_is_free(folder) else seen + 1
+        time.sleep(0.05)
+    return seen == 4
 
 
 @pytest.mark.parametrize(("first", "second"), [("shared", "alone"), ("alone", "shared"), ("alone", "alone")])
@@ -142,7 +144,7 @@ def test_a_stage_that_begins_later_does_not_overtake_a_timing_that_waits(
     before = holder("shared")
     assert before.holds()
     timing = holder("alone")
-    assert gate_is_taken(tmp_path)
+    assert gate_is_kept(tmp_path)
     late = holder("shared")
     assert not late.holds(within_s=2 * SHORT_S), "though it could share the lock with the one before"
     assert not timing.holds(within_s=0)
@@ -168,15 +170,13 @@ def test_a_timing_that_is_killed_while_it_waits_lets_everybody_pass(tmp_path: Pa
     before = holder("shared")
     assert before.holds()
     waiting = holder("alone")
-    assert gate_is_taken(tmp_path)
-    stage, timing = holder("shared"), holder("alone")
+    assert gate_is_kept(tmp_path)
+    stage = holder("shared")
     assert not stage.holds(within_s=SHORT_S)
     waiting.kill()
-    if not stage.holds(within_s=SHORT_S):  # the other timing was quicker, and waits in its turn
-        before.release()
-        assert timing.holds()
-        timing.release()
-    assert stage.holds()
+    assert stage.holds(), "beside the one before"
+    timing = holder("alone")
+    assert not timing.holds(within_s=SHORT_S)
     before.release()
     stage.release()
     assert timing.holds()
@@ -188,7 +188,7 @@ def test_whoever_is_killed_at_the_gate_leaves_no_trace(tmp_path: Path, holder: C
     before = holder("shared")
     assert before.holds()
     timing = holder("alone")
-    assert gate_is_taken(tmp_path)
+    assert gate_is_kept(tmp_path)
     at_the_gate = holder(how)
     assert not at_the_gate.holds(within_s=SHORT_S)
     at_the_gate.kill()
@@ -196,7 +196,7 @@ def test_whoever_is_killed_at_the_gate_leaves_no_trace(tmp_path: Path, holder: C
     assert timing.holds()
     timing.release()
     assert holder("shared").holds()
-    assert not gate_is_taken(tmp_path, within_s=SHORT_S)
+    assert not gate_is_kept(tmp_path, within_s=SHORT_S)
 
 
 def test_two_sessions_of_one_user_exclude_each_other_without_being_told_where(

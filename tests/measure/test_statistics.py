@@ -370,3 +370,12 @@ def test_many_samples_are_compared_as_the_permutations_would() -> None:
     many = paired_p(np.tile(before, 2)[:1001], np.tile(after, 2)[:1001])
     assert many == pytest.approx(few, abs=0.01)
     assert paired_p(np.full(2000, 0.5), np.full(2000, 0.4)) == 0.0
+
+
+@pytest.mark.parametrize(("reach", "distance"), [(0.1, 1e-300), (float("inf"), 0.01), (0.1, 5e-324)])
+def test_no_number_of_samples_is_named_where_none_is_within_reason(reach: float, distance: float) -> None:
+    assert samples_to_prove(reach=reach, samples=100, distance=distance) is None
+
+
+def test_one_sample_of_a_score_between_proves_nothing() -> None:
+    assert paired_drop_interval(np.array([0.5]), np.array([0.5]), confidence=0.95) == (-np.inf, np.inf)
