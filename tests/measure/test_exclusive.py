@@ -38,6 +38,17 @@ while True:
         print("held", flush=True)
         time.sleep(0.05)
 """
+ON_DEMAND = """
+import sys, time
+from pathlib import Path
+from pytest_qat.measure.exclusive import MachineLock
+
+lock = MachineLock(Path(sys.argv[2]))
+print("ready", flush=True)
+for line in sys.stdin:
+    with getattr(lock, sys.argv[1])():
+        print(f"at {time.monotonic()}", flush=True)
+"""
 LONG_S, SHORT_S = 30.0, 0.4
 
 
@@ -76,6 +87,18 @@ class Holder:
         """Whether the process says that it holds the lock before the time is over."""
         return self.says("held", within_s=within_s)
 
+    def ask(self) -> None:
+        """Let a process that works on demand ask for the lock once."""
+        assert self.process.stdin is not None
+        self._said = b""
+        self.process.stdin.write(b"now\n")
+        self.process.stdin.flush()
+
+    def got_it(self) -> float:
+        """Return when the process got the lock, in seconds of the machine's monotonic clock."""
+        assert self.says("at")
+        return float(self._said.split()[1])
+
     def release(self) -> None:
         self.process.communicate(b"\n", timeout=LONG_S)
 
@@ -106,13 +129,12 @@ def gate_is_free(folder: Path) -> bool:
         return False
 
 
-def gate_is_kept(folder: Path, *, within_s: float = LONG_S) -> bool:
-    """Whether somebody stands in the gate for longer than passing takes, before the time is over."""
+def wait_for_a_queue(folder: Path, *, within_s: float = 3.0) -> None:
+    """Give a process that asks for the lock time to stand in the gate, for longer than passing takes."""
     ends, seen = time.monotonic() + within_s, 0
     while seen < 4 and time.monotonic() < ends:
         seen = 0 if gate_is_free(folder) else seen + 1
         time.sleep(0.05)
-    return seen == 4
 
 
 @pytest.mark.parametrize(("first", "second"), [("shared", "alone"), ("alone", "shared"), ("alone", "alone")])
@@ -139,20 +161,38 @@ def test_a_holder_that_is_killed_frees_the_lock(holder: Callable[..., Holder], h
     assert after.holds()
 
 
-def test_a_stage_that_begins_later_does_not_overtake_a_timing_that_waits(
+def test_stages_that_begin_later_do_not_overtake_a_timing_that_waits_for_a_stage(
         tmp_path: Path, holder: Callable[..., Holder]) -> None:
     before = holder("shared")
     assert before.holds()
     timing = holder("alone")
-    assert gate_is_kept(tmp_path)
-    late = holder("shared")
-    assert not late.holds(within_s=2 * SHORT_S), "though it could share the lock with the one before"
+    assert timing.says("asks")
+    wait_for_a_queue(tmp_path)
+    late = [holder("shared") for _ in range(4)]
+    assert not any(each.holds(within_s=SHORT_S) for each in late)
     assert not timing.holds(within_s=0)
     before.release()
-    assert timing.holds()
-    assert not late.holds(within_s=SHORT_S)
+    assert timing.holds(), "or a stage that began later is in, and stays"
+    assert not any(each.holds(within_s=SHORT_S / 4) for each in late)
     timing.release()
-    assert late.holds()
+    assert all(each.holds() for each in late)
+
+
+def test_stages_that_begin_later_do_not_overtake_a_timing_that_waits_for_another_timing(
+        tmp_path: Path, holder: Callable[..., Holder]) -> None:
+    timing, *late = (holder(how, script=ON_DEMAND) for how in ("alone", "shared", "shared", "shared", "shared"))
+    assert all(each.says("ready") for each in (timing, *late))
+    lock = MachineLock(tmp_path)
+    order = []
+    for _ in range(5):
+        with lock.alone():
+            timing.ask()
+            wait_for_a_queue(tmp_path)
+            for each in late:
+                each.ask()
+            time.sleep(SHORT_S / 2)
+        order.append(timing.got_it() < min(each.got_it() for each in late))
+    assert order == [True] * 5
 
 
 def test_stages_that_follow_each_other_without_a_break_do_not_starve_a_timing(holder: Callable[..., Holder]) -> None:
@@ -170,7 +210,8 @@ def test_a_timing_that_is_killed_while_it_waits_lets_everybody_pass(tmp_path: Pa
     before = holder("shared")
     assert before.holds()
     waiting = holder("alone")
-    assert gate_is_kept(tmp_path)
+    assert waiting.says("asks")
+    wait_for_a_queue(tmp_path)
     stage = holder("shared")
     assert not stage.holds(within_s=SHORT_S)
     waiting.kill()
@@ -188,7 +229,8 @@ def test_whoever_is_killed_at_the_gate_leaves_no_trace(tmp_path: Path, holder: C
     before = holder("shared")
     assert before.holds()
     timing = holder("alone")
-    assert gate_is_kept(tmp_path)
+    assert timing.says("asks")
+    wait_for_a_queue(tmp_path)
     at_the_gate = holder(how)
     assert not at_the_gate.holds(within_s=SHORT_S)
     at_the_gate.kill()
@@ -196,7 +238,7 @@ def test_whoever_is_killed_at_the_gate_leaves_no_trace(tmp_path: Path, holder: C
     assert timing.holds()
     timing.release()
     assert holder("shared").holds()
-    assert not gate_is_kept(tmp_path, within_s=SHORT_S)
+    assert gate_is_free(tmp_path)
 
 
 def test_two_sessions_of_one_user_exclude_each_other_without_being_told_where(

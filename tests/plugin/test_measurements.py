@@ -95,6 +95,7 @@ def test_a_healthy_model_is_measured_at_every_batch_size_and_in_memory(project: 
     assert "qint8" in metrics["size_census"]["int8"]["by_dtype"]
 
 
+@pytest.mark.skipif(not Path("/proc/thread-self/children").exists(), reason="reads the list of processes from /proc")
 def test_processes_for_memory_that_were_not_needed_end_with_the_session(project: Project) -> None:
     before = children()
     run, text, result = measured(project, "good", "--qat-memory=on", "-k", "convert")
