@@ -144,8 +144,10 @@ def _judge_drop(accuracy: Accuracy, allowed: float, *, strict: bool) -> tuple[Ou
             f"({accuracy.majority:.2%}), so a drop cannot show. Give the trained model.")
     low, high = accuracy.drop_ci
     say = partial(_score, accuracy)
-    what = "agreement with float drops" if accuracy.kind == "agreement" else "accuracy drops"
-    relative = "" if accuracy.relative_drop is None else f", {accuracy.relative_drop:.2%} of it"
+    what = "agreement with float drops" if accuracy.kind == "agreement" else (
+        "accuracy drops" if accuracy.is_fraction else "the score worsens")
+    known = accuracy.is_fraction and accuracy.relative_drop is not None
+    relative = f", {accuracy.relative_drop:.2%} of it" if known else ""
     numbers = (f"{what} by {say(accuracy.drop)} (from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}), 95 % "
                f"interval [{say(low)}, {say(high)}] on {accuracy.samples:,} samples, of which {accuracy.flipped:,} "
                f"changed; allowed is {say(allowed)}")
@@ -299,8 +301,8 @@ def _what_is_missing(speedup: Speedup, floor: float, offset: float) -> str:
                 "difference. Run it again when nothing else runs.")
     needed_s = speedup.seconds_to_settle(floor)
     if math.isinf(speedup.ci[1]):
-        return (f"A pair of blocks takes so long that {speedup.pairs} fitted into the budget, too few for an "
-                f"interval: raise --qat-max-time to about {math.ceil(needed_s):,} s, or use smaller example_inputs.")
+        return (f"A pair of blocks takes so long that {speedup.pairs} fitted into the budget, too few for an interval: "
+                f"raise --qat-max-time to about {math.ceil(needed_s * 2):,} s, or use smaller example_inputs.")
     if needed_s > MOST_SECONDS:
         return ("The interval straddles it, and the true ratio is too near for any reasonable time to tell: "
                 "lower --qat-min-speedup a little.")

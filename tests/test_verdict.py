@@ -138,7 +138,7 @@ def test_a_floor_that_means_nothing_hides_no_failure() -> None:
     ({"drop": 0.01, "drop_ci": (-0.01, 0.03), "provable_drop": 0.02},
      ["not proven: these samples can prove no drop under 2.00%"]),
     ({"fp32": 31.25, "int8": 31.2, "drop": 0.05, "drop_ci": (-0.1, 0.2), "is_fraction": False},
-     ["by 0.05 (from 31.25 to 31.2, 0.16% of it)", "[-0.1, 0.2]", "allowed is 0.01"]),
+     ["the score worsens by 0.05 (from 31.25 to 31.2)", "[-0.1, 0.2]", "allowed is 0.01"]),
     ({"fp32": 0.0, "int8": 0.0}, ["(from 0.00% to 0.00%), 95 %"]),
     ({"kind": "agreement"}, ["agreement with float drops by"]),
     ({"at_chance": True, "majority": 0.9}, ["no better than naming the most frequent class (90.00%)"]),

@@ -90,7 +90,7 @@ class Accuracy:
         flips: Samples whose score changed, in order; the thousand largest changes if there are more.
         flipped: Their number.
         kind: `metric` or `agreement`.
-        is_fraction: Whether all scores lie between 0 and 1, so that percent are the right words.
+        is_fraction: Whether higher is better and all scores lie between 0 and 1: percent are the right words then.
         at_chance: Whether the float model does no better than naming the most frequent class.
         majority: Share of that class, where it is known.
         sqnr_db: Signal-to-quantization-noise ratio of the outputs; only for `agreement`.
@@ -296,7 +296,8 @@ def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_
         ptq_p_value=None if ptq is None else paired_p(ptq.values, after),
         fine_tuned_p_value=None if fine_tuned is None else paired_p(fine_tuned.values, after),
         samples=samples, provable_drop=high - drop, flips=_flips(fp32, int8, flipped), flipped=len(flipped),
-        kind=kind, is_fraction=all(bool(np.all((values >= 0) & (values <= 1))) for values in (before, after)),
+        kind=kind, is_fraction=higher_is_better and all(
+            bool(np.all((values >= 0) & (values <= 1))) for values in (before, after)),
         majority=chance, sqnr_db=sqnr,
         at_chance=chance is not None and not above_chance(
             int(fp32.values.sum()), samples=samples, chance=chance, alpha=1 - confidence),

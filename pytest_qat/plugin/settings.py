@@ -19,6 +19,8 @@ from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
 
 __all__ = ["Options", "read_options"]
 
+_MOST_DIGITS = 6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -125,7 +127,7 @@ def _whole(minimum: int) -> Callable[..., int]:
 
 def _counts(value: object, *, name: str) -> tuple[int, ...]:
     parts = [part.strip() for part in str(value).split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and len(part) <= _MOST_DIGITS and int(part) > 0 for part in parts):
         raise InvalidOption(f"{name} is {value}, expected batch sizes with commas.", hint=f"Write {name}=1,8,32.")
     return tuple(sorted({int(part) for part in parts}))
 
