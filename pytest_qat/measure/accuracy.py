@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from pytest_qat.batches import classify, float_tensors, labelled, sample_count
 from pytest_qat.errors import DataError
 from pytest_qat.measure.parity import sqnr_db
-from pytest_qat.measure.statistics import above_chance, paired_drop_interval, paired_p, samples_to_prove
+from pytest_qat.measure.statistics import above_chance, is_binary, paired_drop_interval, paired_p, samples_to_prove
 
 __all__ = ["Accuracy", "Flip", "Scores", "agreement_scores", "compare_scores", "evaluate", "top1"]
 
@@ -285,8 +285,7 @@ def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_
     if not higher_is_better:
         drop, low, high = 0.0 - drop, 0.0 - high, 0.0 - low
     samples = len(before)
-    hits = bool(np.all((fp32.values == 0) | (fp32.values == 1)))
-    chance = fp32.majority if kind == "metric" and higher_is_better and hits else None
+    chance = fp32.majority if kind == "metric" and higher_is_better and is_binary(before) else None
     flipped = np.flatnonzero(before != after)
     return Accuracy(
         fp32=fp32.mean, int8=int8.mean, ptq=None if ptq is None else ptq.mean,

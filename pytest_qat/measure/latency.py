@@ -16,7 +16,6 @@ import random
 import statistics as plain
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -270,7 +269,7 @@ def _fewest_pairs(confidence: float) -> int:
     return pairs
 
 
-@contextmanager
+@contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.disable()

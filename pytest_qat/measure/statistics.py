@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-__all__ = ["above_chance", "mcnemar_p", "median_interval", "paired_drop_interval", "paired_p",
+__all__ = ["above_chance", "is_binary", "mcnemar_p", "median_interval", "paired_drop_interval", "paired_p",
            "samples_to_prove"]
 
 _RESAMPLES = 2000
@@ -76,7 +76,7 @@ def paired_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
     0/1 scores: McNemar's exact test. Others: a permutation test that swaps the two scores of a sample; over a
     thousand samples Student's paired test, which then says the same in a thousandth of the time.
     """
-    if _binary(before) and _binary(after):
+    if is_binary(before) and is_binary(after):
         return mcnemar_p(before, after)
     differences = before - after
     if len(differences) < 2 or not np.any(differences):
@@ -101,7 +101,7 @@ def paired_drop_interval(before: NDArray[np.float64], after: NDArray[np.float64]
     """
     differences = before - after
     count = len(differences)
-    if _binary(before) and _binary(after):
+    if is_binary(before) and is_binary(after):
         worse, better = np.sum(differences > 0) + 0.5, np.sum(differences < 0) + 0.5
         adjusted = count + 2
         centre = (worse - better) / adjusted
@@ -145,5 +145,6 @@ def above_chance(hits: int, *, samples: int, chance: float, alpha: float) -> boo
     return bool(special.bdtrc(hits - 1, samples, chance) < alpha) if hits > 0 else False
 
 
-def _binary(scores: NDArray[np.float64]) -> bool:
+def is_binary(scores: NDArray[np.float64]) -> bool:
+    """Whether every score is 0 or 1, a miss or a hit."""
     return bool(np.all((scores == 0) | (scores == 1)))

@@ -11,15 +11,10 @@ from __future__ import annotations
 import statistics
 import sys
 
-from pytest_qat.measure.latency import Speedup, TimingSettings, compare_latency
+from pytest_qat.measure.latency import TimingSettings, compare_latency
+from pytest_qat.tolerances import Tolerances
+from pytest_qat.verdict import judge_speedup
 from tests.benchmarks.pairs import bursts, deployed, usual_s, variation
-
-
-def outcome(found: Speedup, floor: float) -> str:
-    """Return what `judge_speedup` would conclude from the interval."""
-    if not found.settles(floor):
-        return "inconclusive"
-    return "passed" if found.ci[0] >= floor else "failed"
 
 
 def main() -> None:
@@ -39,7 +34,8 @@ def main() -> None:
             for index in range(2 * count):
                 expected, floor = (("passed", truth * 0.9), ("failed", truth * 1.1))[index % 2]
                 found = compare_latency(pair.slow, pair.fast, floor=floor)
-                outcomes.append((expected, outcome(found, floor)))
+                verdict = judge_speedup(found, Tolerances(min_speedup=floor))
+                outcomes.append((expected, verdict.outcome.value))
                 estimates.append(found.estimate)
                 seconds.append(found.elapsed_s)
                 if index % 4 == 0:
