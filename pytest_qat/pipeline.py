@@ -22,14 +22,12 @@ from torch import Tensor, nn
 from pytest_qat import soundness
 from pytest_qat.batches import calibration_batches, call
 from pytest_qat.case import QATCase, Tolerances
-from pytest_qat.containment import crash_of
 from pytest_qat.diagnosis.divergence import Divergence, first_divergence
 from pytest_qat.diagnosis.explain import explain
-from pytest_qat.errors import CheckFailed, QATError, StageError
+from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.findings import Finding
 from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, silent, untrained_copy
 from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads
-from pytest_qat.locate import headline
 from pytest_qat.measure.accuracy import Accuracy, Scores, agreement_scores, compare_scores, evaluate
 from pytest_qat.measure.coverage import Coverage, measure_coverage
 from pytest_qat.measure.exclusive import MachineLock
@@ -40,8 +38,8 @@ from pytest_qat.measure.speed import Speed, measure_speed
 from pytest_qat.properties.roundtrip import check_roundtrip, quantized_tensors
 from pytest_qat.recipe import Recipe
 from pytest_qat.runtimes import Deployed, load_runtime
+from pytest_qat.trial import try_once
 from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
-from pytest_qat.workflows.border import user_names
 
 __all__ = ["ModelRun", "NotApplicable", "RunSettings", "StageFailed"]
 
@@ -278,7 +276,7 @@ class ModelRun:
             given = self._prepare() if self.case.prepared is not None else None
             if given is not None:
                 given.module.eval().apply(tq.disable_observer)
-            self._try(module, "the converted model")
+            try_once(module, self.case, engine=self.recipe.engine)
             return _Converted(converted=ConvertedModel(module=module), prepared=given, ptq=None,
                               fine_tuning=FineTuning(kind="given"))
         workflow = load_workflow(self.recipe.workflow)
@@ -289,36 +287,18 @@ class ModelRun:
             calibrate(prepared.module, calibration_batches(self.case, limit=CALIBRATION_BATCHES))
             twin = PreparedModel(module=untrained_copy(prepared.module), float_modules=prepared.float_modules)
             ptq = workflow.convert(twin, self.recipe)
-            self._try(ptq.module, "the converted model")  # before any time goes into training
+            try_once(ptq.module, self.case, engine=self.recipe.engine)  # before any time goes into training
         with self._progress(f"{self.case.label} [{self.recipe.name}]") as progress:
-            done = fine_tune(prepared.module, self.case, device=self.settings.device, progress=progress)
+            def step_done(step: int, total: int, loss: float) -> None:
+                progress(step, total, loss)
+                self._lock.give_way()
+
+            done = fine_tune(prepared.module, self.case, device=self.settings.device, progress=step_done)
         if self.settings.memory:
             self._start_probes()  # they import torch while this process evaluates
         converted = workflow.convert(prepared, self.recipe)
-        self._try(converted.module, "the converted model")
+        try_once(converted.module, self.case, engine=self.recipe.engine)
         return _Converted(converted=converted, prepared=prepared, ptq=ptq, fine_tuning=done)
-
-    def _try(self, module: nn.Module, what: str) -> None:
-        """Run a module once on the example inputs, and name the user's module if it cannot."""
-        crash = crash_of(module, [self.case.example_inputs, *calibration_batches(self.case, limit=1)])
-        if crash is not None:
-            raise CheckFailed(
-                [f"{what} killed its process with {crash.signal_name} ({crash.meaning})."],
-                findings=[Finding(
-                    code="native-crash", severity="error", module=user_names(module)[crash.module or ""] or None,
-                    message=f"the {self.recipe.engine} kernel crashes on this machine.",
-                    remedy="choose a recipe with another engine, or name the module in skip=(...).",
-                    evidence={"signal": crash.signal_name, "engine": self.recipe.engine})])
-        try:
-            with torch.inference_mode():
-                call(module, self.case.example_inputs)
-        except Exception as error:
-            finding = explain(error, model=module, stage="convert")
-            if finding is None:
-                raise StageError(
-                    f"{what} raised {type(error).__name__} on example_inputs: {headline(error)}",
-                    hint="Try an fx recipe, or name the module that fails in skip=(...).") from error
-            raise CheckFailed([f"{what} cannot run on example_inputs."], findings=[finding]) from error
 
     def _deploy(self) -> DeployedPair:
         runtime = load_runtime(self.recipe.runtime)
@@ -374,9 +354,13 @@ class ModelRun:
 
     def _score_with(self, run: Callable[[Any], Any]) -> Scores:
         assert self.case.eval_data is not None, "unreachable because _accuracy asked"
+        def run_in_turn(inputs: Any) -> Any:
+            self._lock.give_way()
+            return run(inputs)
+
         # A loader that shuffles with torch's generator gives the same order in each pass this way.
         with preserved_torch_state(seed=self.settings.seed), torch.inference_mode():
-            return evaluate(run, self.case.eval_data, self.case.metric)
+            return evaluate(run_in_turn, self.case.eval_data, self.case.metric)
 
 
 def _outputs(deployed: Deployed, batches: list[Any]) -> list[Any]:

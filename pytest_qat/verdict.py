@@ -72,9 +72,9 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
                           for left in coverage.leftovers[:NAMED_LEFTOVERS])
         remedy = "use a workflow that has int8 kernels for these layers, or do not ship this model as quantized."
         nothing = Finding(code="nothing-quantized", severity="error", remedy=remedy,
-                          message=f"no module holds int8 weights; in float: {named or 'everything'}.")
+                          message=f"no module that is called holds int8 weights; in float: {named or 'everything'}.")
         return Verdict(outcome=Outcome.FAILED, findings=(nothing, *findings),
-                       reasons=("nothing was quantized: 0 modules hold int8 weights.",))
+                       reasons=("nothing was quantized: 0 modules that are called hold int8 weights.",))
     share = (f"{coverage.mac_share:.1%} of multiply-accumulates and {coverage.weight_share:.1%} of weights "
              f"run in int8 ({coverage.int8_modules} modules)")
     if coverage.leftovers:

@@ -17,7 +17,7 @@ LAYERS = (
     ("plugin",),
     ("assessment",),
     ("report", "pipeline"),
-    ("soundness", "finetune", "properties", "diagnosis", "verdict", "measure"),
+    ("soundness", "trial", "finetune", "properties", "diagnosis", "verdict", "measure"),
     ("runtimes",),
     ("workflows",),
     ("containment", "refs", "batches", "locate", "isolation"),

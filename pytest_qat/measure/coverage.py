@@ -1,20 +1,17 @@
-"""How much of a model runs in int8: by weights and by multiply-accumulates (MACs), with every float leftover named.
-
-MACs are counted by `torch.utils.flop_counter` on one call of the float model, so functional matmuls count too.
-"""
+"""How much of a model runs in int8: by weights and by multiply-accumulates (MACs), with every float leftover named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from pytest_qat.batches import call
+from pytest_qat.measure.macs import called_modules, count_macs
 from pytest_qat.workflows.border import user_names
+from pytest_qat.workflows.flow import has_int8_form
 
 __all__ = ["Coverage", "Leftover", "measure_coverage"]
 
@@ -47,7 +44,7 @@ class Coverage:
         int8_weights: Those held by int8 modules.
         macs: Multiply-accumulates of one call on the example inputs.
         int8_macs: Those done by int8 modules.
-        int8_modules: Number of modules with int8 weights.
+        int8_modules: Number of modules with int8 weights that a call on the example inputs reaches.
         leftovers: What stays in float, most MACs first.
     """
 
@@ -79,7 +76,8 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
         example_inputs: Positional arguments of one call.
         reasons: Known reasons for staying in float, by module name (or a parent's).
     """
-    macs, called = _own_macs(float_model, example_inputs)
+    counted = count_macs(float_model, example_inputs)
+    macs, called = counted.by_module, counted.called
     weights = {name: sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
                for name, module in float_model.named_modules()}
     int8 = _int8_owners(converted)
@@ -91,45 +89,10 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
     ]
     return Coverage(
         weights=sum(weights.values()), int8_weights=sum(weights.get(name, 0) for name in int8),
-        macs=sum(macs.values()), int8_macs=sum(macs.get(name, 0) for name in int8), int8_modules=len(int8),
+        macs=sum(macs.values()), int8_macs=sum(macs.get(name, 0) for name in int8),
+        int8_modules=len(int8 - _never_called(converted, example_inputs)),
         leftovers=tuple(sorted(leftovers, key=lambda left: (-left.macs, -left.weights))),
     )
-
-
-def _own_macs(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[dict[str, int], set[str]]:
-    """MACs by module, without those of the modules inside it, and the names of the modules that were called."""
-    called: set[str] = set()
-    handles = [module.register_forward_pre_hook(_noting(name, called)) for name, module in model.named_modules()]
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            call(model, example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    root = type(model).__name__
-    totals = {name.removeprefix(root).removeprefix("."): sum(ops.values()) // 2
-              for name, ops in counter.get_flop_counts().items() if name != "Global"}
-    own = dict(totals)
-    for name, total in totals.items():
-        around = _nearest(name, totals)
-        if around is not None:
-            own[around] -= total
-    return {name: macs for name, macs in own.items() if macs > 0}, called
-
-
-def _noting(name: str, called: set[str]) -> Callable[..., None]:
-    def enter(module: nn.Module, inputs: Any) -> None:
-        called.add(name)
-    return enter
-
-
-def _nearest(name: str, totals: Mapping[str, int]) -> str | None:
-    """The closest counted module around a name; containers such as ModuleList are never called and not counted."""
-    while name:
-        name = name.rpartition(".")[0]
-        if name in totals:
-            return name
-    return None
 
 
 def _int8_owners(converted: nn.Module) -> frozenset[str]:
@@ -140,6 +103,13 @@ def _int8_owners(converted: nn.Module) -> frozenset[str]:
         names.update(_owner(node, own) for node in converted.graph.nodes
                      if node.op == "call_function" and _is_int8_matmul(node.target))
     return frozenset(names)
+
+
+def _never_called(converted: nn.Module, example_inputs: tuple[Any, ...]) -> set[str]:
+    """Names, in the user's model, of the int8 modules that one call does not reach."""
+    own = user_names(converted)
+    holders = {own[name] for name, module in converted.named_modules() if _holds_int8_weight(module)}
+    return holders - {own[name] for name in called_modules(converted, example_inputs)}
 
 
 def _owner(node: torch.fx.Node, own: Mapping[str, str]) -> str:
@@ -172,6 +142,8 @@ def _reason(name: str, module: nn.Module, reasons: Mapping[str, str], *, called:
     if not called and not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "not called on the example inputs"
     kind = type(module).__name__
+    if has_int8_form(module):
+        return f"no int8 tensor reaches this {kind}: look at the operation before it"
     if type(module).__module__.startswith("torch.nn."):
         return f"{kind} has no int8 form in this workflow"
     return f"{kind} computes with its own parameters or functions, which this workflow does not quantize"

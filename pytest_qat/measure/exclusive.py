@@ -1,7 +1,8 @@
 """One timing at a time on a machine: timings hold a lock alone, heavy stages of other processes share it.
 
 The lock is SQLite's, through filelock: the operating system frees it when its holder dies. Whoever wants the lock
-first passes a gate, and a timing keeps the gate while it waits: stages that begin later do not overtake it.
+first passes a gate, and whoever waits for it keeps the gate meanwhile: stages that begin later do not overtake a
+timing. A long stage looks at the gate between its steps and lets a timing go first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, ReadWriteLock
+from filelock import FileLock, ReadWriteLock, Timeout
 
 __all__ = ["MachineLock"]
 
@@ -29,6 +30,7 @@ class MachineLock:
         folder = folder or Path(tempfile.gettempdir()) / f"pytest-qat-{_user()}"
         self._lock: ReadWriteLock | None
         self._gate = FileLock(folder / "gate.lock")
+        self._held = contextlib.ExitStack()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._gate:
@@ -53,10 +55,26 @@ class MachineLock:
         if self._lock is None:
             yield
             return
-        with contextlib.ExitStack() as held:
-            with self._gate:
-                held.enter_context(self._lock.read_lock())
+        try:
+            self._share(self._lock)
             yield
+        finally:
+            self._held.close()
+
+    def give_way(self) -> None:
+        """Let a timing that waits go first; to be called between the steps of a stage that shares the machine."""
+        if self._lock is None:
+            return
+        try:
+            with self._gate.acquire(timeout=0):
+                return  # nobody waits
+        except Timeout:
+            self._held.close()
+            self._share(self._lock)
+
+    def _share(self, lock: ReadWriteLock) -> None:
+        with self._gate:
+            self._held.enter_context(lock.read_lock())
 
 
 def _user() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pytest_qat.batches import sample_count, with_batch
+from pytest_qat.errors import MeasurementError
 from pytest_qat.locate import headline
 from pytest_qat.measure.energy import NOT_MOVING, Energy, find_meter, measure_energy
 from pytest_qat.measure.latency import Speedup, TimingSettings, compare_latency
@@ -23,6 +24,8 @@ __all__ = ["BatchSpeed", "Speed", "measure_speed", "overhead_share"]
 _SIDE_SHARE = 0.1
 """Share of the budget for each comparison beside the main one."""
 SIDE_PAIRS = 12
+LAYOUT_PAIRS = 5
+"""Enough to choose the faster layout: where they are as close as that, either will do."""
 _TOO_SLOW_SHARE = 0.25
 _ENERGY_WINDOW_S = 0.5
 
@@ -108,14 +111,15 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
     samples = sample_count(inputs)
     with fp32["contiguous"].session(), int8["contiguous"].session():
         plain = {"fp32": fp32["contiguous"], "int8": int8["contiguous"]}
-        first = compare_latency(_bound(plain["fp32"], inputs), _bound(plain["int8"], inputs),
+        first = compare_latency(_bound(plain["fp32"], inputs, "float"), _bound(plain["int8"], inputs, "int8"),
                                 settings=replace(settings, max_pairs=1))
         if first.elapsed_s > settings.max_time_s * _TOO_SLOW_SHARE:
             return Speed(like_for_like=first, over_eager=None, noise=None, samples=samples, batches=(), energy=None,
                          layouts={side: form.layout for side, form in plain.items()},
                          energy_note="no time left for it: see --qat-max-time")
-        chosen = {"fp32": _faster(fp32, inputs, brief), "int8": _faster(int8, inputs, brief)}
-        slow, fast = _bound(chosen["fp32"], inputs), _bound(chosen["int8"], inputs)
+        glance = replace(brief, max_pairs=LAYOUT_PAIRS)
+        chosen = {"fp32": _faster(fp32, inputs, glance, "float"), "int8": _faster(int8, inputs, glance, "int8")}
+        slow, fast = _bound(chosen["fp32"], inputs, "float"), _bound(chosen["int8"], inputs, "int8")
         noise = compare_latency(slow, slow, settings=brief)
         left_s = max(ends - time.monotonic() - brief.max_time_s, brief.max_time_s)
         main = compare_latency(slow, fast, floor=floor, settings=replace(settings, max_time_s=left_s))
@@ -133,11 +137,12 @@ def _at_batch(forms: Mapping[str, Deployed], inputs: tuple[Any, ...], batch: int
               floor: float) -> BatchSpeed:
     try:
         resized = with_batch(inputs, batch)
-        sides = [_bound(forms[side], resized) for side in ("fp32", "int8")]
+        sides = [_bound(forms[side], resized, side) for side in ("fp32", "int8")]
         for call in sides:
             call()
     except Exception as error:  # a model or runtime that is made for one batch size says so in its own way
-        return BatchSpeed(batch=batch, speedup=None, problem=f"{type(error).__name__}: {headline(error)}")
+        cause = error.__cause__ if isinstance(error, MeasurementError) and error.__cause__ else error
+        return BatchSpeed(batch=batch, speedup=None, problem=f"{type(cause).__name__}: {headline(cause)}")
     return BatchSpeed(batch=batch, speedup=compare_latency(*sides, settings=settings, floor=floor))
 
 
@@ -161,15 +166,24 @@ def _energy(calls: Mapping[str, Call], samples: int) -> tuple[Energy | None, str
     return energy, NOT_MOVING if energy is None else None
 
 
-def _faster(forms: Mapping[str, Deployed], inputs: tuple[Any, ...], settings: TimingSettings) -> Deployed:
+def _faster(forms: Mapping[str, Deployed], inputs: tuple[Any, ...], settings: TimingSettings,
+            side: str) -> Deployed:
     """Return the form in the faster memory layout."""
     if len(forms) == 1:
         return next(iter(forms.values()))
-    gain = compare_latency(*(_bound(forms[layout], inputs) for layout in ("contiguous", "channels_last")),
+    gain = compare_latency(*(_bound(forms[layout], inputs, side) for layout in ("contiguous", "channels_last")),
                            settings=settings, floor=1.0).estimate
     return forms["channels_last" if gain > 1 else "contiguous"]
 
 
-def _bound(form: Deployed, inputs: tuple[Any, ...]) -> Call:
+def _bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:
     adapted = form.adapt(inputs)
-    return lambda: form.run(adapted)
+
+    def run() -> object:
+        try:
+            return form.run(adapted)
+        except Exception as error:
+            raise MeasurementError(f"the {side} model raised {type(error).__name__} while it was timed: "
+                                   f"{headline(error)}.", hint="Call it many times in a shell.") from error
+
+    return run

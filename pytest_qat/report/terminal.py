@@ -179,7 +179,7 @@ def _rate(per_second: float) -> str:
 
 
 def _bytes(count: int) -> str:
-    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.2f} {unit}"
     return f"{count} B"

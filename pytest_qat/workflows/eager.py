@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 import torch.ao.quantization as tq
 from torch import nn
 
@@ -61,8 +62,19 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
 
 def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
     """Return the int8 form of a copy of the prepared model."""
-    module = tq.convert(copy.deepcopy(prepared.module).eval(), inplace=True)
+    module = copy.deepcopy(prepared.module).eval()
+    for part in module.modules():
+        fake_quant = getattr(part, "weight_fake_quant", None)
+        if fake_quant is not None and _saw_nothing(fake_quant):  # a layer that no batch reached
+            fake_quant.enable_observer()
+            fake_quant(part.weight)
+    module = tq.convert(module, inplace=True)
     return ConvertedModel(module=module.eval())
+
+
+def _saw_nothing(fake_quant: nn.Module) -> bool:
+    least = getattr(getattr(fake_quant, "activation_post_process", None), "min_val", None)
+    return least is not None and (least.numel() == 0 or bool(torch.isinf(least).all()))
 
 
 def float_twin(case: QATCase) -> nn.Module:

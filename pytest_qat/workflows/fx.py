@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.ao.quantization import quantize_fx
 from torch.fx.proxy import TraceError
@@ -31,7 +34,8 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     # Traced in eval mode: torch.fx bakes `self.training` in, and a dropout traced in train mode never switches off.
     model = copy.deepcopy(case.model).eval()
     try:
-        module = quantize_fx.prepare_qat_fx(model, mapping, case.example_inputs)
+        with _without_stack_traces():
+            module = quantize_fx.prepare_qat_fx(model, mapping, case.example_inputs)
     except (TraceError, TypeError, ValueError, RuntimeError) as error:
         if not _is_trace_error(error):
             raise
@@ -49,9 +53,21 @@ def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
 def float_twin(case: QATCase) -> nn.Module:
     """Return the traced float model in eval mode with BatchNorm folded."""
     try:
-        return quantize_fx.fuse_fx(copy.deepcopy(case.model).eval())
+        with _without_stack_traces():
+            return quantize_fx.fuse_fx(copy.deepcopy(case.model).eval())
     except (TraceError, TypeError, ValueError, RuntimeError):
         return eager.float_twin(case)
+
+
+@contextlib.contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Trace without a stack trace a node: nobody reads them here, and symbolizing them imports torch's compiler."""
+    kept = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = kept
 
 
 def _is_trace_error(error: BaseException) -> bool:

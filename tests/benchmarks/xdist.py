@@ -1,7 +1,7 @@
 """Four models with and without two xdist workers: wall time, and how far the speedup estimates agree.
 
 Run from the repository root: `python -m tests.benchmarks.xdist [rounds]`. Both ways run in turn, each in a fresh
-process, with everything at its default.
+process, as they do without a record: no memory processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def measured(*options: str) -> tuple[float, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "qat.json"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", f"--qat-json={record}",
-                   *(f"--qat-model={model}" for model in MODELS), *options]
+                   "--qat-memory=off", *(f"--qat-model={model}" for model in MODELS), *options]
         started = time.perf_counter()
         subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
         wall_s = time.perf_counter() - started

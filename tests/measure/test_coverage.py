@@ -154,11 +154,16 @@ def test_a_module_that_is_never_called_says_so() -> None:
         Leftover(module="spare", kind="Linear", weights=12, macs=0, reason="not called on the example inputs"),)
 
 
+def test_an_int8_module_that_is_never_called_does_not_count() -> None:
+    found = covered(Spare(), ROWS, workflow="eager", skip=("fc",))
+    assert (found.int8_modules, found.int8_macs) == (0, 0)
+
+
 def test_the_float_model_itself_is_covered_by_nothing() -> None:
     found = measure_coverage(Convolutional().eval(), Convolutional().eval(), (IMAGES,), reasons={})
     assert (found.int8_modules, found.int8_macs, found.int8_weights) == (0, 0, 0)
     assert {left.module for left in found.leftovers} == {"conv", "head"}
-    assert all("no int8 form" in left.reason for left in found.leftovers)
+    assert all("no int8 tensor reaches this" in left.reason for left in found.leftovers)
 
 
 def test_a_prepared_model_is_not_yet_in_int8() -> None:

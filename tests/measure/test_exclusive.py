@@ -38,6 +38,19 @@ while True:
         print("held", flush=True)
         time.sleep(0.05)
 """
+STEPS = """
+import sys, time
+from pathlib import Path
+from pytest_qat.measure.exclusive import MachineLock
+
+lock = MachineLock(Path(sys.argv[2]))
+with lock.shared():
+    print("held", flush=True)
+    for step in range(10_000):
+        time.sleep(0.01)
+        print(f"at {time.monotonic()}", flush=True)
+        lock.give_way()
+"""
 ON_DEMAND = """
 import sys, time
 from pathlib import Path
@@ -86,6 +99,10 @@ class Holder:
     def holds(self, *, within_s: float = LONG_S) -> bool:
         """Whether the process says that it holds the lock before the time is over."""
         return self.says("held", within_s=within_s)
+
+    def forget(self) -> None:
+        """Forget what the process has said."""
+        self._said = b""
 
     def ask(self) -> None:
         """Let a process that works on demand ask for the lock once."""
@@ -203,6 +220,40 @@ def test_stages_that_follow_each_other_without_a_break_do_not_starve_a_timing(ho
         assert timing.holds(within_s=LONG_S / 2)
         timing.release()
     assert [each.process.poll() for each in busy] == [None, None]
+
+
+def test_a_stage_that_gives_way_between_its_steps_stops_for_a_timing_and_goes_on(
+        holder: Callable[..., Holder]) -> None:
+    stage = holder("shared", script=STEPS)
+    assert stage.holds()
+    for _ in range(3):
+        timing = holder("alone")
+        assert timing.holds(), "in the middle of the stage"
+        while stage.says("at", within_s=SHORT_S / 2):
+            stage.forget()
+        timing.release()
+        assert stage.says("at")
+
+
+def test_two_stages_that_give_way_both_stop_for_a_timing(holder: Callable[..., Holder]) -> None:
+    stages = [holder("shared", script=STEPS), holder("shared", script=STEPS)]
+    assert all(stage.holds() for stage in stages)
+    timing = holder("alone")
+    assert timing.holds()
+    for stage in stages:
+        while stage.says("at", within_s=SHORT_S / 2):
+            stage.forget()
+    timing.release()
+    assert all(stage.says("at") for stage in stages)
+
+
+def test_giving_way_to_nobody_keeps_the_machine(tmp_path: Path, holder: Callable[..., Holder]) -> None:
+    lock = MachineLock(tmp_path)
+    with lock.shared():
+        lock.give_way()
+        timing = holder("alone")
+        assert not timing.holds(within_s=SHORT_S)
+    assert timing.holds()
 
 
 def test_a_timing_that_is_killed_while_it_waits_lets_everybody_pass(tmp_path: Path,

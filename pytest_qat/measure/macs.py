@@ -1,0 +1,116 @@
+"""Multiply-accumulates (MACs) of one call, by the module that makes them.
+
+The formulas are those of `torch.utils.flop_counter`, so functional products count too. Its own mode is not used: it
+asks to be left out of compilation, which alone imports torch's compiler and takes longer than a small model's checks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from pytest_qat.batches import call
+
+__all__ = ["MacCount", "called_modules", "count_macs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacCount:
+    """What one call did.
+
+    Attributes:
+        by_module: MACs of each module, without those of the modules inside it; only where there are any.
+        called: Names of the modules that were called, the model itself as "".
+    """
+
+    by_module: dict[str, int]
+    called: frozenset[str]
+
+
+def count_macs(model: nn.Module, inputs: Any) -> MacCount:
+    """Call a model once and count.
+
+    Args:
+        model: In eval mode; its buffers may change if it changes them.
+        inputs: Arguments of one call.
+    """
+    running: list[str] = [""]
+    called: set[str] = set()
+    mode = _Counting(running)
+    with torch.no_grad(), _attention_in_parts(), _noting_modules(model, running, called), mode:
+        call(model, inputs)
+    return MacCount(by_module={name: macs for name, macs in mode.macs.items() if macs}, called=frozenset(called))
+
+
+def called_modules(model: nn.Module, inputs: Any) -> frozenset[str]:
+    """Call a model once and return the names of the modules that were called, the model itself as ""."""
+    called: set[str] = set()
+    with torch.no_grad(), _noting_modules(model, [], called):
+        call(model, inputs)
+    return frozenset(called)
+
+
+class _Counting(TorchDispatchMode):
+    """Books the MACs of every op on the module that is running."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, running: list[str]) -> None:
+        super().__init__()
+        self.macs: Counter[str] = Counter()
+        self._running = running
+        self._flops: dict[Any, Callable[..., int]] = FlopCounterMode(display=False).flop_registry
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        op = getattr(func, "_overloadpacket", None)  # control flow has none
+        if op is not None and op not in self._flops and func is not torch.ops.prim.device.default:
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        made = func(*args, **kwargs)
+        if op in self._flops:
+            self.macs[self._running[-1]] += self._flops[op](*args, **kwargs, out_val=made) // 2
+        return made
+
+
+@contextlib.contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Attention's fused kernel has no formula."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextlib.contextmanager
+def _noting_modules(model: nn.Module, running: list[str], called: set[str]) -> Iterator[None]:
+    def entering(name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, inputs: Any) -> None:
+            running.append(name)
+            called.add(name)
+        return enter
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        running.pop()
+
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(entering(name)).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield
