@@ -16,6 +16,7 @@ from scipy import stats
 
 from pytest_qat.measure.latency import Speedup, TimingSettings, compare_latency
 from pytest_qat.measure.statistics import median_interval
+from tests.measure.coins import chance_of_heads
 
 FLOOR = 1.0
 HAIR = 1e-6
@@ -138,21 +139,12 @@ def greatest_rate(wrong: int, runs: int) -> float:
 
 
 def chance_of_settling_on_heads() -> float:
-    """Return how likely fair coins, looked at after each, settle on heads before tails: exact, path by path."""
-    alive, settled = {0: 1.0}, 0.0
-    for count in range(1, PAIRS + 1):
-        tossed: dict[int, float] = {}
-        for heads, chance in alive.items():
-            for more in (0, 1):
-                tossed[heads + more] = tossed.get(heads + more, 0.0) + chance / 2
-        alive = {}
-        for heads, chance in tossed.items():
-            low, high = median_interval([-1] * (count - heads) + [1] * heads, alpha=ALPHA) or (-1, 1)
-            if low == 1:
-                settled += chance
-            elif high == 1:
-                alive[heads] = chance
-    return settled
+    """Return how likely fair coins, looked at after each, settle on heads before tails."""
+    def says(heads: int, tails: int) -> int:
+        low, high = median_interval([-1] * tails + [1] * heads, alpha=ALPHA) or (-1, 1)
+        return int(low + high)  # both ends are -1 or 1
+
+    return chance_of_heads(PAIRS, says)
 
 
 @pytest.mark.parametrize("below", [True, False], ids=["just-below", "just-above"])

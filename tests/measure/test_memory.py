@@ -26,20 +26,10 @@ from pytest_qat.measure.memory import MemoryProbes
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes.torch import deploy
 from pytest_qat.workflows import fx
+from tests.small_net import Net
 
 MB = 10**6
 IMAGES = torch.randn(2, 3, 16, 16)
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.relu = nn.ReLU()
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
 
 
 class Hungry(Net):

@@ -23,6 +23,7 @@ from pytest_qat.measure.statistics import (
     paired_p,
     samples_to_prove,
 )
+from tests.measure.coins import chance_of_heads
 
 STABLE = settings(deadline=None, derandomize=True)
 ALPHAS = [0.01, 0.05, 0.1, 0.3]
@@ -61,17 +62,9 @@ def evidence(above: int, below: int) -> Fraction:
 
 
 def chance_to_be_ruled_out(alpha: float, looks: int) -> float:
-    """How likely fair coins ever show so many heads that they rule the truth out: exact, path by path."""
-    alive, out = {0: 1.0}, 0.0
-    for count in range(1, looks + 1):
-        tossed: dict[int, float] = {}
-        for heads, chance in alive.items():
-            for more in (0, 1):
-                tossed[heads + more] = tossed.get(heads + more, 0.0) + chance / 2
-        most = needed(count, alpha) or count + 1
-        out += sum(chance for heads, chance in tossed.items() if heads >= most)
-        alive = {heads: chance for heads, chance in tossed.items() if heads < most}
-    return out
+    """How likely fair coins ever show so many heads that they rule the truth out."""
+    most = [needed(count, alpha) or count + 1 for count in range(looks + 1)]
+    return chance_of_heads(looks, lambda heads, tails: heads >= most[heads + tails])
 
 
 @pytest.mark.parametrize(("count", "alpha", "ranks"), [

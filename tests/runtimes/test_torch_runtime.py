@@ -19,19 +19,9 @@ from pytest_qat.runtimes import load_runtime
 from pytest_qat.runtimes.base import Deployed
 from pytest_qat.runtimes.torch import deploy, load_program, stored_tensors
 from pytest_qat.workflows import fx
+from tests.small_net import Net
 
 IMAGES = torch.randn(2, 3, 8, 8)
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.relu = nn.ReLU()
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.relu(self.conv(x)).mean((2, 3)))
 
 
 class Keywords(nn.Module):

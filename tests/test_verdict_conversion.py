@@ -1,0 +1,207 @@
+"""From coverage, parity and size to an outcome: tables, and laws for all numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_qat.diagnosis.divergence import Divergence
+from pytest_qat.measure.coverage import Coverage, Leftover
+from pytest_qat.measure.parity import Parity
+from pytest_qat.runtimes.base import StoredTensor
+from pytest_qat.tolerances import Tolerances
+from pytest_qat.verdict import Outcome, judge_coverage, judge_parity, judge_size
+from tests.verdict_laws import FAILED, FRACTION, INCONCLUSIVE, PASSED, RANK, STABLE, TOLERANCES, codes, is_whole
+
+
+def coverage(**changes: Any) -> Coverage:
+    fields = {"weights": 100, "int8_weights": 90, "macs": 1000, "int8_macs": 800, "int8_modules": 3, "leftovers": ()}
+    return Coverage(**{**fields, **changes})
+
+
+def weight(name: str, *, size_bytes: int = 400) -> StoredTensor:
+    return StoredTensor(name=name, dtype="float32", shape=(10, size_bytes // 40), size_bytes=size_bytes)
+
+
+def left(module: str) -> Leftover:
+    return Leftover(module=module, kind="Linear", weights=10, macs=100, reason="it is so")
+
+
+# -- coverage -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("changes", "floor", "outcome"), [
+    ({}, None, PASSED), ({}, 0.8, PASSED), ({}, 0.81, FAILED), ({"int8_modules": 0}, None, FAILED),
+    ({"int8_macs": 0}, None, PASSED), ({"int8_macs": 0}, 0.01, FAILED), ({"macs": 0, "int8_macs": 0}, None, PASSED),
+    ({"int8_macs": 0}, 0.0, PASSED),
+])
+def test_coverage_is_judged_by_its_floor_and_never_by_nothing(changes: dict, floor: float | None,
+                                                              outcome: Outcome) -> None:
+    assert judge_coverage(coverage(**changes), Tolerances(min_coverage=floor)).outcome is outcome
+
+
+def test_a_model_without_int8_fails_with_cause_and_remedy() -> None:
+    verdict = judge_coverage(coverage(int8_modules=0, leftovers=(left("head"),)), Tolerances())
+    assert verdict.findings[0].code == "nothing-quantized"
+    assert verdict.findings[0].severity == "error"
+    assert "head (Linear: it is so)" in verdict.findings[0].message
+    assert verdict.findings[0].remedy
+
+
+def test_every_leftover_is_a_note_and_the_first_ones_are_named() -> None:
+    verdict = judge_coverage(coverage(leftovers=tuple(left(f"layer{index}") for index in range(8))), Tolerances())
+    assert codes(verdict) == ["left-in-float"] * 8
+    assert {finding.severity for finding in verdict.findings} == {"note"}
+    assert "layer4 (it is so) and 3 more" in verdict.reasons[0]
+    assert "80.0% of multiply-accumulates and 90.0% of weights" in verdict.reasons[0]
+
+
+def test_a_model_all_in_int8_gives_no_findings() -> None:
+    verdict = judge_coverage(coverage(int8_macs=1000), Tolerances(min_coverage=1))
+    assert (verdict.outcome, verdict.findings) == (PASSED, ())
+    assert verdict.reasons == ("100.0% of multiply-accumulates and 90.0% of weights run in int8 (3 modules).",)
+
+
+def test_too_little_coverage_tells_what_is_required() -> None:
+    verdict = judge_coverage(coverage(leftovers=(left("head"),)), Tolerances(min_coverage=0.9))
+    assert verdict.reasons[0].endswith("in float: head (it is so); required is 90.0% of multiply-accumulates.")
+
+
+@STABLE
+@given(st.integers(0, 10**15), st.integers(0, 10**15), st.integers(0, 10**15), st.integers(0, 10**15),
+       st.integers(0, 5), st.lists(st.sampled_from(["a", "b.c", ""]), max_size=9), TOLERANCES)
+def test_every_coverage_has_an_outcome(weights: int, int8_weights: int, macs: int, int8_macs: int, modules: int,
+                                       names: list[str], tolerances: Tolerances) -> None:
+    verdict = judge_coverage(coverage(
+        weights=weights, int8_weights=int8_weights, macs=macs, int8_macs=int8_macs, int8_modules=modules,
+        leftovers=tuple(left(name) for name in names)), tolerances)
+    is_whole(verdict)
+    assert modules or verdict.outcome is FAILED
+
+
+@STABLE
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 5), FRACTION, FRACTION)
+def test_asking_for_less_coverage_never_makes_it_worse(macs: int, part: int, modules: int, one: float,
+                                                       other: float) -> None:
+    measured = coverage(macs=macs, int8_macs=min(macs, part), int8_modules=modules)
+    low, high = sorted((one, other))
+    tight, loose, free = (judge_coverage(measured, Tolerances(min_coverage=floor)) for floor in (high, low, None))
+    assert RANK[tight.outcome] <= RANK[loose.outcome] <= RANK[free.outcome]
+
+
+# -- parity ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sqnr_db", "quantization_sqnr_db", "finite", "outcome"), [
+    (40, 30, True, PASSED), (25, 60, True, PASSED), (24.9, 60, True, FAILED), (24.9, 30.9, True, PASSED),
+    (10, 16, True, PASSED), (9.9, 16, True, FAILED), (math.inf, math.inf, True, PASSED), (25, math.inf, True, PASSED),
+    (24, math.inf, True, FAILED), (-math.inf, 30, True, FAILED), (40, 30, False, FAILED), (math.nan, 30, True, FAILED),
+    (math.nan, math.nan, False, FAILED),
+])
+def test_parity_is_judged_by_25_db_or_by_quantization_s_own_noise(sqnr_db: float, quantization_sqnr_db: float,
+                                                                  finite: bool, outcome: Outcome) -> None:
+    measured = Parity(sqnr_db=sqnr_db, quantization_sqnr_db=quantization_sqnr_db, finite=finite)
+    assert judge_parity(measured).outcome is outcome
+
+
+def test_kernels_that_disagree_are_a_finding_with_a_remedy_in_plain_json() -> None:
+    verdict = judge_parity(Parity(sqnr_db=-math.inf, quantization_sqnr_db=math.inf, finite=True))
+    assert codes(verdict) == ["kernels-disagree"]
+    assert verdict.findings[0].remedy
+    json.dumps(verdict.findings[0].as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("culprit", "module", "part"), [
+    (None, None, "the int8 kernels compute something else"),
+    (Divergence(module="body.3", kind="Conv2d", sqnr_db=1.5), "body.3", "1.5 dB at this Conv2d"),
+])
+def test_kernels_that_disagree_are_blamed_on_the_culprit_where_it_is_known(culprit: Divergence | None,
+                                                                           module: str | None, part: str) -> None:
+    [finding] = judge_parity(Parity(sqnr_db=3, quantization_sqnr_db=30, finite=True), culprit).findings
+    assert finding.module == module
+    assert part in finding.message
+
+
+@STABLE
+@given(st.floats(), st.floats(), st.booleans())
+def test_every_parity_has_an_outcome(sqnr_db: float, own: float, finite: bool) -> None:
+    is_whole(judge_parity(Parity(sqnr_db=sqnr_db, quantization_sqnr_db=own, finite=finite)))
+
+
+def test_forms_that_agree_give_no_findings() -> None:
+    verdict = judge_parity(Parity(sqnr_db=math.inf, quantization_sqnr_db=31.0, finite=True))
+    assert verdict.findings == ()
+    assert verdict.reasons == ("converted agrees with prepared to equality; quantization itself leaves 31.0 dB.",)
+
+
+@STABLE
+@given(st.floats(-100, 200), st.floats(-100, 200), st.floats(0, 50))
+def test_less_noise_never_makes_parity_worse(sqnr_db: float, own: float, gain: float) -> None:
+    worse, better = (judge_parity(Parity(sqnr_db=value, quantization_sqnr_db=own, finite=True))
+                     for value in (sqnr_db, sqnr_db + gain))
+    assert RANK[better.outcome] >= RANK[worse.outcome]
+
+
+# -- size -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fp32", "int8", "required", "outcome"), [
+    (4000, 1000, 4.0, PASSED), (4000, 1000, 4.001, FAILED), (1000, 1000, 1.0, PASSED), (1000, 1001, 1.0, FAILED),
+    (1000, 10**9, 0.0, PASSED),
+])
+def test_size_is_judged_by_the_ratio_of_bytes(fp32: int, int8: int, required: float, outcome: Outcome) -> None:
+    verdict = judge_size(fp32, int8, Tolerances(min_size_reduction=required))
+    assert verdict.outcome is outcome
+    assert f"{fp32 / int8:.2f}x" in verdict.reasons[0]
+    assert f"{required:.2f}x" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(("required", "outcome", "severity"), [(2.0, PASSED, "note"), (4.0, FAILED, "error")])
+def test_float_weights_left_in_the_artefact_are_named_and_are_the_error_where_it_is_too_large(
+        required: float, outcome: Outcome, severity: str) -> None:
+    verdict = judge_size(3000, 1000, Tolerances(min_size_reduction=required),
+                         float_weights=[weight("emb.weight"), weight("head.weight", size_bytes=200)])
+    assert verdict.outcome is outcome
+    [finding] = verdict.findings
+    assert (finding.code, finding.severity, finding.evidence) == ("float-weights-left", severity, {"bytes": 600})
+    assert finding.message == ("60% of the int8 artefact are float weights: emb.weight (float32, 400 bytes), "
+                               "head.weight (float32, 200 bytes).")
+    assert "quantize these layers" in finding.remedy
+
+
+def test_of_many_float_weights_the_first_five_are_named_and_the_others_counted() -> None:
+    [finding] = judge_size(8000, 8000, Tolerances(), float_weights=[weight(f"w{index}") for index in range(8)]).findings
+    assert "w4 (float32, 400 bytes) and 3 more." in finding.message
+    assert "w5" not in finding.message
+    assert finding.evidence == {"bytes": 3200}
+
+
+def test_five_float_weights_leave_nothing_to_count() -> None:
+    [finding] = judge_size(8000, 8000, Tolerances(), float_weights=[weight(f"w{index}") for index in range(5)]).findings
+    assert finding.message.endswith("w4 (float32, 400 bytes).")
+
+
+def test_an_artefact_without_large_float_weights_gives_no_findings() -> None:
+    assert judge_size(4000, 1000, Tolerances()).findings == ()
+    assert judge_size(1000, 1000, Tolerances()).findings == ()
+
+
+@STABLE
+@given(st.integers(1, 10**12), st.integers(1, 10**12), st.floats(0, 1e6), st.floats(0, 1e6))
+def test_asking_for_less_reduction_never_makes_size_worse(fp32: int, int8: int, one: float, other: float) -> None:
+    loose, tight = (judge_size(fp32, int8, Tolerances(min_size_reduction=ratio)) for ratio in sorted((one, other)))
+    assert RANK[loose.outcome] >= RANK[tight.outcome]
+
+
+@STABLE
+@given(st.integers(0, 10**15), st.integers(0, 10**15), TOLERANCES, st.lists(st.integers(0, 10**15), max_size=8))
+def test_every_size_has_an_outcome(fp32: int, int8: int, tolerances: Tolerances, sizes: list[int]) -> None:
+    verdict = judge_size(fp32, int8, tolerances, float_weights=[weight("w", size_bytes=size) for size in sizes])
+    is_whole(verdict)
+    assert verdict.outcome is not INCONCLUSIVE
+    assert len(verdict.findings) == bool(sizes)
