@@ -11,13 +11,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch.ao.quantization as tq
-
 from pytest_qat import verdict as judge
 from pytest_qat.case import Tolerances
 from pytest_qat.checks import CHECKS, STAGE_OWNERS
 from pytest_qat.diagnosis.ranges import collapsed_ranges
-from pytest_qat.errors import CheckFailed, QATError
+from pytest_qat.errors import CheckFailed, MissingPackage, QATError
 from pytest_qat.findings import Finding
 from pytest_qat.locate import headline
 from pytest_qat.measure.accuracy import Accuracy
@@ -26,6 +24,7 @@ from pytest_qat.measure.size import SizeCensus, take_census
 from pytest_qat.measure.speed import Speed
 from pytest_qat.pipeline import ModelRun, NotApplicable, StageFailed
 from pytest_qat.verdict import Outcome, Verdict
+from pytest_qat.workflows.observers import fake_quantizers
 
 __all__ = ["Assessment", "Result"]
 
@@ -92,8 +91,10 @@ class Assessment:
         known.extend(entry for entry in (finding.as_dict() for finding in verdict.findings) if entry not in known)
         return result
 
-    def _result(self, name: str, selected: Collection[str], tolerances: Tolerances) -> Result:
+    def _result(self, name: str, selected: Collection[str],  # noqa: PLR0911 - one for each way to end
+                tolerances: Tolerances) -> Result:
         try:
+            self.run.recipe.require_packages()
             if name in NEED_INT8 and self.run.coverage().int8_modules == 0:
                 nothing = judge.judge_coverage(self.run.coverage(), tolerances)
                 raise StageFailed("coverage", CheckFailed(nothing.reasons, findings=nothing.findings))
@@ -102,7 +103,11 @@ class Assessment:
         except NotApplicable as reason:
             verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(str(reason),))
             return Result(check=name, verdict=judge.strictly(verdict, strict=self.run.settings.strict))
+        except MissingPackage as missing:
+            return self._skipped(name, missing)
         except StageFailed as failed:
+            if isinstance(failed.error, MissingPackage):
+                return self._skipped(name, failed.error)
             owner = STAGE_OWNERS.get(failed.stage, name)
             if owner != name and owner in selected:
                 return Result(check=name, verdict=Verdict(
@@ -111,6 +116,11 @@ class Assessment:
         except Exception as error:
             return _failure(name, error)
 
+    def _skipped(self, name: str, missing: MissingPackage) -> Result:
+        """Nothing was tried: the reason is how to make it possible."""
+        verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(f"{missing.message} Remedy: {missing.hint}",))
+        return Result(check=name, verdict=judge.strictly(verdict, strict=self.run.settings.strict))
+
     # -- one method a check ---------------------------------------------------------------------------------------
 
     def _prepare(self, tolerances: Tolerances) -> Verdict:
@@ -118,7 +128,7 @@ class Assessment:
             self.run.inputs()
             return _passed("the case brings its own converted model.", self._notes())
         module = self.run.prepared().module
-        count = sum(isinstance(part, tq.FakeQuantizeBase) for part in module.modules())
+        count = sum(1 for _ in fake_quantizers(module))
         return _passed(f"{count} fake-quantize modules inserted.", self._notes())
 
     def _notes(self) -> tuple[Finding, ...]:
@@ -129,6 +139,7 @@ class Assessment:
 
     def _convert(self, tolerances: Tolerances) -> Verdict:
         made = self.run.converted()
+        self.run.deployed()
         done = made.fine_tuning
         self._record["fine_tuning"] = {
             "kind": done.kind, "steps": done.steps, "first_loss": done.first_loss, "last_loss": done.last_loss}

@@ -7,5 +7,5 @@ __all__ = ["CHECKS", "STAGE_OWNERS"]
 CHECKS = ("prepare", "convert", "coverage", "parity", "accuracy", "size", "speedup", "roundtrip")
 
 STAGE_OWNERS = {"inputs": "prepare", "prepare": "prepare", "fine-tune": "convert", "convert": "convert",
-                "coverage": "coverage"}
+                "deploy": "convert", "coverage": "coverage"}
 """A stage that fails is the fault of its owner; the checks that need it are blocked."""

@@ -19,6 +19,7 @@ __all__ = [
     "InvalidCase",
     "InvalidOption",
     "MeasurementError",
+    "MissingPackage",
     "QATError",
     "ReferenceNotFound",
     "StageError",
@@ -66,6 +67,10 @@ class UnknownRecipe(QATError):
 
 class UnsupportedEnvironment(QATError):
     """The machine or the installed packages lack what the recipe needs."""
+
+
+class MissingPackage(UnsupportedEnvironment):
+    """A package or compiler that a recipe needs is not installed; the hint is how to install it."""
 
 
 class StageError(QATError):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.ao.quantization as tq
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic import qat as nniqat
 
@@ -22,6 +21,8 @@ from pytest_qat.batches import call, labelled, move
 from pytest_qat.case import QATCase
 from pytest_qat.errors import DataError, StageError, UnsupportedEnvironment
 from pytest_qat.locate import headline, place_of
+from pytest_qat.workflows.exported import ExportedModel
+from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize, switch_observers
 
 __all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "Progress", "calibrate", "fine_tune", "silent"]
 
@@ -65,8 +66,8 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
     whatever their order; torch's own constant of 0.01 would keep the first batch's range nearly unchanged.
     """
     prepared.eval()
-    prepared.apply(tq.enable_observer)
-    prepared.apply(tq.disable_fake_quant)
+    switch_observers(prepared, on=True)
+    switch_fake_quantize(prepared, on=False)
     observers: list[Any] = [module for module in prepared.modules() if hasattr(module, "averaging_constant")]
     constants = [observer.averaging_constant for observer in observers]
     with torch.no_grad():
@@ -76,13 +77,13 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
             call(prepared, inputs)
     for observer, constant in zip(observers, constants, strict=True):
         observer.averaging_constant = constant
-    prepared.apply(tq.enable_fake_quant)
-    for module in prepared.modules():
-        if isinstance(module, tq.FakeQuantize):
+    switch_fake_quantize(prepared, on=True)
+    for _, module in fake_quantizers(prepared):
+        if hasattr(module, "activation_post_process") and isinstance(getattr(module, "scale", None), Tensor):
             _take_over_range(module)
 
 
-def _take_over_range(module: tq.FakeQuantize) -> None:
+def _take_over_range(module: Any) -> None:
     """Let a fake-quantize use what its observer saw: the fused kernel only does so while both are switched on."""
     scale, zero_point = module.calculate_qparams()
     module.scale.resize_(scale.shape).copy_(scale)
@@ -114,7 +115,7 @@ def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu", progre
     else:
         done = FineTuning(kind="none")
     prepared.to("cpu").eval()
-    prepared.apply(tq.disable_observer)
+    switch_observers(prepared, on=False)
     return done
 
 
@@ -207,16 +208,18 @@ def _length(data: Iterable[Any]) -> int:
 
 def _freeze(prepared: nn.Module, *, done: float) -> None:
     if done >= FREEZE_OBSERVERS_AT:
-        prepared.apply(tq.disable_observer)
+        switch_observers(prepared, on=False)
     if done >= FREEZE_BATCHNORM_AT:
         prepared.apply(nniqat.freeze_bn_stats)
         for module in prepared.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 module.eval()
+            elif isinstance(module, ExportedModel):
+                module.freeze_batchnorm()
 
 
 def untrained_copy(prepared: nn.Module) -> nn.Module:
     """Return a copy in eval mode with its observers off: the post-training-quantized twin, ready to convert."""
     twin = copy.deepcopy(prepared).eval()
-    twin.apply(tq.disable_observer)
+    switch_observers(twin, on=False)
     return twin

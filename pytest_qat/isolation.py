@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import random
 import sys
 import warnings
@@ -22,7 +24,10 @@ _DEPRECATED = (
     r".*reduce_range will be deprecated.*",
     r".*must run observer before calling calculate_qparams.*",
     r".*Please use quant_min and quant_max to specify the range for observers.*",
+    r".*This API is experimental and subject to change.*",
 )
+_TRACE_LOG = "torch.__trace"
+"""Gets thousands of records from every export, at level DEBUG whatever the settings; pytest would show them all."""
 
 
 @contextlib.contextmanager
@@ -41,6 +46,8 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    trace_log = logging.getLogger(_TRACE_LOG)
+    was_disabled, trace_log.disabled = trace_log.disabled, "TORCH_TRACE" not in os.environ
     try:
         if seed is not None:
             random.seed(seed)
@@ -52,6 +59,7 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
+        trace_log.disabled = was_disabled
         if torch.backends.quantized.engine != engine:
             torch.backends.quantized.engine = engine
         if torch.get_num_threads() != thread_count:
@@ -68,12 +76,15 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quantized_engine(name: str) -> Iterator[None]:
-    """Run with torch's quantized engine set to `name`, and restore the one before.
+def quantized_engine(name: str | None) -> Iterator[None]:
+    """Run with torch's quantized engine set to `name` (None: as it is), and restore the one before.
 
     Raises:
         UnsupportedEnvironment: this build of torch, on this machine, has no such engine.
     """
+    if name is None:
+        yield
+        return
     supported = torch.backends.quantized.supported_engines
     if name not in supported:
         others = ", ".join(engine for engine in supported if engine != "none") or "none"

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.ao.quantization as tq
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_qat import soundness
 from pytest_qat.batches import calibration_batches, call
@@ -29,7 +28,7 @@ from pytest_qat.findings import Finding
 from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, silent, untrained_copy
 from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads
 from pytest_qat.measure.accuracy import Accuracy, Scores, agreement_scores, compare_scores, evaluate
-from pytest_qat.measure.coverage import Coverage, measure_coverage
+from pytest_qat.measure.coverage import Coverage, coverage_of_kernels, measure_coverage
 from pytest_qat.measure.exclusive import MachineLock
 from pytest_qat.measure.latency import TimingSettings
 from pytest_qat.measure.memory import Memory, MemoryProbes
@@ -37,9 +36,12 @@ from pytest_qat.measure.parity import Parity, compare_parity
 from pytest_qat.measure.speed import Speed, measure_speed
 from pytest_qat.properties.roundtrip import check_roundtrip, quantized_tensors
 from pytest_qat.recipe import Recipe
-from pytest_qat.runtimes import Deployed, load_runtime
+from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, load_runtime
+from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.trial import try_once
 from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
+from pytest_qat.workflows.exported import as_module
+from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers
 
 __all__ = ["ModelRun", "NotApplicable", "RunSettings", "StageFailed"]
 
@@ -64,6 +66,7 @@ class RunSettings:
         work_threads: Intra-op threads of every stage but timing; None: as torch has it.
         batches: Further batch sizes to compare latencies at.
         memory: Whether to measure peak memory, which takes two processes.
+        stage_timeout_s: Most seconds for building artefacts in other processes.
     """
 
     tolerances: Tolerances
@@ -75,6 +78,7 @@ class RunSettings:
     work_threads: int | None = None
     batches: tuple[int, ...] = ()
     memory: bool = False
+    stage_timeout_s: float = 900.0
 
 
 class StageFailed(Exception):
@@ -101,11 +105,12 @@ class _Converted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeployedPair:
-    """The float and the int8 artefact in one runtime, in each layout that was deployed."""
+class _Trained:
+    """What training gave."""
 
-    fp32: dict[str, Deployed]
-    int8: dict[str, Deployed]
+    prepared: PreparedModel
+    ptq: ConvertedModel | None
+    fine_tuning: FineTuning
 
 
 class ModelRun:
@@ -117,15 +122,18 @@ class ModelRun:
         settings: Options.
         lock: The machine's timing lock.
         progress: Told about training steps.
+        shared: Where runs of the same case and settings by other recipes find what was trained already.
     """
 
     def __init__(self, case: QATCase, recipe: Recipe, settings: RunSettings, *, lock: MachineLock,
-                 progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None) -> None:
+                 progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None,
+                 shared: dict[Any, Any] | None = None) -> None:
         self.case = case
         self.recipe = recipe
         self.settings = settings
         self._lock = lock
         self._progress = progress or _no_progress
+        self._shared: dict[Any, Any] = {} if shared is None else shared
         self._stages: dict[str, tuple[Any, Exception | None]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._probes: MemoryProbes | None = None
@@ -154,6 +162,10 @@ class ModelRun:
         """Return how much of the model runs in int8."""
         done = self.converted()
         reasons = done.prepared.float_modules if done.prepared else {}
+        kernels = self.deployed().int8["contiguous"].kernels
+        if kernels is not None:
+            return self._stage("coverage", lambda: coverage_of_kernels(
+                self.inputs(), kernels, self.case.example_inputs, reasons=reasons))
         return self._stage("coverage", lambda: measure_coverage(
             self.inputs(), done.converted.module, self.case.example_inputs, reasons=reasons))
 
@@ -168,11 +180,12 @@ class ModelRun:
             raise NotApplicable("the case gives converted= without prepared=, so there is nothing to compare with.")
         fake = done.prepared.module
         plain = copy.deepcopy(fake)
-        plain.apply(tq.disable_fake_quant)
+        switch_fake_quantize(plain, on=False)
         batches = calibration_batches(self.case, limit=PARITY_BATCHES)
-        with torch.inference_mode():
+        shipped = self.deployed().int8["contiguous"]
+        with torch.no_grad():
             return self._stage("parity", lambda: compare_parity(
-                partial(call, plain), partial(call, fake), partial(call, done.converted.module), batches))
+                partial(call, plain), partial(call, fake), partial(self._run_shipped, shipped), batches))
 
     def divergence(self) -> Divergence | None:
         """Return the first module whose int8 kernel leaves what the prepared model simulated, if there is one."""
@@ -267,18 +280,28 @@ class ModelRun:
 
     def _prepare(self) -> PreparedModel:
         if self.case.prepared is not None:
-            return PreparedModel(module=copy.deepcopy(self.case.prepared), float_modules={})
+            return PreparedModel(module=as_module(copy.deepcopy(self.case.prepared)), float_modules={})
         return load_workflow(self.recipe.workflow).prepare(self.case, self.recipe)
 
     def _convert(self) -> _Converted:
         if self.case.converted is not None:
-            module = copy.deepcopy(self.case.converted).eval()
+            module = as_module(copy.deepcopy(self.case.converted)).eval()
             given = self._prepare() if self.case.prepared is not None else None
             if given is not None:
-                given.module.eval().apply(tq.disable_observer)
+                switch_observers(given.module.eval(), on=False)
             try_once(module, self.case, engine=self.recipe.engine)
             return _Converted(converted=ConvertedModel(module=module), prepared=given, ptq=None,
                               fine_tuning=FineTuning(kind="given"))
+        trained = self._once("trained", self._train)
+        if self.settings.memory:
+            self._start_probes()  # they import torch while this process evaluates
+        converted = self._once(f"converted, folded={self.recipe.fold_quantize}", lambda: load_workflow(
+            self.recipe.workflow).convert(trained.prepared, self.recipe))
+        try_once(converted.module, self.case, engine=self.recipe.engine)
+        return _Converted(converted=converted, prepared=trained.prepared, ptq=trained.ptq,
+                          fine_tuning=trained.fine_tuning)
+
+    def _train(self) -> _Trained:
         workflow = load_workflow(self.recipe.workflow)
         first = self.prepared()
         prepared = PreparedModel(module=copy.deepcopy(first.module), float_modules=first.float_modules)
@@ -286,31 +309,37 @@ class ModelRun:
         if self.case.prepared is None:
             calibrate(prepared.module, calibration_batches(self.case, limit=CALIBRATION_BATCHES))
             twin = PreparedModel(module=untrained_copy(prepared.module), float_modules=prepared.float_modules)
-            ptq = workflow.convert(twin, self.recipe)
-            try_once(ptq.module, self.case, engine=self.recipe.engine)  # before any time goes into training
+            if getattr(workflow, "CONVERTS_SLOWLY", False):
+                ptq = ConvertedModel(module=twin.module)  # as fake-quantize simulates it
+            else:
+                ptq = workflow.convert(twin, self.recipe)
+                try_once(ptq.module, self.case, engine=self.recipe.engine)  # before any time goes into training
         with self._progress(f"{self.case.label} [{self.recipe.name}]") as progress:
             def step_done(step: int, total: int, loss: float) -> None:
                 progress(step, total, loss)
                 self._lock.give_way()
 
             done = fine_tune(prepared.module, self.case, device=self.settings.device, progress=step_done)
-        if self.settings.memory:
-            self._start_probes()  # they import torch while this process evaluates
-        converted = workflow.convert(prepared, self.recipe)
-        try_once(converted.module, self.case, engine=self.recipe.engine)
-        return _Converted(converted=converted, prepared=prepared, ptq=ptq, fine_tuning=done)
+        return _Trained(prepared=prepared, ptq=ptq, fine_tuning=done)
+
+    def _once(self, what: str, make: Callable[[], T]) -> T:
+        """Make something once for all recipes that quantize in the same way and differ in the runtime only."""
+        key = (what, self.recipe.workflow, self.recipe.engine, self.recipe.quantizer)
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]  # type: ignore[no-any-return]
 
     def _deploy(self) -> DeployedPair:
-        runtime = load_runtime(self.recipe.runtime)
         workflow = load_workflow(self.recipe.workflow)
-        folder = self._artefacts()
-        layouts = [False, True] if _has_images(self.case.example_inputs) else [False]
-        sides = {"fp32": workflow.float_twin(self.case).eval(), "int8": self.converted().converted.module}
-        deployed = {
-            side: [runtime.deploy(module, self.case.example_inputs, folder / f"{side}-{int(last)}.pt",
-                                  engine=self.recipe.engine, channels_last=last) for last in layouts]
-            for side, module in sides.items()}
-        return DeployedPair(**{side: {form.layout: form for form in forms} for side, forms in deployed.items()})
+        settings = DeploySettings(engine=self.recipe.engine, threads=self.settings.threads, label=self.case.label,
+                                  timeout_s=self.settings.stage_timeout_s)
+        return load_runtime(self.recipe.runtime).deploy(
+            workflow.float_twin(self.case).eval(), self.converted().converted.module, self.case.example_inputs,
+            self._artefacts(), settings)
+
+    def _run_shipped(self, deployed: Deployed, inputs: Any) -> Any:
+        self._lock.give_way()
+        return run_batch(deployed, inputs)
 
     def _memory(self) -> Memory:
         pair = self.deployed()
@@ -335,8 +364,8 @@ class ModelRun:
         fp32, int8 = pair.fp32["contiguous"], pair.int8["contiguous"]
         if self.case.eval_data is None:
             batches = calibration_batches(self.case, limit=CALIBRATION_BATCHES)
-            reference = _outputs(fp32, batches)
-            agreed, sqnr = agreement_scores(reference, _outputs(int8, batches))
+            reference = self._outputs(fp32, batches)
+            agreed, sqnr = agreement_scores(reference, self._outputs(int8, batches))
             same, _ = agreement_scores(reference, reference)
             twin = None
             if ptq is not None:
@@ -350,26 +379,17 @@ class ModelRun:
 
     def _score(self, deployed: Deployed) -> Scores:
         with deployed.session():
-            return self._score_with(lambda inputs: deployed.run(deployed.adapt(inputs)))
+            return self._score_with(partial(self._run_shipped, deployed))
+
+    def _outputs(self, deployed: Deployed, batches: list[Any]) -> list[Any]:
+        with deployed.session():
+            return [self._run_shipped(deployed, inputs) for inputs in batches]
 
     def _score_with(self, run: Callable[[Any], Any]) -> Scores:
         assert self.case.eval_data is not None, "unreachable because _accuracy asked"
-        def run_in_turn(inputs: Any) -> Any:
-            self._lock.give_way()
-            return run(inputs)
-
         # A loader that shuffles with torch's generator gives the same order in each pass this way.
         with preserved_torch_state(seed=self.settings.seed), torch.inference_mode():
-            return evaluate(run_in_turn, self.case.eval_data, self.case.metric)
-
-
-def _outputs(deployed: Deployed, batches: list[Any]) -> list[Any]:
-    with deployed.session():
-        return [deployed.run(deployed.adapt(inputs)) for inputs in batches]
-
-
-def _has_images(inputs: tuple[Any, ...]) -> bool:
-    return any(isinstance(value, Tensor) and value.dim() == 4 for value in inputs)
+            return evaluate(run, self.case.eval_data, self.case.metric)
 
 
 @contextlib.contextmanager

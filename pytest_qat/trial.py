@@ -17,7 +17,7 @@ from pytest_qat.workflows.border import user_names
 __all__ = ["try_once"]
 
 
-def try_once(converted: nn.Module, case: QATCase, *, engine: str) -> None:
+def try_once(converted: nn.Module, case: QATCase, *, engine: str | None) -> None:
     """Call a converted model on the example inputs, and name the user's module if it cannot run.
 
     Raises:
@@ -30,7 +30,7 @@ def try_once(converted: nn.Module, case: QATCase, *, engine: str) -> None:
             [f"the converted model killed its process with {crash.signal_name} ({crash.meaning})."],
             findings=[Finding(
                 code="native-crash", severity="error", module=user_names(converted)[crash.module or ""] or None,
-                message=f"the {engine} kernel crashes on this machine.",
+                message=f"the {engine or 'int8'} kernel crashes on this machine.",
                 remedy="choose a recipe with another engine, or name the module in skip=(...).",
                 evidence={"signal": crash.signal_name, "engine": engine})])
     try:

@@ -67,6 +67,16 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
                 message=f"{left.kind} runs in float: {left.reason}.",
                 evidence={"weights": left.weights, "macs": left.macs})
         for left in coverage.leftovers)
+    if coverage.reference:
+        kept = sum(left.reason == coverage.leftovers[0].reason for left in coverage.leftovers)
+        unlowered = Finding(
+            code="converted-not-lowered", severity="error",
+            message=f"convert gave the reference form: {kept} products run as dequantize, float op, quantize, which "
+                    "is slower than float and keeps no int8 kernel.",
+            remedy="lower it: torch.compile with freezing (pt2e-inductor), ExecuTorch (pt2e-executorch) or LiteRT "
+                   "(pt2e-litert), and measure that.")
+        return Verdict(outcome=Outcome.FAILED, findings=(unlowered, *findings),
+                       reasons=("converted but not lowered: 0 int8 kernels.",))
     if coverage.int8_modules == 0:
         named = ", ".join(f"{left.module or 'the model'} ({left.kind}: {left.reason})"
                           for left in coverage.leftovers[:NAMED_LEFTOVERS])
@@ -75,8 +85,9 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
                           message=f"no module that is called holds int8 weights; in float: {named or 'everything'}.")
         return Verdict(outcome=Outcome.FAILED, findings=(nothing, *findings),
                        reasons=("nothing was quantized: 0 modules that are called hold int8 weights.",))
-    share = (f"{coverage.mac_share:.1%} of multiply-accumulates and {coverage.weight_share:.1%} of weights "
-             f"run in int8 ({coverage.int8_modules} modules)")
+    by_weight = "" if coverage.weight_share is None else f" and {coverage.weight_share:.1%} of weights"
+    share = (f"{coverage.mac_share:.1%} of multiply-accumulates{by_weight} run in int8 "
+             f"({coverage.int8_modules} modules)")
     if coverage.leftovers:
         more = len(coverage.leftovers) - NAMED_LEFTOVERS
         share += "; in float: " + ", ".join(

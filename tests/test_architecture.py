@@ -15,6 +15,7 @@ import pytest_qat
 PACKAGE = Path(pytest_qat.__file__).parent
 LAYERS = (
     ("plugin",),
+    ("ranking",),
     ("assessment",),
     ("report", "pipeline"),
     ("soundness", "trial", "finetune", "properties", "diagnosis", "verdict", "measure"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.ao.quantization as tq
 from torch import nn
 
 from pytest_qat.findings import Finding
 from pytest_qat.workflows.border import user_names
+from pytest_qat.workflows.observers import fake_quantizers
 
 __all__ = ["collapsed_ranges"]
 
@@ -20,8 +22,8 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
     """
     own = user_names(prepared)
     names = [own[name.rpartition(".activation_post_process")[0]] or name
-             for name, module in prepared.named_modules()
-             if isinstance(module, tq.FakeQuantize) and _at_eps(module)]
+             for name, module in fake_quantizers(prepared)
+             if hasattr(module, "activation_post_process") and _at_eps(module)]
     if not names:
         return ()
     return (Finding(
@@ -32,7 +34,7 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
         evidence={"modules": names[:20]}),)
 
 
-def _at_eps(module: tq.FakeQuantize) -> bool:
+def _at_eps(module: Any) -> bool:
     eps = float(getattr(module.activation_post_process, "eps", 0.0))
     seen = getattr(module.activation_post_process, "max_val", None)
     if eps <= 0 or seen is None or seen.numel() != 1 or not torch.isfinite(seen).all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from pytest_qat.measure.macs import called_modules, count_macs
+from pytest_qat.runtimes.base import Kernel
+from pytest_qat.runtimes.graphs import REFERENCE_REASON
 from pytest_qat.workflows.border import user_names
 from pytest_qat.workflows.flow import has_int8_form
 
-__all__ = ["Coverage", "Leftover", "measure_coverage"]
+__all__ = ["Coverage", "Leftover", "coverage_of_kernels", "measure_coverage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +43,21 @@ class Coverage:
 
     Attributes:
         weights: Number of weights in the float model.
-        int8_weights: Those held by int8 modules.
+        int8_weights: Those held by int8 modules; None where an artefact does not tell whose kernels are whose.
         macs: Multiply-accumulates of one call on the example inputs.
         int8_macs: Those done by int8 modules.
         int8_modules: Number of modules with int8 weights that a call on the example inputs reaches.
         leftovers: What stays in float, most MACs first.
+        reference: Whether nothing runs in int8 though the model is quantized: no runtime has lowered it.
     """
 
     weights: int
-    int8_weights: int
+    int8_weights: int | None
     macs: int
     int8_macs: int
     int8_modules: int
     leftovers: tuple[Leftover, ...]
+    reference: bool = False
 
     @property
     def mac_share(self) -> float:
@@ -61,8 +65,10 @@ class Coverage:
         return self.int8_macs / self.macs if self.macs else 0.0
 
     @property
-    def weight_share(self) -> float:
-        """Share of the weights in int8, in [0, 1]."""
+    def weight_share(self) -> float | None:
+        """Share of the weights in int8, in [0, 1]; None if unknown."""
+        if self.int8_weights is None:
+            return None
         return self.int8_weights / self.weights if self.weights else 0.0
 
 
@@ -78,8 +84,7 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
     """
     counted = count_macs(float_model, example_inputs)
     macs, called = counted.by_module, counted.called
-    weights = {name: sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
-               for name, module in float_model.named_modules()}
+    weights = _weights(dict(float_model.named_modules()))
     int8 = _int8_owners(converted)
     modules = dict(float_model.named_modules())
     leftovers = [
@@ -93,6 +98,62 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
         int8_modules=len(int8 - _never_called(converted, example_inputs)),
         leftovers=tuple(sorted(leftovers, key=lambda left: (-left.macs, -left.weights))),
     )
+
+
+def coverage_of_kernels(float_model: nn.Module, kernels: Sequence[Kernel], example_inputs: tuple[Any, ...], *,
+                        reasons: Mapping[str, str]) -> Coverage:
+    """Compare what an artefact computes with what the float model asks for.
+
+    Args:
+        float_model: In eval mode.
+        kernels: The artefact's products, in order.
+        example_inputs: Positional arguments of one call.
+        reasons: Known reasons for staying in float, by module name (or a parent's).
+    """
+    counted = count_macs(float_model, example_inputs)
+    modules = dict(float_model.named_modules())
+    weights = _weights(modules)
+    named = bool(kernels) and all(kernel.module in modules for kernel in kernels)
+    shares = [_macs_of(kernel, kernels, counted.by_module) if named else kernel.macs or 0 for kernel in kernels]
+    done = {kernel.module for kernel in kernels if kernel.int8} - {
+        kernel.module for kernel in kernels if not kernel.int8}
+    leftovers = [Leftover(
+        module=(kernel.module or "") if named else "", macs=share,
+        kind=type(modules[kernel.module or ""]).__name__ if named else kernel.op,
+        weights=weights[kernel.module or ""] if named else 0,
+        reason=_known_reason(kernel.module or "", reasons) or kernel.reason)
+        for kernel, share in zip(kernels, shares, strict=True) if not kernel.int8]
+    if named:
+        known = {kernel.module for kernel in kernels}
+        leftovers += [Leftover(module=name, kind=type(module).__name__, weights=weights[name],
+                               macs=counted.by_module.get(name, 0), reason=_reason(
+                                   name, module, reasons, called=name in counted.called, lost=True))
+                      for name, module in modules.items()
+                      if name not in known and (weights[name] or counted.by_module.get(name))]
+    int8_macs = sum(share for kernel, share in zip(kernels, shares, strict=True) if kernel.int8)
+    return Coverage(
+        weights=sum(weights.values()), int8_weights=sum(weights[name or ""] for name in done) if named else None,
+        macs=int8_macs + sum(left.macs for left in leftovers), int8_macs=int8_macs,
+        int8_modules=sum(kernel.int8 for kernel in kernels),
+        leftovers=tuple(sorted(leftovers, key=lambda left: (-left.macs, -left.weights))),
+        reference=not any(kernel.int8 for kernel in kernels) and any(
+            kernel.reason == REFERENCE_REASON for kernel in kernels))
+
+
+def _macs_of(kernel: Kernel, kernels: Sequence[Kernel], by_module: Mapping[str, int]) -> int:
+    """A kernel's share of its module's MACs: by the kernels' own counts, else the same for each."""
+    name = kernel.module or ""
+    siblings = [other for other in kernels if other.module == kernel.module]
+    known = [other.macs for other in siblings if other.macs]
+    total = by_module.get(name, 0)
+    if len(known) == len(siblings) and kernel.macs:
+        return round(total * kernel.macs / sum(known)) if total else kernel.macs
+    return total // len(siblings)
+
+
+def _weights(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    return {name: sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
+            for name, module in modules.items()}
 
 
 def _int8_owners(converted: nn.Module) -> frozenset[str]:
@@ -133,15 +194,24 @@ def _is_int8_matmul(target: Any) -> bool:
     return "quantized" in name and any(op in name for op in ("conv", "linear", "matmul"))
 
 
-def _reason(name: str, module: nn.Module, reasons: Mapping[str, str], *, called: bool) -> str:
+def _known_reason(name: str, reasons: Mapping[str, str]) -> str | None:
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         known = reasons.get(".".join(parts[:length]))
         if known:
             return known
+    return None
+
+
+def _reason(name: str, module: nn.Module, reasons: Mapping[str, str], *, called: bool, lost: bool = False) -> str:
+    known = _known_reason(name, reasons)
+    if known:
+        return known
     if not called and not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "not called on the example inputs"
     kind = type(module).__name__
+    if lost:
+        return "no kernel of the artefact is known to compute it"
     if has_int8_form(module):
         return f"no int8 tensor reaches this {kind}: look at the operation before it"
     if type(module).__module__.startswith("torch.nn."):

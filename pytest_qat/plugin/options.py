@@ -58,6 +58,8 @@ OPTIONS = (
            help="Lowest allowed bytes(float) / bytes(int8) of the artefacts (default: 1.5)."),
     Option(name="qat-threads", metavar="N", parse="count", default=1,
            help="Intra-op threads while timing, on both sides (default: 1)."),
+    Option(name="qat-stage-timeout", metavar="S", parse="seconds", default=900.0,
+           help="Most seconds for a runtime to build both artefacts in processes of their own (default: 900)."),
     Option(name="qat-max-time", metavar="S", parse="seconds", default=20.0,
            help="Most seconds to spend on one speed verdict (default: 20)."),
     Option(name="qat-batches", metavar="N,N", parse="counts", bare="1,8,32",

@@ -44,6 +44,7 @@ class RunRegistry:
         self._cases: dict[object, QATCase] = {}
         self._runs: OrderedDict[tuple[object, str], Assessment] = OrderedDict()
         self._lock: MachineLock | None = None
+        self._shared: tuple[object, dict[Any, Any]] = (None, {})
 
     def case(self, model: Any, *, key: object, source: str) -> QATCase:
         """Return the case of a reference or object, loaded once.
@@ -88,11 +89,19 @@ class RunRegistry:
             settings = RunSettings(
                 tolerances=options.tolerances(case.tolerances), threads=options.threads,
                 max_time_s=options.max_time_s, seed=options.seed, device=options.device, strict=options.strict,
-                batches=options.batches, memory=options.memory, work_threads=_thread_share(self._workers))
-            run = ModelRun(case, get_recipe(recipe), settings, lock=self._lock, progress=self._progress)
+                batches=options.batches, memory=options.memory,
+                stage_timeout_s=options.stage_timeout_s, work_threads=_thread_share(self._workers))
+            run = ModelRun(case, get_recipe(recipe), settings, lock=self._lock, progress=self._progress,
+                           shared=self._trained(key))
             self._runs[where] = Assessment(run, reference=reference)
         self._runs.move_to_end(where)
         return self._runs[where]
+
+    def _trained(self, key: object) -> dict[Any, Any]:
+        """Return what runs of one model share; what another model's runs shared is let go."""
+        if self._shared[0] != key:
+            self._shared = (key, {})
+        return self._shared[1]
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold the machine for a timing."""
@@ -107,6 +116,7 @@ class RunRegistry:
             with contextlib.suppress(OSError):
                 self._runs.popitem()[1].run.close()
         self._cases.clear()
+        self._shared = (None, {})
 
 
 def _thread_share(workers: int) -> int | None:

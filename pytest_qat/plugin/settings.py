@@ -12,7 +12,7 @@ import pytest
 
 from pytest_qat.errors import InvalidOption
 from pytest_qat.plugin.options import OPTIONS, Option
-from pytest_qat.recipe import RECIPES, get_recipe
+from pytest_qat.recipe import COMPLETE_RECIPES, get_recipe
 from pytest_qat.report.json import check_writable
 from pytest_qat.shapes import parse_shapes
 from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
@@ -33,6 +33,7 @@ class Options:
         defaults: Tolerances from the ini file over the built-in ones.
         threads: Intra-op threads while timing.
         max_time_s: Budget of one speed verdict.
+        stage_timeout_s: Most seconds for building artefacts in other processes.
         seed: Seed of every stage.
         device: Where to fine-tune.
         strict: Whether inconclusive fails.
@@ -47,6 +48,7 @@ class Options:
     defaults: Tolerances
     threads: int
     max_time_s: float
+    stage_timeout_s: float
     seed: int
     device: str
     strict: bool
@@ -73,9 +75,10 @@ def read_options(config: pytest.Config) -> Options:
     names = merged["qat_recipe"] or []
     memory = path is not None if merged["qat_memory"] is None else merged["qat_memory"]
     return Options(
-        recipes=tuple(RECIPES) if "all" in names else tuple(dict.fromkeys(names)),
+        recipes=COMPLETE_RECIPES if "all" in names else tuple(dict.fromkeys(names)),
         shapes=merged["qat_inputs"], explicit=_tolerances(line), defaults=Tolerances().override(**_tolerances(file)),
-        threads=merged["qat_threads"], max_time_s=merged["qat_max_time"], seed=merged["qat_seed"],
+        threads=merged["qat_threads"], max_time_s=merged["qat_max_time"],
+        stage_timeout_s=merged["qat_stage_timeout"], seed=merged["qat_seed"],
         device=merged["qat_device"], strict=merged["qat_strict"], json=path,
         batches=merged["qat_batches"] or (), memory=memory)
 

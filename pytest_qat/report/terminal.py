@@ -47,7 +47,15 @@ def _title(run: Mapping[str, Any]) -> Text:
     threads = f"{run['threads']} thread{'s' if run['threads'] != 1 else ''}"
     batch = f", batch {run['batch']}" if run.get("batch") else ""
     return Text.assemble((f"{run['name']} [{run['recipe']}]", "bold"),
-                         f"  {run['model']}, engine {run['engine']}, {threads}{batch}")
+                         f"  {run['model']}, {_where(run)}, {threads}{batch}")
+
+
+def _where(run: Mapping[str, Any]) -> str:
+    """Name what runs the model: torch's engine, or another runtime."""
+    if run["runtime"] == "torch" and run["engine"]:
+        return f"engine {run['engine']}"
+    engine = f", engine {run['engine']}" if run["engine"] else ""
+    return f"runtime {run['runtime']}{engine}"
 
 
 def _table(run: Mapping[str, Any]) -> Table:

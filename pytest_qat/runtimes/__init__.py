@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from pytest_qat.runtimes.base import Deployed, Runtime
+from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, Kernel, Runtime
 
-__all__ = ["Deployed", "Runtime", "load_runtime"]
+__all__ = ["DeploySettings", "Deployed", "DeployedPair", "Kernel", "Runtime", "load_runtime"]
 
 
 def load_runtime(name: str) -> Runtime:

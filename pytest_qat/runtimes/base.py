@@ -1,8 +1,8 @@
-"""What every runtime gives back: an artefact on disk, what is stored in it, and ways to run it."""
+"""What every runtime gives back: an artefact on disk, what is stored in it, what runs in int8, and ways to run it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-__all__ = ["Deployed", "Runtime", "StoredTensor"]
+__all__ = ["DeploySettings", "Deployed", "DeployedPair", "Kernel", "Runtime", "StoredTensor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,25 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A convolution, linear layer or matrix product as an artefact runs it.
+
+    Attributes:
+        int8: Whether an int8 kernel does it.
+        op: What the artefact calls it.
+        module: Name of the user's module; None where the artefact does not say.
+        macs: Multiply-accumulates of one call; None where the artefact does not say.
+        reason: Why it runs in float; empty if it does not.
+    """
+
+    int8: bool
+    op: str
+    module: str | None = None
+    macs: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployed:
     """A model as it ships.
 
@@ -44,6 +63,8 @@ class Deployed:
         session: Enters the state that `run` needs: engine, inference mode.
         save_program: Writes the model with the given inputs to a file from which the runtime's `load_program` runs
             it in another process.
+        batch: The one batch size that the artefact is made for; None: any.
+        kernels: What the artefact computes, in order; None: the modules of the converted model tell.
     """
 
     artefact: Path
@@ -54,14 +75,46 @@ class Deployed:
     run: Callable[[Any], Any]
     session: Callable[[], AbstractContextManager[None]]
     save_program: Callable[[Any, Path], None]
+    batch: int | None = None
+    kernels: tuple[Kernel, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployedPair:
+    """The float and the int8 artefact in one runtime, in each layout that was deployed."""
+
+    fp32: Mapping[str, Deployed]
+    int8: Mapping[str, Deployed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploySettings:
+    """How to deploy.
+
+    Attributes:
+        engine: torch's quantized engine, where the recipe has one.
+        threads: Intra-op threads that the artefact runs with.
+        timeout_s: Most seconds for each side, where a process of its own does it.
+        label: The case's name, for messages.
+    """
+
+    engine: str | None
+    threads: int
+    timeout_s: float
+    label: str = "the model"
 
 
 class Runtime(Protocol):
     """What each module of `pytest_qat.runtimes` offers."""
 
-    def deploy(self, model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, engine: str,
-               channels_last: bool) -> Deployed:
-        """Write the artefact of `model` to `path` and return it ready to run."""
+    def deploy(self, fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
+               settings: DeploySettings) -> DeployedPair:
+        """Write the artefact of both sides to `folder` and return them ready to run.
+
+        Raises:
+            CheckFailed: the runtime cannot take the model, or crashes on it; the findings say why.
+            StageError: writing or converting failed otherwise.
+        """
 
     def load_program(self, path: Path) -> Callable[[], object]:
         """Return one call of the model that `Deployed.save_program` wrote to `path`."""

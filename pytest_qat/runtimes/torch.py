@@ -17,34 +17,39 @@ from pytest_qat.batches import call, to_channels_last
 from pytest_qat.errors import MeasurementError
 from pytest_qat.isolation import quantized_engine
 from pytest_qat.locate import headline
-from pytest_qat.runtimes.base import Deployed, StoredTensor
+from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, StoredTensor
+from pytest_qat.runtimes.graphs import kernels_of
+from pytest_qat.workflows.exported import ExportedModel
 
-__all__ = ["deploy", "load_program", "stored_tensors"]
+__all__ = ["deploy", "deploy_form", "engine_session", "has_images", "load_program", "stored_tensors", "unchanged"]
 
 
-def deploy(model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, engine: str,
-           channels_last: bool) -> Deployed:
-    """Save the module's state and return it ready to run.
+def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
+           settings: DeploySettings) -> DeployedPair:
+    """Save the state of both modules and return them ready to run, in both layouts where the inputs are images."""
+    layouts = (False, True) if has_images(example_inputs) else (False,)
+    fp32_forms, int8_forms = ([
+        deploy_form(module, folder / f"{side}-{int(last)}.pt", engine=settings.engine, channels_last=last)
+        for last in layouts] for side, module in (("fp32", fp32), ("int8", int8)))
+    return DeployedPair(fp32={form.layout: form for form in fp32_forms},
+                        int8={form.layout: form for form in int8_forms})
 
-    Args:
-        model: In eval mode; float, or converted by torch.ao.
-        example_inputs: Unused: this runtime does not specialise.
-        path: Where the `state_dict` goes.
-        engine: torch's quantized engine to run under; float models do not look at it.
-        channels_last: Lay 4-D weights and inputs out as NHWC, which convolutions may prefer.
-    """
-    del example_inputs
+
+def has_images(inputs: tuple[Any, ...]) -> bool:
+    """Whether any input is a 4-D tensor, which has two memory layouts."""
+    return any(isinstance(leaf, Tensor) and leaf.dim() == 4 for leaf in pytree.tree_leaves(inputs))
+
+
+def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_last: bool) -> Deployed:
+    """Save a module's state and return it ready to run in one memory layout."""
     state = model.state_dict()
     torch.save(state, path)
     module = copy.deepcopy(model).eval()
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
-    adapt = to_channels_last if channels_last else _unchanged
+    adapt = to_channels_last if channels_last else unchanged
 
-    @contextlib.contextmanager
-    def session() -> Iterator[None]:
-        with quantized_engine(engine), torch.inference_mode():
-            yield
+    session = engine_session(engine)
 
     def save_program(inputs: Any, target: Path) -> None:
         with session():
@@ -60,13 +65,25 @@ def deploy(model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, eng
         run=lambda inputs: call(module, inputs),
         session=session,
         save_program=save_program,
+        kernels=kernels_of(model.graph_module) if isinstance(model, ExportedModel) else None,
     )
+
+
+def engine_session(engine: str | None) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Return what enters inference mode under an engine."""
+    @contextlib.contextmanager
+    def session() -> Iterator[None]:
+        with quantized_engine(engine), torch.inference_mode():
+            yield
+
+    return session
 
 
 def load_program(path: Path) -> Callable[[], object]:
     """Return one call of the model in a file that `save_program` wrote, for a process of its own."""
     told = torch.load(_inputs_of(path))
-    torch.backends.quantized.engine = told["engine"]
+    if told["engine"] is not None:
+        torch.backends.quantized.engine = told["engine"]
     module, inputs = torch.jit.load(path), told["inputs"]
 
     def run() -> object:
@@ -98,7 +115,7 @@ def stored_tensors(state: Mapping[str, Any]) -> tuple[StoredTensor, ...]:
     found: list[StoredTensor] = []
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, value in state.items():
-        leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        leaves = [part for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) for part in _parts(leaf)]
         for index, leaf in enumerate(leaves):
             key = (leaf.data_ptr(), tuple(leaf.shape))
             if leaf.numel() == 0 or (key in seen and leaf.data_ptr() != 0):
@@ -110,5 +127,14 @@ def stored_tensors(state: Mapping[str, Any]) -> tuple[StoredTensor, ...]:
     return tuple(found)
 
 
-def _unchanged(inputs: Any) -> Any:
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """Return the plain tensors that a tensor subclass, such as torchao's, is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]
+
+
+def unchanged(inputs: Any) -> Any:
+    """Return the inputs as they are."""
     return inputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from pytest_qat.errors import UnsupportedEnvironment
+from pytest_qat.errors import MissingPackage
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel, Workflow
 
 __all__ = ["ConvertedModel", "PreparedModel", "Workflow", "load_workflow"]
@@ -19,11 +19,11 @@ def load_workflow(name: str) -> Workflow:
     """Import the workflow of this name.
 
     Raises:
-        UnsupportedEnvironment: the packages it stands on are not here.
+        MissingPackage: the packages it stands on are not here.
     """
     try:
         return cast("Workflow", importlib.import_module(f"pytest_qat.workflows.{name}"))
     except ImportError as error:
-        raise UnsupportedEnvironment(
+        raise MissingPackage(
             f"the {name} workflow needs a module that does not import here: {error}.",
             hint="Choose a recipe of another workflow, or install the release of torch that has it.") from error

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.ao.quantization as tq
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from pytest_qat.workflows.exported import ExportedModel, module_of
 
 __all__ = ["FloatIsland", "QuantizedBorder", "is_stub", "user_names"]
 
@@ -76,6 +79,21 @@ def user_names(model: nn.Module) -> dict[str, str]:
                 walk(child, f"{actual}.{leaf}" if actual else leaf, inside, ours=added)
 
     walk(model, "", "", ours=False)
+    for actual, module in model.named_modules():
+        if isinstance(module, ExportedModel):
+            names.update(_exported_names(module, actual))
+    return names
+
+
+def _exported_names(model: ExportedModel, actual: str) -> dict[str, str]:
+    """Names inside an exported graph, where only observers and fake-quantizers are modules: what they look at."""
+    prefix = f"{actual}.graph_module" if actual else "graph_module"
+    inside = [name for name, _ in model.graph_module.named_modules()]
+    names = dict.fromkeys((f"{prefix}.{name}" if name else prefix for name in inside), "")
+    for node in model.graph_module.graph.nodes:
+        if node.op == "call_module" and node.args and isinstance(node.args[0], torch.fx.Node):
+            user = module_of(node.args[0])
+            names[f"{prefix}.{node.target}"] = f"{user}.activation_post_process" if user else ""
     return names
 
 

@@ -14,12 +14,12 @@ from pytest_qat.case import QATCase
 __all__ = ["float_roots", "qconfig_for", "qconfig_mapping"]
 
 
-def qconfig_mapping(case: QATCase, *, engine: str) -> tq.QConfigMapping:
+def qconfig_mapping(case: QATCase, *, engine: str | None) -> tq.QConfigMapping:
     """Return a copy of the case's mapping, else the engine's own for QAT, with the skipped modules set to None."""
     mapping: tq.QConfigMapping | None = copy.deepcopy(case.qconfig_mapping)
     if mapping is None:
         # An embedding needs a qconfig of its own (float qparams); the default one makes torch.ao raise.
-        mapping = (tq.get_default_qat_qconfig_mapping(engine)
+        mapping = (tq.get_default_qat_qconfig_mapping(engine or "x86")
                    .set_object_type(nn.Embedding, None).set_object_type(nn.EmbeddingBag, None))
     for name in case.skip:
         mapping.set_module_name(name, None)

@@ -24,7 +24,7 @@ from pytest_qat.isolation import preserved_torch_state, quantized_engine
 from pytest_qat.measure import memory
 from pytest_qat.measure.memory import MemoryProbes
 from pytest_qat.recipe import get_recipe
-from pytest_qat.runtimes.torch import deploy
+from pytest_qat.runtimes.torch import deploy_form
 from pytest_qat.workflows import fx
 from tests.small_net import Net
 
@@ -54,7 +54,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, model in (("fp32", Net().eval()), ("int8", int8_of(Net().eval())), ("hungry", Hungry().eval())):
         made[name] = folder / f"{name}.program"
-        deploy(model, (IMAGES,), folder / f"{name}.pt", engine="x86", channels_last=False).save_program(
+        deploy_form(model, folder / f"{name}.pt", engine="x86", channels_last=False).save_program(
             (IMAGES,), made[name])
     return made
 

@@ -16,8 +16,8 @@ from pytest_qat.finetune import calibrate
 from pytest_qat.isolation import preserved_torch_state, quantized_engine
 from pytest_qat.measure.size import SizeCensus, census_of, take_census
 from pytest_qat.recipe import get_recipe
-from pytest_qat.runtimes import load_runtime
 from pytest_qat.runtimes.base import Deployed, StoredTensor
+from pytest_qat.runtimes.torch import deploy_form
 from pytest_qat.workflows import fx
 
 IMAGES = torch.randn(2, 3, 8, 8)
@@ -48,7 +48,7 @@ def int8_of(model: nn.Module, *, skip: Sequence[str] = ()) -> nn.Module:
 
 
 def deployed(model: nn.Module, folder: Path) -> Deployed:
-    return load_runtime("torch").deploy(model.eval(), (IMAGES,), folder / "artefact.pt", engine="x86",
+    return deploy_form(model.eval(), folder / "artefact.pt", engine="x86",
                                         channels_last=False)
 
 

@@ -225,9 +225,9 @@ def test_a_model_that_does_next_to_nothing_is_measured_too(project: Project) -> 
     result.assert_outcomes(passed=2, deselected=6)
     everything(result)
     metrics = recorded(project, "nothing")["metrics"]
-    assert all(0 < seconds < 1e-3 for seconds in metrics["latency_s"].values())
+    assert all(0 < seconds < 1e-2 for seconds in metrics["latency_s"].values())
     assert metrics["speedup"]["ci"][0] > 0
-    assert [0 <= entry["overhead"] <= 1 for entry in metrics["batches"]] == [True, True]
+    assert [entry["batch"] for entry in metrics["batches"]] == [1]
 
 
 def test_evaluation_data_with_one_class_are_inconclusive(project: Project) -> None:

@@ -16,8 +16,9 @@ from pytest_qat.finetune import calibrate
 from pytest_qat.isolation import preserved_torch_state, quantized_engine
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import load_runtime
+from pytest_qat.runtimes import torch as torch_runtime
 from pytest_qat.runtimes.base import Deployed
-from pytest_qat.runtimes.torch import deploy, load_program, stored_tensors
+from pytest_qat.runtimes.torch import deploy_form, load_program, stored_tensors
 from pytest_qat.workflows import fx
 from tests.small_net import Net
 
@@ -47,7 +48,7 @@ class Noting(nn.Module):
 
 
 def deployed(model: nn.Module, folder: Path, *, channels_last: bool = False, engine: str = "x86") -> Deployed:
-    return deploy(model, (IMAGES,), folder / "model.pt", engine=engine, channels_last=channels_last)
+    return deploy_form(model, folder / "model.pt", engine=engine, channels_last=channels_last)
 
 
 def run(form: Deployed, inputs: Any) -> Any:
@@ -71,7 +72,7 @@ def _engine_put_back() -> Iterator[None]:
 
 
 def test_it_is_found_by_name() -> None:
-    assert load_runtime("torch").deploy is deploy
+    assert load_runtime("torch") is torch_runtime
 
 
 def test_the_artefact_is_the_state_dict(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_what_was_deployed_does_not_change_with_the_model(tmp_path: Path) -> Non
 ])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_inputs_of_every_form_are_run(tmp_path: Path, model: nn.Module, inputs: Any, channels_last: bool) -> None:
-    form = deploy(model, (inputs,), tmp_path / "model.pt", engine="x86", channels_last=channels_last)
+    form = deploy_form(model, tmp_path / "model.pt", engine="x86", channels_last=channels_last)
     found = run(form, inputs)
     assert isinstance(found, dict if isinstance(model, Keywords) else Tensor)
 
@@ -164,7 +165,7 @@ def test_a_saved_program_computes_what_the_model_does(tmp_path: Path, int8: nn.M
 ])
 def test_a_program_keeps_the_form_of_its_inputs(tmp_path: Path, model: nn.Module, inputs: Any,
                                                 shape_of: Callable[[Any], Tensor]) -> None:
-    form = deploy(model, (inputs,), tmp_path / "model.pt", engine="x86", channels_last=False)
+    form = deploy_form(model, tmp_path / "model.pt", engine="x86", channels_last=False)
     form.save_program(inputs, tmp_path / "b.program")
     found = shape_of(load_program(tmp_path / "b.program")())
     assert torch.allclose(found, shape_of(run(form, inputs)), atol=1e-6)

@@ -1,0 +1,190 @@
+"""Build an artefact in a process of its own: converters and first runs may crash, hang or print, but not here.
+
+Run as a script, this module is such a process: `python -m pytest_qat.runtimes.child RUNTIME PROGRAM ARTEFACT THREADS`
+loads an exported program, lets the runtime build its artefact, and runs that once. What it is at, and how it ended,
+it notes in a file beside the artefact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_qat.errors import CheckFailed, StageError
+from pytest_qat.findings import Finding
+from pytest_qat.runtimes.base import Kernel, StoredTensor
+
+__all__ = ["Built", "build"]
+
+_TAIL = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What a child made.
+
+    Attributes:
+        artefact: The file that ships.
+        kernels: What it computes.
+        tensors: What is stored in it.
+    """
+
+    artefact: Path
+    kernels: tuple[Kernel, ...]
+    tensors: tuple[StoredTensor, ...]
+
+
+def build(runtime: str, programs: Mapping[str, Path], artefacts: Mapping[str, Path], *, threads: int,
+          timeout_s: float) -> dict[str, Built]:
+    """Build all sides at the same time, each in a child process.
+
+    Args:
+        runtime: Name of the runtime.
+        programs: Exported programs on disk, by side.
+        artefacts: Files to write, by side.
+        threads: Threads of the first run.
+        timeout_s: Most seconds for all of them.
+
+    Raises:
+        CheckFailed: a child died by a signal or took too long.
+        StageError: a child raised.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "ignore",
+                   "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "3"}
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for side, program in programs.items():
+            with _log_of(artefacts[side]).open("wb") as log:
+                children[side] = subprocess.Popen(  # noqa: S603 - this module, run by this interpreter
+                    [sys.executable, "-m", __name__, runtime, str(program), str(artefacts[side]), str(threads)],
+                    env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        ends = time.monotonic() + timeout_s
+        return {side: _outcome(side, runtime, child, artefacts[side], ends=ends, timeout_s=timeout_s)
+                for side, child in children.items()}
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
+
+
+def _outcome(side: str, runtime: str, child: subprocess.Popen[bytes], artefact: Path, *, ends: float,
+             timeout_s: float) -> Built:
+    try:
+        status = child.wait(timeout=max(0.0, ends - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise CheckFailed([f"{runtime} did not get done with the {side} model in {timeout_s:g} s."], findings=[Finding(
+            code="stage-timeout", severity="error", evidence={"timeout_s": timeout_s, "stage": _stage_of(artefact)},
+            message=f"it hangs, or needs longer, in {_stage_of(artefact)}.",
+            remedy="give --qat-stage-timeout more seconds, or a smaller model or example_inputs.")]) from None
+    if status < 0:
+        name = signal.Signals(-status).name
+        raise CheckFailed(
+            [f"{runtime} died with {name} ({signal.strsignal(-status)}) on the {side} model in {_stage_of(artefact)}."],
+            findings=[Finding(
+                code="native-crash", severity="error", evidence={"signal": name, "stage": _stage_of(artefact)},
+                message=f"native code of {runtime} crashes on the {side} model.",
+                remedy="name the last module that it worked on in skip=(...), or choose another recipe.")])
+    told = _told(artefact)
+    if "error" in told:
+        raise StageError(f"{runtime} cannot take the {side} model: {told['error']}",
+                         hint=told.get("hint") or "Look at the whole error by converting it in a shell, or choose "
+                                                  "another recipe.")
+    if "kernels" not in told:
+        tail = _log_of(artefact).read_bytes()[-_TAIL:].decode(errors="replace").strip().splitlines()
+        raise StageError(f"{runtime} ended with status {status} on the {side} model: {tail[-1] if tail else 'silence'}",
+                         hint="Choose another recipe.")
+    return Built(artefact=artefact, kernels=tuple(Kernel(**entry) for entry in told["kernels"]),
+                 tensors=tuple(StoredTensor(**{**entry, "shape": tuple(entry["shape"])}) for entry in told["tensors"]))
+
+
+def _note_of(artefact: Path) -> Path:
+    return artefact.with_suffix(".json")
+
+
+def _log_of(artefact: Path) -> Path:
+    return artefact.with_suffix(".log")
+
+
+def _told(artefact: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(_note_of(artefact).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told
+
+
+def _stage_of(artefact: Path) -> str:
+    return str(_told(artefact).get("stage", "starting"))
+
+
+def _tell(artefact: Path, **what: Any) -> None:
+    """Replace the note at once, so that a reader never sees half of it."""
+    draft = artefact.with_suffix(".draft")
+    draft.write_text(json.dumps(what), encoding="utf-8")
+    draft.replace(_note_of(artefact))
+
+
+def _main(runtime: str, program: str, artefact: str, threads: str) -> None:
+    """Be the child."""
+    import torch
+
+    path = Path(artefact)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(int(threads))
+    made: Any = importlib.import_module(f"pytest_qat.runtimes.{runtime}")
+    try:
+        _tell(path, stage="loading the exported program")
+        exported = made.load_exported(Path(program))
+        _tell(path, stage="lowering")
+        content, kernels = made.lower(exported)
+        _tell(path, stage="writing the artefact")
+        _write(content, path)
+        _tell(path, stage="loading the artefact")
+        call = made.load(path, threads=int(threads))
+        _tell(path, stage="the first run")
+        call(_example_leaves(exported))
+        _tell(path, stage="looking into the artefact")
+        kernels = made.seen_in(path, kernels)
+        tensors = made.stored_in(path)
+        _tell(path, stage="done", kernels=[asdict(kernel) for kernel in kernels],
+              tensors=[asdict(tensor) for tensor in tensors])
+    except Exception as error:  # tells the parent, whatever it is
+        text = (str(error).strip().splitlines() or ["no message"])[0]
+        _tell(path, stage=_stage_of(path), hint=getattr(error, "hint", ""),
+              error=f"{type(error).__name__}: {text[:300]} (in {_stage_of(path)})")
+
+
+def _write(content: bytes, path: Path) -> None:
+    """Write the artefact, or nothing: no half of a file stays behind."""
+    draft = path.with_suffix(f"{path.suffix}.part")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise StageError(f"cannot write {path.name} ({len(content):,} bytes): {error.strerror or error}",
+                         hint="Free some space, or set TMPDIR to a folder with room.") from error
+
+
+def _example_leaves(exported: Any) -> list[Any]:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    args, kwargs = exported.example_inputs
+    return [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

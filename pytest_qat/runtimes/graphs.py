@@ -1,0 +1,116 @@
+"""What an exported graph computes: its convolutions, linear layers and products, with MACs, and who asked for them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_qat.runtimes.base import Kernel
+from pytest_qat.workflows.exported import module_of
+
+__all__ = ["REFERENCE_REASON", "dequantized", "kernels_of", "products", "requantized"]
+
+REFERENCE_REASON = "dequantize, float op, quantize: converted but not lowered to an int8 kernel"
+_PRODUCTS = ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+             "linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "_int_mm", "scaled_dot_product_attention")
+_INT8_NAMES = ("qconv", "qlinear", "_int_mm", "quantized::", "int8")
+_ON_THE_WAY = ("relu", "hardtanh", "clamp", "getitem", "view", "permute", "squeeze", "alias", "flatten", "reshape",
+               "add", "mean", "pool", "cat", "slice", "mul", "sigmoid", "hardswish")
+_FURTHEST = 4
+
+
+def products(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
+    """Yield the nodes that multiply and accumulate, in order."""
+    for node in graph.nodes:
+        if node.op == "call_function" and op_name(node) in _PRODUCTS:
+            yield node
+
+
+def op_name(node: torch.fx.Node) -> str:
+    """Return the bare name of a node's op, such as `conv2d` for `aten.conv2d.default`."""
+    target: Any = node.target
+    name = str(getattr(target, "_op", target)).split("(")[0] if "EdgeOpOverload" in str(type(target)) else str(target)
+    parts = name.replace("::", ".").split(".")
+    return parts[-2] if len(parts) > 1 and parts[-1] in ("default", "padding", "Tensor", "int") else parts[-1]
+
+
+def kernels_of(graph_module: torch.fx.GraphModule, *, lowered: bool = False) -> tuple[Kernel, ...]:
+    """Return what a graph computes.
+
+    Args:
+        graph_module: An exported or edge graph.
+        lowered: Whether a product between dequantize and quantize runs on an int8 kernel, as in a delegate.
+    """
+    found = []
+    for node in products(graph_module.graph):
+        quantized = _quantized(node)
+        int8 = any(word in str(node.target) for word in _INT8_NAMES) or (quantized and lowered)
+        reason = "" if int8 else REFERENCE_REASON if quantized else "its inputs are not quantized"
+        found.append(Kernel(int8=int8, op=op_name(node), module=module_of(node), macs=_macs(node), reason=reason))
+    return tuple(found)
+
+
+def _quantized(node: torch.fx.Node) -> bool:
+    """Whether input and weight come dequantized and the result is quantized again, or input and weight do."""
+    tensors = [argument for argument in node.args[:3] if isinstance(argument, torch.fx.Node)]
+    return sum(dequantized(argument) for argument in tensors) >= 2
+
+
+def dequantized(node: torch.fx.Node) -> bool:
+    """Whether a value comes out of a dequantize op, maybe through a change of shape."""
+    for _ in range(_FURTHEST):
+        if "dequantize" in str(node.target):
+            return True
+        if op_name(node) not in ("permute", "t", "transpose", "view", "reshape", "alias", "clone", "expand", "to"):
+            return False
+        sources = [argument for argument in node.args if isinstance(argument, torch.fx.Node)]
+        if not sources:
+            return False
+        node = sources[0]
+    return False
+
+
+def requantized(node: torch.fx.Node, *, steps: int = _FURTHEST) -> bool:
+    """Whether a value reaches a quantize op through nothing but activations and changes of shape."""
+    for user in node.users:
+        text = str(user.target)
+        if "quantize" in text and "dequantize" not in text:
+            return True
+        if steps and any(word in text for word in _ON_THE_WAY) and requantized(user, steps=steps - 1):
+            return True
+    return False
+
+
+def _value(node: torch.fx.Node) -> Any:
+    """Return a value like the node's: what the export noted, or the tensor that it reads."""
+    owner = node.graph.owning_module
+    if "val" not in node.meta and node.op == "get_attr" and owner is not None:
+        return operator.attrgetter(str(node.target))(owner)
+    return node.meta.get("val")
+
+
+def _macs(node: torch.fx.Node) -> int | None:
+    """Return the multiply-accumulates of a product from the shapes that the graph carries."""
+    out = node.meta.get("val")
+    operands = [_value(argument) for argument in node.args if isinstance(argument, torch.fx.Node)]
+    if isinstance(out, (tuple, list)):
+        out = out[0]
+    shapes = [tuple(value.shape) for value in operands if isinstance(value, Tensor)]
+    if not isinstance(out, Tensor) or len(shapes) < 2:
+        return None
+    name = op_name(node)
+    left, right = (shapes[1], shapes[2]) if name in ("addmm", "baddbmm") and len(shapes) > 2 else shapes[:2]
+    transposed = "transpose" in name or (name == "convolution" and len(node.args) > 6 and node.args[6] is True)
+    try:
+        if transposed:
+            return int(math.prod(left) * math.prod(right[1:]))
+        if "conv" in name:
+            return int(math.prod(out.shape) * math.prod(right[1:]))
+        return int(math.prod(out.shape) * left[-1])
+    except (TypeError, ValueError):  # a side that is not known
+        return None

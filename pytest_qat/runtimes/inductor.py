@@ -1,0 +1,121 @@
+"""Inductor: `torch.compile` with freezing, which lowers what X86InductorQuantizer and torchao made to int8 kernels.
+
+The artefact is the exported program with its weights; the machine code is made anew on each machine, and the time
+that takes is never part of the latency.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pytest_qat.errors import MeasurementError, MissingPackage
+from pytest_qat.isolation import threads as intra_op_threads
+from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
+from pytest_qat.runtimes.graphs import kernels_of
+from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported
+from pytest_qat.runtimes.torch import stored_tensors
+
+__all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
+
+_INT8 = r"(?:onednn|quantized)\.q(?:conv|linear)\w*|(?:aten\.|extern_kernels\.)?_int_mm\w*|cpp_fused\w*_int_mm\w*"
+_FLOAT = (r"mkldnn\._(?:convolution|linear)\w*|mkl\._mkl_linear|extern_kernels\.(?:convolution|addmm|mm|bmm)"
+          r"|aten\.convolution\w*|aten\._scaled_dot_product\w*")
+_CODE: dict[Path, str] = {}
+"""What was generated for an artefact in this process."""
+
+
+def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
+           settings: DeploySettings) -> DeployedPair:
+    """Compile both sides for the example's batch, in child processes first (see `lowered.deploy_lowered`).
+
+    Raises:
+        MissingPackage: there is no C++ compiler.
+    """
+    _require_compiler()
+    return deploy_lowered(sys.modules[__name__], "inductor", fp32, int8, example_inputs, folder, settings)
+
+
+def _require_compiler() -> None:
+    from torch._inductor import config
+
+    wanted = config.cpp.cxx
+    names = [name for name in (wanted if isinstance(wanted, (tuple, list)) else (wanted,)) if name]
+    if not any(shutil.which(name) for name in (*names, "g++", "clang++")):
+        raise MissingPackage("Inductor needs a C++ compiler, and there is none on the PATH.",
+                                     hint="Install g++, or choose a recipe with another runtime.")
+
+
+def lower(exported: torch.export.ExportedProgram) -> tuple[bytes, tuple[Kernel, ...]]:
+    """Return the exported program as it is, and its products for their names."""
+    content = io.BytesIO()
+    torch.export.save(exported, content)
+    return content.getvalue(), kernels_of(exported.graph_module)
+
+
+def load(path: Path, *, threads: int) -> Call:
+    """Return one call of a program; the first call compiles it."""
+    from torch._inductor import config
+    from torch._inductor.utils import run_and_get_code
+
+    with contextlib.suppress(ImportError):  # teaches Inductor to lower what its quantizer made
+        importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    program = load_exported(path)
+    takes = program.call_spec.in_spec
+    compiled: Any = torch.compile(program.module(), dynamic=False)
+
+    def run(values: Sequence[Tensor]) -> Any:
+        with torch.no_grad():
+            if takes is not None and takes.num_leaves == len(values):
+                args, kwargs = pytree.tree_unflatten(list(values), takes)
+                return compiled(*args, **kwargs)
+            return compiled(*values)
+
+    def call(values: Sequence[Tensor]) -> list[Tensor]:
+        if path not in _CODE:
+            with (intra_op_threads(threads), warnings.catch_warnings(),
+                  config.patch(freezing=True, compile_threads=1)):
+                warnings.simplefilter("ignore")
+                _, sources = run_and_get_code(lambda: run(values))
+            _CODE[path] = "\n".join(sources)
+        return pytree.tree_leaves(run(values))
+
+    return call
+
+
+def seen_in(path: Path, kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+    """Return the products that the generated code calls, in order, named after the graph it was made from."""
+    code = _CODE[path]
+    body = re.sub(r"#.*", "", code.partition("def call(")[2] or code)
+    names = re.findall(rf"(?:torch\.ops\.)?({_INT8}|{_FLOAT})[.(]", body)
+    found = [Kernel(int8=bool(re.fullmatch(_INT8, name)), op=name, reason=(
+        "" if re.fullmatch(_INT8, name) else "Inductor compiled it to a float kernel")) for name in names]
+    return in_order(found, kernels)
+
+
+def stored_in(path: Path) -> tuple[StoredTensor, ...]:
+    """Return the tensors of the program."""
+    program = load_exported(path)
+    return stored_tensors({**program.state_dict, **program.constants})
+
+
+def load_program(path: Path) -> Callable[[], object]:
+    """Raise: the compiler's own memory would hide the model's.
+
+    Raises:
+        MeasurementError: always.
+    """
+    raise MeasurementError(f"{path.name} is compiled by the process that runs it, which hides the model's own memory.",
+                           hint="Nothing else depends on it.")

@@ -1,0 +1,152 @@
+"""LiteRT (TFLite): a `.tflite` file ships, and its interpreter runs it with XNNPACK."""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
+from pytest_qat.runtimes.graphs import products
+from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported, load_flat_program
+from pytest_qat.runtimes.quiet import silenced
+from pytest_qat.workflows.exported import module_of
+
+__all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
+
+_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
+_WIDTH = {"int4": 0.5, "uint4": 0.5}
+
+
+def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
+           settings: DeploySettings) -> DeployedPair:
+    """Convert both sides (see `lowered.deploy_lowered`)."""
+    return deploy_lowered(sys.modules[__name__], "litert", fp32, int8, example_inputs, folder, settings)
+
+
+def lower(exported: torch.export.ExportedProgram) -> tuple[bytes, tuple[Kernel, ...]]:
+    """Return the `.tflite` and the products of the graph it is made from, for their names.
+
+    The converter leaves quantize and dequantize ops in float unless a quant_config tells it that they are meant.
+    """
+    import litert_torch
+    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+    from litert_torch.quantize.quant_config import QuantConfig
+
+    named = tuple(Kernel(int8=False, op=str(node.target), module=module_of(node))
+                  for node in products(exported.graph))
+    quantized = any("quantize" in str(node.target) for node in exported.graph.nodes)
+    config = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(
+        get_symmetric_quantization_config(is_per_channel=True))) if quantized else None
+    args, kwargs = exported.example_inputs
+    options: dict[str, Any] = {"sample_kwargs": kwargs} if kwargs else {}
+    model = litert_torch.convert(exported.module(), tuple(args), quant_config=config, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        model.export(str(path))
+        return path.read_bytes(), named
+
+
+def _interpreter(path: Path, *, threads: int, delegates: bool = True) -> Any:
+    with silenced():
+        from ai_edge_litert import interpreter as litert
+
+        options: dict[str, Any] = {} if delegates else {
+            "experimental_op_resolver_type": litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
+        made = litert.Interpreter(str(path), num_threads=threads, **options)
+        made.allocate_tensors()
+    return made
+
+
+def seen_in(path: Path, kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+    """Return what the file computes, from its own ops and tensor types, named after the graph it was made from."""
+    interpreter = _interpreter(path, threads=1, delegates=False)
+    tensors = {entry["index"]: entry for entry in interpreter.get_tensor_details()}
+    found = []
+    for op in interpreter._get_ops_details():  # noqa: SLF001 - the only way to see the ops
+        if op["op_name"] not in _PRODUCTS:
+            continue
+        inputs = [tensors[index] for index in op["inputs"] if index >= 0 and index in tensors]
+        # A transposed convolution has its output's shape first.
+        data, weight = (inputs[2], inputs[1]) if op["op_name"] == "TRANSPOSE_CONV" else inputs[:2]
+        out = tensors[op["outputs"][0]]
+        whole = np.issubdtype(data["dtype"], np.integer) and np.issubdtype(weight["dtype"], np.integer)
+        hybrid = not whole and np.issubdtype(weight["dtype"], np.integer)
+        reason = "" if whole else "int8 weights, but float activations" if hybrid else "its tensors are float"
+        found.append(Kernel(int8=whole, op=op["op_name"], reason=reason,
+                            macs=_macs(op["op_name"], data["shape"], weight["shape"], out["shape"])))
+    return in_order(found, kernels)
+
+
+def _macs(op: str, data: Any, weight: Any, out: Any) -> int:
+    if op == "TRANSPOSE_CONV":
+        return int(math.prod(data) * math.prod(weight[:-1]))
+    if op == "DEPTHWISE_CONV_2D":
+        return int(math.prod(out) * math.prod(weight[1:3]))
+    if op in ("FULLY_CONNECTED", "BATCH_MATMUL"):
+        return int(math.prod(out) * data[-1])
+    return int(math.prod(out) * math.prod(weight[1:]))
+
+
+def stored_in(path: Path) -> tuple[StoredTensor, ...]:
+    """Return the constant tensors of the file."""
+    interpreter = _interpreter(path, threads=1, delegates=False)
+    written = {index for op in interpreter._get_ops_details() for index in op["outputs"]}  # noqa: SLF001
+    given = {entry["index"] for entry in interpreter.get_input_details()}
+    found = []
+    for entry in interpreter.get_tensor_details():
+        if entry["index"] in written | given or not entry["name"]:
+            continue
+        dtype = np.dtype(entry["dtype"])
+        size = int(math.prod(entry["shape"]) * _WIDTH.get(dtype.name, dtype.itemsize))
+        found.append(StoredTensor(name=entry["name"].rpartition(";")[2] or entry["name"], dtype=dtype.name,
+                                  shape=tuple(int(side) for side in entry["shape"]), size_bytes=size))
+    return tuple(found)
+
+
+def load(path: Path, *, threads: int) -> Call:
+    """Return one call of a `.tflite`; int8 inputs and outputs are quantized and dequantized here, as an app does."""
+    interpreter = _interpreter(path, threads=threads)
+    inputs = sorted(interpreter.get_input_details(), key=_place)
+    outputs = sorted(interpreter.get_output_details(), key=_place)
+
+    def call(values: Sequence[Tensor]) -> list[Tensor]:
+        for entry, value in zip(inputs, values, strict=True):
+            interpreter.set_tensor(entry["index"], _quantized(value.detach().numpy(), entry))
+        interpreter.invoke()
+        return [torch.from_numpy(_dequantized(interpreter.get_tensor(entry["index"]), entry)) for entry in outputs]
+
+    return call
+
+
+def _place(entry: Any) -> tuple[int, ...]:
+    """Order inputs and outputs by the number in their name (`serving_default_args_10`)."""
+    digits = [int(part) for part in "".join(c if c.isdigit() else " " for c in entry["name"]).split()]
+    return tuple(digits)
+
+
+def _quantized(value: Any, entry: Any) -> Any:
+    scale, zero_point = entry["quantization"]
+    if not np.issubdtype(entry["dtype"], np.integer) or scale == 0:
+        return value.astype(entry["dtype"], copy=False)
+    limits = np.iinfo(entry["dtype"])
+    return np.clip(np.rint(value / scale) + zero_point, limits.min, limits.max).astype(entry["dtype"])
+
+
+def _dequantized(value: Any, entry: Any) -> Any:
+    scale, zero_point = entry["quantization"]
+    if not np.issubdtype(value.dtype, np.integer) or scale == 0:
+        return value
+    return (value.astype(np.float32) - zero_point) * np.float32(scale)
+
+
+def load_program(path: Path) -> Callable[[], object]:
+    """Return one call of the artefact that `save_program` noted."""
+    return load_flat_program(sys.modules[__name__], path)

@@ -1,0 +1,100 @@
+"""ONNX Runtime: a QDQ `.onnx` file ships, and the session fuses what it can into integer kernels."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
+from pytest_qat.runtimes.graphs import kernels_of
+from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported, load_flat_program
+
+__all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
+
+_INT8 = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
+         "DynamicQuantizeMatMul", "MatMulNBits")
+_FLOAT = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Attention",
+          "MultiHeadAttention")
+
+
+def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
+           settings: DeploySettings) -> DeployedPair:
+    """Export both sides to ONNX (see `lowered.deploy_lowered`)."""
+    return deploy_lowered(sys.modules[__name__], "onnxruntime", fp32, int8, example_inputs, folder, settings)
+
+
+def lower(exported: torch.export.ExportedProgram) -> tuple[bytes, tuple[Kernel, ...]]:
+    """Return the `.onnx` and the products of the graph it is made from, for their names."""
+    program = torch.onnx.export(exported, dynamo=True, verbose=False)
+    assert program is not None, "unreachable because dynamo export returns a program"
+    return program.model_proto.SerializeToString(), kernels_of(exported.graph_module)
+
+
+def seen_in(path: Path, kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+    """Return what the session runs, from the graph that it has optimized for this machine."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        _session(path, threads=1, optimized=optimized)
+        nodes = onnx.load(str(optimized)).graph.node
+    made = {name: node for node in nodes for name in node.output}
+    found = []
+    for node in nodes:
+        if node.op_type in _INT8:
+            found.append(Kernel(int8=True, op=node.op_type))
+        elif node.op_type in _FLOAT:
+            around = any(name in made and made[name].op_type == "DequantizeLinear" for name in node.input)
+            found.append(Kernel(int8=False, op=node.op_type, reason=(
+                "ONNX Runtime did not fuse its QuantizeLinear and DequantizeLinear into an integer kernel" if around
+                else "its tensors are float")))
+    return in_order(found, kernels)
+
+
+def stored_in(path: Path) -> tuple[StoredTensor, ...]:
+    """Return the initializers of the file."""
+    import onnx
+
+    found = []
+    for tensor in onnx.load(str(path)).graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        found.append(StoredTensor(name=tensor.name, dtype=str(array.dtype), shape=tuple(array.shape),
+                                  size_bytes=int(array.nbytes)))
+    return tuple(found)
+
+
+def _session(path: Path, *, threads: int, optimized: Path | None = None) -> Any:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def load(path: Path, *, threads: int) -> Call:
+    """Return one call of an `.onnx`."""
+    session = _session(path, threads=threads)
+    names = [entry.name for entry in session.get_inputs()]
+
+    def call(values: Sequence[Tensor]) -> list[Tensor]:
+        feed = {name: value.detach().numpy() for name, value in zip(names, values, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, feed)]
+
+    return call
+
+
+def load_program(path: Path) -> Callable[[], object]:
+    """Return one call of the artefact that `save_program` noted."""
+    return load_flat_program(sys.modules[__name__], path)

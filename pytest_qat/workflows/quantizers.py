@@ -1,0 +1,58 @@
+"""The PT2E quantizers by name, each set up for QAT with int8 weights per channel."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_qat.errors import MissingPackage
+
+__all__ = ["make_quantizer"]
+
+_XNNPACK = ("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "torchao.testing.pt2e._xnnpack_quantizer")
+"""Where XNNPACK's quantizer is kept, and the copy that torchao carries."""
+
+
+def make_quantizer(name: str, *, skip: Sequence[str] = ()) -> Any:
+    """Return a quantizer.
+
+    Args:
+        name: `xnnpack` or `x86-inductor`.
+        skip: Modules to leave in float.
+
+    Raises:
+        MissingPackage: no installed package has it.
+    """
+    return {"xnnpack": _xnnpack, "x86-inductor": _x86_inductor}[name](skip)
+
+
+def _xnnpack(skip: Sequence[str]) -> Any:
+    made: Any = None
+    for place in _XNNPACK:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                made = importlib.import_module(place)
+            break
+        except ImportError:
+            continue
+    if made is None:
+        raise MissingPackage("XNNPACKQuantizer is neither in executorch nor in torchao here.",
+                                     hint="pip install 'pytest-qat[executorch]'")
+    quantizer = made.XNNPACKQuantizer().set_global(
+        made.get_symmetric_quantization_config(is_qat=True, is_per_channel=True))
+    for module in skip:
+        quantizer.set_module_name(module, None)
+    return quantizer
+
+
+def _x86_inductor(skip: Sequence[str]) -> Any:
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as made
+
+    quantizer = made.X86InductorQuantizer().set_global(
+        made.get_default_x86_inductor_quantization_config(is_qat=True))
+    for module in skip:
+        quantizer.set_module_name_qconfig(module, None)
+    return quantizer
