@@ -11,14 +11,16 @@ from pytest_qat.checks import CHECKS
 from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.plugin.keys import OUTCOME
 from pytest_qat.plugin.messages import failure_text
+from pytest_qat.recipe import AUTO
 
 if TYPE_CHECKING:
     from _pytest._code.code import ExceptionInfo, TerminalRepr
 
-    from pytest_qat.assessment import Result
+    from pytest_qat.assessment import Assessment, Result
+    from pytest_qat.case import QATCase
     from pytest_qat.plugin.session import QATSession
 
-__all__ = ["CheckItem", "ModelCollector", "RecipeCollector", "raise_result"]
+__all__ = ["CheckItem", "ModelCollector", "RankingItem", "RecipeCollector", "raise_result"]
 
 
 class ModelCollector(pytest.Collector):
@@ -54,7 +56,10 @@ class RecipeCollector(pytest.Collector):
         self.recipe = recipe
 
     def collect(self) -> Iterator[pytest.Item]:
-        """Yield the checks."""
+        """Yield the checks; for `auto` the one item that tries every recipe."""
+        if self.recipe == AUTO:
+            yield RankingItem.from_parent(self, name="ranking")
+            return
         for check in CHECKS:
             yield CheckItem.from_parent(self, name=check)
 
@@ -81,6 +86,51 @@ class CheckItem(pytest.Item):
         finally:
             qat.note(self, assessment.record())
         raise_result(result, item=self)
+
+    def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
+        """Print a finding or a tool error as text, anything unforeseen with its traceback."""
+        text = failure_text(excinfo.value, title=f"{self.parent.name} {self.name}")
+        return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        """Return where the item comes from: the command line."""
+        return self.parent.nodeid, None, f"{self.parent.nodeid}::{self.name}"
+
+
+class RankingItem(pytest.Item):
+    """`--qat-recipe=auto` of one model: passes if some recipe holds the tolerances."""
+
+    parent: RecipeCollector
+
+    def runtest(self) -> None:
+        """Try the recipes.
+
+        Raises:
+            CheckFailed: none of them holds the tolerances.
+            QATError: the question could not be asked.
+        """
+        from pytest_qat.ranking import rank
+
+        qat = self.parent.parent.qat
+        reference = self.parent.parent.reference
+        registry = qat.registry
+        records: list[dict[str, Any]] = []
+
+        def assess(case: QATCase, recipe: str, glance: bool) -> Assessment:
+            if glance:
+                return registry.glance(case, recipe, reference=reference)
+            return registry.assessment(case, recipe, key=reference, reference=reference)
+
+        ranking: dict[str, Any] = {"model": reference, "entries": []}
+        try:
+            entries = rank(registry.case(reference, key=reference, source=reference), assess,
+                           done=lambda assessment: records.append(assessment.record()))
+            ranking["entries"] = [entry.as_dict() for entry in entries]
+        finally:
+            qat.note(self, *records, ranking=ranking)
+        if not any(entry.holds for entry in entries):
+            raise CheckFailed(["no recipe holds the tolerances.",
+                               *(f"{entry.recipe}: {entry.note}" for entry in entries)])
 
     def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
         """Print a finding or a tool error as text, anything unforeseen with its traceback."""

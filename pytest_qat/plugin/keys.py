@@ -14,6 +14,6 @@ __all__ = ["OUTCOME", "RECORD", "SESSION"]
 SESSION: pytest.StashKey[QATSession] = pytest.StashKey()
 """On the configuration: the session."""
 RECORD: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
-"""On an item: what it measured."""
+"""On an item: the records of the runs that it measured, and their ranking if it made one."""
 OUTCOME: pytest.StashKey[str] = pytest.StashKey()
 """On an item that is reported as skipped: `inconclusive` or `blocked`."""

@@ -45,7 +45,7 @@ OPTIONS = (
     Option(name="qat-model", metavar="REF", repeat=True, ini=False, parse="text",
            help="Quantize and check this model: package.module:function, path/file.py:function or torchvision:name."),
     Option(name="qat-recipe", metavar="NAME", repeat=True, parse="recipe",
-           help="Recipe to use, such as fx-x86 (the default) or eager-qnnpack, or all; a wrong name lists them."),
+           help="Recipe to use, such as fx-x86 (the default) or pt2e-litert; all; or auto, which ranks them."),
     Option(name="qat-inputs", metavar="SHAPE", parse="shapes",
            help="Input shape for a bare model, such as 8x3x32x32; several inputs with commas."),
     Option(name="qat-accuracy-drop", metavar="F", parse="fraction",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,17 +11,19 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_qat.recipe import DEFAULT_RECIPE, get_recipe
+from pytest_qat.recipe import AUTO, DEFAULT_RECIPE, get_recipe
 
 if TYPE_CHECKING:
     from pytest_qat.assessment import Assessment
     from pytest_qat.case import QATCase
     from pytest_qat.finetune import Progress
     from pytest_qat.measure.exclusive import MachineLock
+    from pytest_qat.pipeline import RunSettings
     from pytest_qat.plugin.settings import Options
 
 __all__ = ["RunRegistry"]
 
+_GLANCE_S = 3.0
 _KEPT = 4
 """Runs kept in memory; an older one is made again if it is needed again, with the same seeds."""
 
@@ -72,30 +75,44 @@ class RunRegistry:
             UnknownRecipe: the case names one that does not exist.
         """
         names = self._options.recipes or tuple(case.recipes) or (DEFAULT_RECIPE,)
-        return tuple(get_recipe(name).name for name in dict.fromkeys(names))
+        return tuple(name if name == AUTO else get_recipe(name).name for name in dict.fromkeys(names))
 
     def assessment(self, case: QATCase, recipe: str, *, key: object, reference: str) -> Assessment:
         """Return the shared assessment of a case by a recipe."""
         from pytest_qat.assessment import Assessment
         from pytest_qat.measure.exclusive import MachineLock
-        from pytest_qat.pipeline import ModelRun, RunSettings
+        from pytest_qat.pipeline import ModelRun
 
         where = (key, recipe)
         if where not in self._runs:
             while len(self._runs) >= _KEPT:
                 self._runs.popitem(last=False)[1].run.close()
             self._lock = self._lock or MachineLock()
-            options = self._options
-            settings = RunSettings(
-                tolerances=options.tolerances(case.tolerances), threads=options.threads,
-                max_time_s=options.max_time_s, seed=options.seed, device=options.device, strict=options.strict,
-                batches=options.batches, memory=options.memory,
-                stage_timeout_s=options.stage_timeout_s, work_threads=_thread_share(self._workers))
+            settings = self._settings(case)
             run = ModelRun(case, get_recipe(recipe), settings, lock=self._lock, progress=self._progress,
                            shared=self._trained(key))
             self._runs[where] = Assessment(run, reference=reference)
         self._runs.move_to_end(where)
         return self._runs[where]
+
+    def glance(self, case: QATCase, recipe: str, *, reference: str) -> Assessment:
+        """Return an assessment that is not kept, with little time for its latencies; whoever asks closes its run."""
+        from pytest_qat.assessment import Assessment
+        from pytest_qat.measure.exclusive import MachineLock
+        from pytest_qat.pipeline import ModelRun
+
+        self._lock = self._lock or MachineLock()
+        settings = dataclasses.replace(self._settings(case), max_time_s=_GLANCE_S, batches=(), memory=False)
+        return Assessment(ModelRun(case, get_recipe(recipe), settings, lock=self._lock), reference=reference)
+
+    def _settings(self, case: QATCase) -> RunSettings:
+        from pytest_qat.pipeline import RunSettings
+
+        options = self._options
+        return RunSettings(
+            tolerances=options.tolerances(case.tolerances), threads=options.threads, max_time_s=options.max_time_s,
+            seed=options.seed, device=options.device, strict=options.strict, batches=options.batches,
+            memory=options.memory, stage_timeout_s=options.stage_timeout_s, work_threads=_thread_share(self._workers))
 
     def _trained(self, key: object) -> dict[Any, Any]:
         """Return what runs of one model share; what another model's runs shared is let go."""

@@ -74,9 +74,9 @@ class QATSession:
         """Return the checks that this session makes of a model and recipe."""
         return self._selected[reference, recipe]
 
-    def note(self, item: pytest.Item, record: dict[str, Any]) -> None:
+    def note(self, item: pytest.Item, *records: dict[str, Any], ranking: dict[str, Any] | None = None) -> None:
         """Keep what an item measured for its report."""
-        item.stash[RECORD] = record
+        item.stash[RECORD] = {"records": list(records), "ranking": ranking}
 
     # -- hooks ----------------------------------------------------------------------------------------------------
 
@@ -138,8 +138,9 @@ class QATSession:
         if report.when == "call" and RECORD in item.stash:
             from pytest_qat.report.environment import describe_environment
 
+            measured = item.stash[RECORD]
             report.qat = {  # type: ignore[attr-defined]
-                "record": item.stash[RECORD], "environment": describe_environment(seed=self.options.seed)}
+                **measured, "environment": describe_environment(seed=self.options.seed)}
         if OUTCOME in item.stash and report.skipped:
             report.qat_outcome = item.stash[OUTCOME]  # type: ignore[attr-defined]
             if item.nodeid.startswith("qat-model:") and item.parent is not None and isinstance(report.longrepr, tuple):
@@ -156,7 +157,10 @@ class QATSession:
         sent = getattr(report, "qat", None)
         if sent is not None and not self._is_worker:
             self.store.environment = self.store.environment or sent["environment"]
-            self.store.add(sent["record"])
+            for record in sent["records"]:
+                self.store.add(record)
+            if sent["ranking"] is not None:
+                self.store.add_ranking(sent["ranking"])
             self._write()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -177,7 +181,8 @@ class QATSession:
 
         writer = terminalreporter._tw  # noqa: SLF001 - width and colour have no public name
         terminalreporter.section("quantized models")
-        terminalreporter.write(render(self.store.runs, width=writer.fullwidth, colour=writer.hasmarkup))
+        terminalreporter.write(render(self.store.runs, width=writer.fullwidth, colour=writer.hasmarkup,
+                                      rankings=self.store.rankings))
         if self.options.json is not None:
             terminalreporter.write_line(f"record written to {self.options.json}")
 

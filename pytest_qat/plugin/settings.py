@@ -12,7 +12,7 @@ import pytest
 
 from pytest_qat.errors import InvalidOption
 from pytest_qat.plugin.options import OPTIONS, Option
-from pytest_qat.recipe import COMPLETE_RECIPES, get_recipe
+from pytest_qat.recipe import AUTO, COMPLETE_RECIPES, get_recipe
 from pytest_qat.report.json import check_writable
 from pytest_qat.shapes import parse_shapes
 from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
@@ -110,7 +110,7 @@ def _tolerances(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _recipe(value: object, *, name: str) -> str:
     text = str(value).strip()
-    if text != "all":
+    if text not in ("all", AUTO):
         get_recipe(text)
     return text
 

@@ -25,6 +25,7 @@ class RecordStore:
         self.environment: dict[str, Any] | None = None
         self._runs: dict[tuple[str, str], dict[str, Any]] = {}
         self._errors: list[dict[str, str]] = []
+        self._rankings: dict[str, dict[str, Any]] = {}
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -54,6 +55,15 @@ class RecordStore:
         known["checks"] = _in_order(known["checks"])
         known["findings"] = [*known["findings"], *(f for f in record["findings"] if f not in known["findings"])]
 
+    @property
+    def rankings(self) -> list[dict[str, Any]]:
+        """The rankings of recipes, one a model."""
+        return list(self._rankings.values())
+
+    def add_ranking(self, ranking: Mapping[str, Any]) -> None:
+        """Keep a ranking: the model, and its entries, best first."""
+        self._rankings[ranking["model"]] = dict(ranking)
+
     def add_error(self, model: str, message: str) -> None:
         """Note that a model could not be loaded."""
         self._errors.append({"model": model, "message": message})
@@ -61,7 +71,7 @@ class RecordStore:
     def document(self) -> dict[str, Any]:
         """Return the canonical record of the session (`--qat-json`)."""
         return {"schema_version": SCHEMA_VERSION, "environment": self.environment or {}, "runs": self.runs,
-                "errors": self.errors}
+                "rankings": self.rankings, "errors": self.errors}
 
 
 def _in_order(checks: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,13 +19,17 @@ _NOTHING = "-"
 _ENERGY = (("energy/sample", "energy_j_per_sample", "J"), ("throughput/W", "throughput_per_w", "/s/W"))
 
 
-def render(runs: Iterable[Mapping[str, Any]], *, width: int, colour: bool) -> str:
-    """Return the tables of all runs as text, with ANSI colours if `colour`."""
+def render(runs: Iterable[Mapping[str, Any]], *, width: int, colour: bool,
+           rankings: Iterable[Mapping[str, Any]] = ()) -> str:
+    """Return the tables of all runs and rankings as text, with ANSI colours if `colour`."""
     sink = io.StringIO()
     console = Console(file=sink, width=max(width, 80), force_terminal=colour, no_color=not colour,
                       color_system="standard" if colour else None, legacy_windows=False, highlight=False)
     for run in runs:
         console.print(_run(run))
+        console.print()
+    for ranking in rankings:
+        console.print(_ranking(ranking))
         console.print()
     return "\n".join(_without_padding(line) for line in sink.getvalue().rstrip().splitlines()) + "\n"
 
@@ -41,6 +45,28 @@ def _run(run: Mapping[str, Any]) -> Group:
     parts: list[Any] = [_title(run), *([table] if table.row_count else []), *_note_lines(run)]
     parts += [Padding(line, (0, 0, 0, 2)) for line in (*_check_lines(run), *_finding_lines(run))]
     return Group(*parts)
+
+
+def _ranking(ranking: Mapping[str, Any]) -> Group:
+    """The recipes of one model, best first; those that do not hold say why below."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("", "recipe", "int8 latency", "speedup", "accuracy", "size", ""):
+        table.add_column(name, justify="left" if name in ("", "recipe") else "right", no_wrap=True)
+    notes = []
+    place = 0
+    for entry in ranking["entries"]:
+        place += entry["holds"]
+        table.add_row(
+            str(place) if entry["holds"] else "", entry["recipe"],
+            _NOTHING if entry["latency_s"] is None else _time(entry["latency_s"]),
+            _NOTHING if entry["speedup"] is None else f"{entry['speedup']:.2f}x",
+            _NOTHING if entry["accuracy"] is None else f"{entry['accuracy']:.2%}",
+            _NOTHING if entry["size_bytes"] is None else _bytes(entry["size_bytes"]),
+            Text("holds", style=_STYLES["passed"]) if entry["holds"] else Text("does not", style="dim"))
+        if not entry["holds"]:
+            notes.append(Padding(Text(f"{entry['recipe']}: {entry['note']}"), (0, 0, 0, 2)))
+    return Group(Text(f"recipes for {ranking['model']}, fastest that holds the tolerances first", style="bold"),
+                 table, *notes)
 
 
 def _title(run: Mapping[str, Any]) -> Text:

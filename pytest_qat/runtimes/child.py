@@ -1,8 +1,8 @@
 """Build an artefact in a process of its own: converters and first runs may crash, hang or print, but not here.
 
-Run as a script, this module is such a process: `python -m pytest_qat.runtimes.child RUNTIME PROGRAM ARTEFACT THREADS`
-loads an exported program, lets the runtime build its artefact, and runs that once. What it is at, and how it ended,
-it notes in a file beside the artefact.
+Run as a script, this module is such a process: `python -m pytest_qat.runtimes.child MODULE PROGRAM ARTEFACT THREADS`
+loads an exported program, lets the runtime's module build its artefact, and runs that once. What it is at, and how
+it ended, it notes in a file beside the artefact.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.findings import Finding
 from pytest_qat.runtimes.base import Kernel, StoredTensor
 
-__all__ = ["Built", "build"]
+__all__ = ["Built", "build", "write_whole"]
 
 _TAIL = 2000
 
@@ -45,14 +45,15 @@ class Built:
     tensors: tuple[StoredTensor, ...]
 
 
-def build(runtime: str, programs: Mapping[str, Path], artefacts: Mapping[str, Path], *, threads: int,
+def build(runtime: str, programs: Mapping[str, Path], artefacts: Mapping[str, Path], *, module: str, threads: int,
           timeout_s: float) -> dict[str, Built]:
     """Build all sides at the same time, each in a child process.
 
     Args:
-        runtime: Name of the runtime.
+        runtime: Name of the runtime, for messages.
         programs: Exported programs on disk, by side.
         artefacts: Files to write, by side.
+        module: Full name of the runtime's module, which the children import.
         threads: Threads of the first run.
         timeout_s: Most seconds for all of them.
 
@@ -65,9 +66,10 @@ def build(runtime: str, programs: Mapping[str, Path], artefacts: Mapping[str, Pa
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for side, program in programs.items():
+            _note_of(artefacts[side]).unlink(missing_ok=True)  # of an earlier child
             with _log_of(artefacts[side]).open("wb") as log:
                 children[side] = subprocess.Popen(  # noqa: S603 - this module, run by this interpreter
-                    [sys.executable, "-m", __name__, runtime, str(program), str(artefacts[side]), str(threads)],
+                    [sys.executable, "-m", __name__, module, str(program), str(artefacts[side]), str(threads)],
                     env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         ends = time.monotonic() + timeout_s
         return {side: _outcome(side, runtime, child, artefacts[side], ends=ends, timeout_s=timeout_s)
@@ -135,25 +137,26 @@ def _tell(artefact: Path, **what: Any) -> None:
     draft.replace(_note_of(artefact))
 
 
-def _main(runtime: str, program: str, artefact: str, threads: str) -> None:
+def _main(module: str, program: str, artefact: str, threads: str) -> None:
     """Be the child."""
     import torch
 
     path = Path(artefact)
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(threads))
-    made: Any = importlib.import_module(f"pytest_qat.runtimes.{runtime}")
+    made: Any = importlib.import_module(module)
     try:
         _tell(path, stage="loading the exported program")
         exported = made.load_exported(Path(program))
         _tell(path, stage="lowering")
+        leaves = _example_leaves(exported)
         content, kernels = made.lower(exported)
         _tell(path, stage="writing the artefact")
-        _write(content, path)
+        write_whole(content, path)
         _tell(path, stage="loading the artefact")
         call = made.load(path, threads=int(threads))
         _tell(path, stage="the first run")
-        call(_example_leaves(exported))
+        call(leaves)
         _tell(path, stage="looking into the artefact")
         kernels = made.seen_in(path, kernels)
         tensors = made.stored_in(path)
@@ -165,8 +168,14 @@ def _main(runtime: str, program: str, artefact: str, threads: str) -> None:
               error=f"{type(error).__name__}: {text[:300]} (in {_stage_of(path)})")
 
 
-def _write(content: bytes, path: Path) -> None:
-    """Write the artefact, or nothing: no half of a file stays behind."""
+def write_whole(content: bytes, path: Path) -> None:
+    """Write a file, or nothing: no half of it stays behind.
+
+    torch's own writers of files are no choice: they end the whole process when the disk is full.
+
+    Raises:
+        StageError: it cannot be written.
+    """
     draft = path.with_suffix(f"{path.suffix}.part")
     try:
         draft.write_bytes(content)

@@ -59,10 +59,14 @@ def _require_compiler() -> None:
 
 
 def lower(exported: torch.export.ExportedProgram) -> tuple[bytes, tuple[Kernel, ...]]:
-    """Return the exported program as it is, and its products for their names."""
+    """Return the exported program without its example inputs and stack traces, and its products for their names."""
+    named = kernels_of(exported.graph_module)
+    exported.example_inputs = None  # type: ignore[assignment, unused-ignore]
+    for node in exported.graph.nodes:  # where the user wrote what is for debugging, and would weigh a megabyte
+        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
     content = io.BytesIO()
     torch.export.save(exported, content)
-    return content.getvalue(), kernels_of(exported.graph_module)
+    return content.getvalue(), named
 
 
 def load(path: Path, *, threads: int) -> Call:
@@ -77,19 +81,25 @@ def load(path: Path, *, threads: int) -> Call:
     compiled: Any = torch.compile(program.module(), dynamic=False)
 
     def run(values: Sequence[Tensor]) -> Any:
-        with torch.no_grad():
-            if takes is not None and takes.num_leaves == len(values):
-                args, kwargs = pytree.tree_unflatten(list(values), takes)
+        # Threads and inference mode are guarded: a change of either would compile anew, and without freezing.
+        pinned = contextlib.nullcontext() if torch.get_num_threads() == threads else intra_op_threads(threads)
+        with pinned, torch.inference_mode(mode=False), torch.no_grad():
+            plain = [value.clone() if value.is_inference() else value for value in values]
+            if takes is not None and takes.num_leaves == len(plain):
+                args, kwargs = pytree.tree_unflatten(plain, takes)
                 return compiled(*args, **kwargs)
-            return compiled(*values)
+            return compiled(*plain)
+
+    cold = True
 
     def call(values: Sequence[Tensor]) -> list[Tensor]:
-        if path not in _CODE:
-            with (intra_op_threads(threads), warnings.catch_warnings(),
-                  config.patch(freezing=True, compile_threads=1)):
+        nonlocal cold
+        if cold:
+            with warnings.catch_warnings(), config.patch(freezing=True, compile_threads=1):
                 warnings.simplefilter("ignore")
                 _, sources = run_and_get_code(lambda: run(values))
-            _CODE[path] = "\n".join(sources)
+            _CODE.setdefault(path, "\n".join(sources))
+            cold = False
         return pytree.tree_leaves(run(values))
 
     return call
@@ -99,7 +109,7 @@ def seen_in(path: Path, kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
     """Return the products that the generated code calls, in order, named after the graph it was made from."""
     code = _CODE[path]
     body = re.sub(r"#.*", "", code.partition("def call(")[2] or code)
-    names = re.findall(rf"(?:torch\.ops\.)?({_INT8}|{_FLOAT})[.(]", body)
+    names = re.findall(rf"(?:torch\.ops\.)?({_INT8}|{_FLOAT})(?:\.\w+)?\(", body)  # calls, not asserts about them
     found = [Kernel(int8=bool(re.fullmatch(_INT8, name)), op=name, reason=(
         "" if re.fullmatch(_INT8, name) else "Inductor compiled it to a float kernel")) for name in names]
     return in_order(found, kernels)
