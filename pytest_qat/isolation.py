@@ -26,8 +26,8 @@ _DEPRECATED = (
     r".*Please use quant_min and quant_max to specify the range for observers.*",
     r".*This API is experimental and subject to change.*",
 )
-_TRACE_LOG = "torch.__trace"
-"""Gets thousands of records from every export, at level DEBUG whatever the settings; pytest would show them all."""
+_NOISY_LOGS = ("torch.__trace", "torch.utils._pytree")
+"""Thousands of records from every export, at level DEBUG whatever the settings, and one from importing torchao."""
 
 
 @contextlib.contextmanager
@@ -46,8 +46,9 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    trace_log = logging.getLogger(_TRACE_LOG)
-    was_disabled, trace_log.disabled = trace_log.disabled, "TORCH_TRACE" not in os.environ
+    logs = {log: log.disabled for log in map(logging.getLogger, _NOISY_LOGS)}
+    for log in logs:
+        log.disabled = "TORCH_TRACE" not in os.environ
     try:
         if seed is not None:
             random.seed(seed)
@@ -59,7 +60,8 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
-        trace_log.disabled = was_disabled
+        for log, was_disabled in logs.items():
+            log.disabled = was_disabled
         if torch.backends.quantized.engine != engine:
             torch.backends.quantized.engine = engine
         if torch.get_num_threads() != thread_count:

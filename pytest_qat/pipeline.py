@@ -213,13 +213,14 @@ class ModelRun:
         """
         pair = self.deployed()
         eager = self.inputs()
+        budget_s = self.settings.max_time_s
         for name, (known, _) in self._stages.items():
             if name.startswith("speed") and known is not None and known.like_for_like.settles(floor):
                 return known  # type: ignore[no-any-return]
         return self._stage(f"speed at {floor}", lambda: measure_speed(
             fp32=pair.fp32, int8=pair.int8, eager=lambda: call(eager, self.case.example_inputs),
             inputs=self.case.example_inputs, floor=floor, batches=self.settings.batches,
-            settings=TimingSettings(max_time_s=self.settings.max_time_s, least_s=LEAST_TIMING_S)), timing=True)
+            settings=TimingSettings(max_time_s=budget_s, least_s=min(LEAST_TIMING_S, budget_s / 4))), timing=True)
 
     def memory(self) -> Memory:
         """Return the peak memory of both sides, each in a process of its own.

@@ -102,7 +102,8 @@ class RunRegistry:
         from pytest_qat.pipeline import ModelRun
 
         self._lock = self._lock or MachineLock()
-        settings = dataclasses.replace(self._settings(case), max_time_s=_GLANCE_S, batches=(), memory=False)
+        settings = dataclasses.replace(self._settings(case), batches=(), memory=False,
+                                       max_time_s=min(_GLANCE_S, self._options.max_time_s))
         return Assessment(ModelRun(case, get_recipe(recipe), settings, lock=self._lock), reference=reference)
 
     def _settings(self, case: QATCase) -> RunSettings:

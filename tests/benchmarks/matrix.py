@@ -13,8 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-FIXTURES = ("fixtures.edge_model:digits", "fixtures.vgg:digits", "fixtures.mobilenet:digits")
-RECIPES = ("fx-x86", "fx-fbgemm", "fx-qnnpack", "fx-onednn", "eager-x86")
+FIXTURES = ("fixtures.edge_model:digits", "fixtures.vgg:digits", "fixtures.mobilenet:digits", "fixtures.mlp:digits",
+            "fixtures.transformer:digits")
+RECIPES = ("fx-x86", "fx-fbgemm", "fx-qnnpack", "fx-onednn", "eager-x86", "fx-torchscript", "pt2e-inductor",
+           "pt2e-executorch", "pt2e-litert", "pt2e-onnxruntime", "torchao-int8", "torchao-int4")
+SHORT = 90
 
 
 def main() -> None:
@@ -37,7 +40,8 @@ def records(model: str, recipes: tuple[str, ...], inputs: str | None) -> list[di
         path = Path(folder, "qat.json")
         shapes = [f"--qat-inputs={inputs}"] if inputs else []
         subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", f"--qat-model={model}",
-                        f"--qat-json={path}", *shapes, *(f"--qat-recipe={recipe}" for recipe in recipes)],
+                        f"--qat-json={path}", "--qat-memory=off", *shapes,
+                        *(f"--qat-recipe={recipe}" for recipe in recipes)],
                        check=False, stdout=subprocess.DEVNULL)
         runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
     return runs
@@ -52,10 +56,19 @@ def row(run: dict[str, Any]) -> str:
     cells.append("{:.2f}x ({:.2f} to {:.2f})".format(speedup["estimate"], *speedup["ci"]) if speedup else "-")
     cells.append(f"{eager['estimate']:.2f}x" if eager else "-")
     cells.append(f"{metrics['size_reduction']:.2f}x" if metrics["size_reduction"] else "-")
-    bad = [f"{name} {entry['outcome']}" for name, entry in run["checks"].items()
-           if entry["outcome"] not in ("passed", "blocked")]
+    bad = [f"{name} {entry['outcome']}{cause(run, name)}" for name, entry in run["checks"].items()
+           if entry["outcome"] not in ("passed", "blocked")
+           and (name, entry["outcome"]) not in (("roundtrip", "inconclusive"), ("parity", "inconclusive"))]
     cells.append(", ".join(bad) or "all passed")
     return "| " + " | ".join(cells) + " |"
+
+
+def cause(run: dict[str, Any], check: str) -> str:
+    """Return why a stage failed, in brackets; the numbers tell for the other checks."""
+    if check not in ("prepare", "convert", "coverage"):
+        return ""
+    text = str(run["checks"][check]["reasons"][0]).replace("|", "/").strip().rstrip(".")
+    return f" ({text[:SHORT]}{'...' if len(text) > SHORT else ''})"
 
 
 if __name__ == "__main__":

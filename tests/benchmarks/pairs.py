@@ -45,7 +45,7 @@ def convnet() -> QATCase:
 @contextlib.contextmanager
 def deployed(reference: str, shapes: str | None = None, recipe: str = "fx-x86") -> Iterator[Pair]:
     """Calibrate (not train), convert and deploy a model, and enter what its calls need."""
-    run = _run(reference, shapes, recipe)
+    run = run_of(reference, shapes, recipe)
     case = run.case
     try:
         pair = run.deployed()
@@ -62,7 +62,7 @@ def deployed(reference: str, shapes: str | None = None, recipe: str = "fx-x86") 
 
 def saved_programs(reference: str, shapes: str | None, folder: Path) -> list[Path]:
     """Write the float and the int8 model so that another process can run them."""
-    run = _run(reference, shapes, "fx-x86")
+    run = run_of(reference, shapes, "fx-x86")
     pair = run.deployed()
     programs = [folder / "fp32.program", folder / "int8.program"]
     for form, program in zip((pair.fp32["contiguous"], pair.int8["contiguous"]), programs, strict=True):
@@ -71,7 +71,8 @@ def saved_programs(reference: str, shapes: str | None, folder: Path) -> list[Pat
     return programs
 
 
-def _run(reference: str, shapes: str | None, recipe: str) -> ModelRun:
+def run_of(reference: str, shapes: str | None, recipe: str) -> ModelRun:
+    """Return the run of a model that is calibrated on its example inputs and not trained."""
     warnings.simplefilter("ignore")
     case = load_case(reference, root=Path.cwd(), shapes=shapes, seed=0)
     case = dataclasses.replace(case, train=None, train_data=None, loss_fn=None, calibration_data=[case.example_inputs])
