@@ -62,25 +62,57 @@ class FineTuning:
 def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
     """Let the observers see the batches, in place, with fake-quantize off and in eval mode.
 
-    Moving-average observers get the weight 1/k at batch k, so that the range is the mean of the batches' extremes
-    whatever their order; torch's own constant of 0.01 would keep the first batch's range nearly unchanged.
+    Moving-average observers end on the mean of the batches' extremes, whatever their order; torch's own constant of
+    0.01 would keep the first batch's range nearly unchanged. A batch's extremes are those of all calls: an observer
+    is called more than once where a module is, or where ops share one range as those before and after pooling do.
     """
     prepared.eval()
     switch_observers(prepared, on=True)
     switch_fake_quantize(prepared, on=False)
     observers: list[Any] = [module for module in prepared.modules() if hasattr(module, "averaging_constant")]
     constants = [observer.averaging_constant for observer in observers]
-    with torch.no_grad():
-        for index, inputs in enumerate(batches, start=1):
-            for observer in observers:
-                observer.averaging_constant = 1 / index
+    for observer in observers:
+        observer.averaging_constant = 1.0  # each call shows its own extremes
+    means: dict[Any, tuple[int, Tensor, Tensor]] = {}
+    with torch.no_grad(), _extremes(prepared) as extremes:
+        for inputs in batches:
+            extremes.clear()
             call(prepared, inputs)
+            for observer, (low, high) in extremes.items():
+                count, mean_low, mean_high = means.get(observer, (0, low, high))
+                count += 1
+                means[observer] = count, mean_low + (low - mean_low) / count, mean_high + (high - mean_high) / count
+        for observer, (_, low, high) in means.items():
+            observer.min_val.copy_(low)
+            observer.max_val.copy_(high)
     for observer, constant in zip(observers, constants, strict=True):
         observer.averaging_constant = constant
     switch_fake_quantize(prepared, on=True)
     for _, module in fake_quantizers(prepared):
         if hasattr(module, "activation_post_process") and isinstance(getattr(module, "scale", None), Tensor):
             _take_over_range(module)
+
+
+@contextlib.contextmanager
+def _extremes(prepared: nn.Module) -> Iterator[dict[Any, tuple[Tensor, Tensor]]]:
+    """Gather the least minimum and greatest maximum that moving-average observers show after their calls."""
+    found: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def note(module: Any, *_: Any) -> None:
+        observer = getattr(module, "activation_post_process", module)
+        low, high = observer.min_val.clone(), observer.max_val.clone()
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+            return  # it has seen nothing yet
+        before = found.get(observer, (low, high))
+        found[observer] = torch.minimum(before[0], low), torch.maximum(before[1], high)
+
+    handles = [module.register_forward_hook(note) for module in prepared.modules()
+               if hasattr(getattr(module, "activation_post_process", module), "averaging_constant")]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _take_over_range(module: Any) -> None:

@@ -50,6 +50,24 @@ def test_calibration_averages_the_batches_whatever_their_order() -> None:
     assert activation_range(backward) == pytest.approx((low, high), rel=1e-5)
 
 
+class Shared(nn.Module):
+    """Looks at two values with one fake-quantizer, the wider one first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = tq.FakeQuantize(tq.MovingAverageMinMaxObserver)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fake(x) + self.fake(x / 4)
+
+
+def test_an_observer_called_twice_in_a_batch_is_calibrated_on_its_widest_call() -> None:
+    module = Shared()
+    calibrate(module, [torch.tensor([-1.0, 2.0]), torch.tensor([-3.0, 8.0])])
+    assert activation_range(module) == (-2.0, 5.0)
+    assert not any(part._forward_hooks for part in module.modules())
+
+
 def test_a_calibrated_model_fake_quantizes_with_the_ranges_it_saw() -> None:
     made = case()
     module = prepared(made)

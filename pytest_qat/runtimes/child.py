@@ -144,8 +144,8 @@ def _main(module: str, program: str, artefact: str, threads: str) -> None:
     path = Path(artefact)
     warnings.simplefilter("ignore")
     torch.set_num_threads(int(threads))
-    made: Any = importlib.import_module(module)
     try:
+        made: Any = importlib.import_module(module)
         _tell(path, stage="loading the exported program")
         exported = made.load_exported(Path(program))
         _tell(path, stage="lowering")

@@ -32,11 +32,13 @@ def products(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
 
 
 def op_name(node: torch.fx.Node) -> str:
-    """Return the bare name of a node's op, such as `conv2d` for `aten.conv2d.default`."""
+    """Return the bare name of a node's op, such as `conv2d` for `aten.conv2d.default` and `aten.conv2d.padding`."""
     target: Any = node.target
-    name = str(getattr(target, "_op", target)).split("(")[0] if "EdgeOpOverload" in str(type(target)) else str(target)
-    parts = name.replace("::", ".").split(".")
-    return parts[-2] if len(parts) > 1 and parts[-1] in ("default", "padding", "Tensor", "int") else parts[-1]
+    if "EdgeOpOverload" in str(type(target)):
+        target = target._op  # noqa: SLF001 - wraps torch's
+    if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001 - no public name
+        return str(target._schema.name).rpartition("::")[2]  # noqa: SLF001 - torch's way to tell an op's name
+    return str(target).replace("::", ".").rpartition(".")[2]
 
 
 def kernels_of(graph_module: torch.fx.GraphModule, *, lowered: bool = False) -> tuple[Kernel, ...]:
@@ -111,6 +113,8 @@ def _macs(node: torch.fx.Node) -> int | None:
             return int(math.prod(left) * math.prod(right[1:]))
         if "conv" in name:
             return int(math.prod(out.shape) * math.prod(right[1:]))
+        if name == "scaled_dot_product_attention":  # queries by keys, then those products by values
+            return int(math.prod(left[:-1]) * right[-2] * (left[-1] + out.shape[-1]))
         return int(math.prod(out.shape) * left[-1])
     except (TypeError, ValueError):  # a side that is not known
         return None

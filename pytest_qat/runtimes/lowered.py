@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pytest_qat.batches import sample_count
-from pytest_qat.errors import CheckFailed, StageError
+from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, Kernel
-from pytest_qat.runtimes.child import Built, build
+from pytest_qat.runtimes.child import Built, build, write_whole
 from pytest_qat.workflows.exported import ExportedModel, export_program
 
 __all__ = ["Call", "deploy_lowered", "load_exported", "load_flat_program"]
@@ -55,15 +58,15 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
         plain = module.graph_module if isinstance(module, ExportedModel) else module
         exported[side] = export_program(plain, example_inputs, any_batch=False)
         programs[side] = folder / f"{side}.pt2"
-        try:
-            torch.export.save(exported[side], programs[side])
-        except OSError as error:
-            raise StageError(f"cannot write the exported {side} model: {error.strerror or error}",
-                             hint="Free some space, or set TMPDIR to a folder with room.") from error
+        content = io.BytesIO()
+        torch.export.save(exported[side], content)
+        write_whole(content.getvalue(), programs[side])
     artefacts = {side: folder / f"{side}{SUFFIX[name]}" for side in programs}
-    built = build(name, programs, artefacts, threads=settings.threads, timeout_s=settings.timeout_s)
-    forms = {side: _form(runtime, name, built[side], exported[side], settings.threads, sample_count(example_inputs),
-                         example_inputs) for side in built}
+    built = build(name, programs, artefacts, module=runtime.__name__, threads=settings.threads,
+                  timeout_s=settings.timeout_s)
+    names = tuple(inspect.signature(fp32.forward).parameters)
+    forms = {side: _form(runtime, built[side], exported[side], threads=settings.threads, names=names,
+                         batch=sample_count(example_inputs)) for side in built}
     return DeployedPair(fp32={"contiguous": forms["fp32"]}, int8={"contiguous": forms["int8"]})
 
 
@@ -86,8 +89,8 @@ def _refuse_unfit(name: str, model: nn.Module, example_inputs: tuple[Any, ...]) 
                               remedy="split the model, or use a recipe with another runtime.")])
 
 
-def _form(runtime: ModuleType, name: str, built: Built, exported: torch.export.ExportedProgram, threads: int,
-          batch: int, example_inputs: tuple[Any, ...]) -> Deployed:
+def _form(runtime: ModuleType, built: Built, exported: torch.export.ExportedProgram, *, threads: int,
+          names: Sequence[str], batch: int) -> Deployed:
     call: Call = runtime.load(built.artefact, threads=threads)
     spec = exported.call_spec.out_spec
     outputs = spec.num_leaves if spec is not None else None
@@ -96,19 +99,29 @@ def _form(runtime: ModuleType, name: str, built: Built, exported: torch.export.E
         made = call(inputs)
         return made if spec is None or len(made) != outputs else pytree.tree_unflatten(made, spec)
 
+    def adapt(inputs: Any) -> list[Tensor]:
+        return leaves_of(inputs, names)
+
     def save_program(inputs: Any, target: Path) -> None:
-        torch.save({"inputs": leaves_of(inputs)}, target.with_suffix(".inputs"))
+        torch.save({"inputs": adapt(inputs)}, target.with_suffix(".inputs"))
         target.write_text(json.dumps({"artefact": str(built.artefact), "threads": threads}), encoding="utf-8")
 
-    del example_inputs
     return Deployed(
         artefact=built.artefact, size_bytes=built.artefact.stat().st_size, tensors=built.tensors, layout="contiguous",
-        adapt=leaves_of, run=run, session=contextlib.nullcontext, save_program=save_program, batch=batch,
+        adapt=adapt, run=run, session=contextlib.nullcontext, save_program=save_program, batch=batch,
         kernels=built.kernels)
 
 
-def leaves_of(inputs: Any) -> list[Tensor]:
-    """Return the tensors of a batch in order; anything else was made a constant by the export."""
+def leaves_of(inputs: Any, names: Sequence[str] = ()) -> list[Tensor]:
+    """Return the tensors of a batch in order; anything else was made a constant by the export.
+
+    Args:
+        inputs: One batch; keywords may come in any order.
+        names: The order of keywords.
+    """
+    if isinstance(inputs, Mapping):
+        known = [name for name in names if name in inputs]
+        inputs = [inputs[name] for name in (*known, *(name for name in inputs if name not in known))]
     return [leaf.contiguous() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
@@ -130,8 +143,27 @@ def load_exported(path: Path) -> torch.export.ExportedProgram:
 
 
 def in_order(kernels: Sequence[Kernel], named: Sequence[Kernel]) -> tuple[Kernel, ...]:
-    """Name kernels after those of the graph that they were made from, if there are as many, in order."""
+    """Name kernels after those of the graph that they were made from, if there are as many.
+
+    Each takes the first name left that fits its MACs, or its kind where it does not know them: independent branches
+    may have changed places.
+    """
     if len(kernels) != len(named):
         return tuple(kernels)
-    return tuple(Kernel(int8=kernel.int8, op=kernel.op, module=other.module, macs=kernel.macs or other.macs,
-                        reason=kernel.reason) for kernel, other in zip(kernels, named, strict=True))
+    left, found = list(named), []
+    for kernel in kernels:
+        other = next((each for each in left if _alike(kernel, each)), left[0])
+        left.remove(other)
+        found.append(named_after(kernel, other))
+    return tuple(found)
+
+
+def named_after(kernel: Kernel, other: Kernel) -> Kernel:
+    """Return a kernel with the module of another, and its MACs where it has none."""
+    return replace(kernel, module=other.module, macs=kernel.macs or other.macs)
+
+
+def _alike(kernel: Kernel, other: Kernel) -> bool:
+    if kernel.macs and other.macs:
+        return kernel.macs == other.macs
+    return ("conv" in kernel.op.lower()) == ("conv" in other.op.lower())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
 from pytest_qat.runtimes.graphs import kernels_of
-from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported, load_flat_program
+from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported, load_flat_program, named_after
 
 __all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
 
@@ -45,7 +46,9 @@ def seen_in(path: Path, kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
         _session(path, threads=1, optimized=optimized)
         nodes = onnx.load(str(optimized)).graph.node
     made = {name: node for node in nodes for name in node.output}
-    found = []
+    asked = [node.name for node in onnx.load(str(path)).graph.node if node.op_type in _FLOAT]
+    names = dict(zip(asked, kernels, strict=False)) if len(asked) == len(kernels) else {}
+    found, others = [], []
     for node in nodes:
         if node.op_type in _INT8:
             found.append(Kernel(int8=True, op=node.op_type))
@@ -54,7 +57,12 @@ def seen_in(path: Path, kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
             found.append(Kernel(int8=False, op=node.op_type, reason=(
                 "ONNX Runtime did not fuse its QuantizeLinear and DequantizeLinear into an integer kernel" if around
                 else "its tensors are float")))
-    return in_order(found, kernels)
+        else:
+            continue
+        others.append(names.get(re.sub(r"(_token_\d+)+$", "", node.name)))  # a fused op keeps the name, numbered
+    if None in others or len(found) != len(kernels):
+        return in_order(found, kernels)
+    return tuple(named_after(kernel, other) for kernel, other in zip(found, others, strict=True) if other is not None)
 
 
 def stored_in(path: Path) -> tuple[StoredTensor, ...]:

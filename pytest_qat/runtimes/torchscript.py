@@ -16,6 +16,7 @@ from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.locate import headline
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings
+from pytest_qat.runtimes.child import write_whole
 from pytest_qat.runtimes.torch import engine_session, has_images, load_program, stored_tensors, unchanged
 
 __all__ = ["deploy", "load_program", "trace"]
@@ -64,7 +65,8 @@ def _form(model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, engi
         module = module.to(memory_format=torch.channels_last)
     with session(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.freeze(trace(module.eval(), adapt(example_inputs)).eval()).save(str(path))
+        frozen: Any = torch.jit.freeze(trace(module.eval(), adapt(example_inputs)).eval())
+        write_whole(frozen.save_to_buffer(), path)
         loaded: Any = torch.jit.load(str(path))
 
     def save_program(inputs: Any, target: Path) -> None:

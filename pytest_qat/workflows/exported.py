@@ -6,7 +6,9 @@ switch only turns the flag of each op, so that everything else stays as the user
 
 from __future__ import annotations
 
+import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,8 +41,15 @@ class ExportedModel(nn.Module):
         self._batchnorm_frozen = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph."""
+        """Run the graph; arguments that were exported by position may also be given by name."""
+        if kwargs and not self._takes_keywords():
+            bound = inspect.signature(self.graph_module.forward).bind(*args, **kwargs)
+            args, kwargs = bound.args, bound.kwargs
         return self.graph_module(*args, **kwargs)
+
+    def _takes_keywords(self) -> bool:
+        spec = getattr(self.graph_module, "_in_spec", None)
+        return spec is None or spec.num_children != 2 or spec.child(1).num_children > 0
 
     def train(self, mode: bool = True) -> ExportedModel:
         """Switch every op that has a training flag."""
@@ -112,7 +121,9 @@ def export_program(model: nn.Module, inputs: Any, *, any_batch: bool) -> torch.e
             return {0: torch.export.Dim.AUTO} if fits else None
 
         try:
-            return _export(model, wider, shapes=side)
+            program = _export(model, wider, shapes=side)
+            if wider is inputs or _has_open_batch(program):
+                return program
         except Exception:  # noqa: S110 - whatever it is, it shows again below if it is not the open batch
             pass
     try:
@@ -131,12 +142,24 @@ def _export(model: nn.Module, inputs: Any, *, shapes: Any) -> torch.export.Expor
     dynamic = None
     if shapes is not None:
         dynamic = pytree.tree_map(shapes, kwargs) if kwargs else _by_position(model, pytree.tree_map(shapes, args))
-    return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own modules, such as nn.LSTM; forward was called before
+        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+
+
+def _has_open_batch(program: torch.export.ExportedProgram) -> bool:
+    """Whether any input may have another first side: torch.export fixes it silently where the model does."""
+    sides = [getattr(node.meta.get("val"), "shape", ())[:1] for node in program.graph.nodes if node.op == "placeholder"]
+    return any(not str(side).isdigit() for first in sides for side in first)  # fixed symbols show as their number
 
 
 def _by_position(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
-    del model
-    return shapes
+    """Return the arguments' shapes as torch.export wants them: those of `*args` in a tuple of their own."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:first], shapes[first:])
 
 
 def _refusal(error: BaseException, model: nn.Module) -> Finding:
@@ -155,7 +178,7 @@ def module_of(node: torch.fx.Node) -> str:
     """Return the name of the user's module that made a node; "" is the model itself."""
     stack = node.meta.get("nn_module_stack") or {}
     names = [re.sub(r"@\d+", "", str(entry[0])) for entry in stack.values()]
-    return names[-1].removeprefix("graph_module").removeprefix(".") if names else ""
+    return re.sub(r"^graph_module(\.|$)", "", names[-1]) if names else ""
 
 
 def without_spare_tensors(graph_module: torch.fx.GraphModule) -> None:
@@ -165,7 +188,7 @@ def without_spare_tensors(graph_module: torch.fx.GraphModule) -> None:
     tensors = [name for name, _ in (*graph_module.named_parameters(remove_duplicate=False),
                                     *graph_module.named_buffers(remove_duplicate=False))]
     for name in tensors:
-        if name in used or any(name.startswith(f"{part}.") for part in called):
+        if name in used or any(name.startswith(f"{part}.") for part in called | used):
             continue
         parent, _, leaf = name.rpartition(".")
         delattr(graph_module.get_submodule(parent), leaf)

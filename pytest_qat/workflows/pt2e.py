@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,13 +20,22 @@ from pytest_qat.findings import Finding
 from pytest_qat.locate import headline
 from pytest_qat.recipe import Recipe
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
-from pytest_qat.workflows.exported import ExportedModel, always_on_nodes, export_program, without_spare_tensors
+from pytest_qat.workflows.exported import (
+    ExportedModel,
+    always_on_nodes,
+    export_program,
+    module_of,
+    without_spare_tensors,
+)
 from pytest_qat.workflows.quantizers import make_quantizer
 
 __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
 
 CONVERTS_SLOWLY = True
 """Conversion matches patterns for seconds to minutes, so the untrained control stays in its simulated form."""
+_SHIELD = "pytest_qat_shield"
+_DEFAULT_EPS = 1e-5
+"""What torchao's patterns for Conv-BatchNorm take for eps, whatever the model's is."""
 
 
 def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
@@ -37,7 +48,9 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     program = export_program(model, case.example_inputs, any_batch=True)
     graph_module = program.module()
     always_on = always_on_nodes(graph_module)
-    _tell_calls_apart(graph_module)
+    batchnorms = _batchnorm_settings(graph_module)
+    _tell_calls_apart(graph_module, but=case.skip)
+    _shield_convolutions(graph_module, case.skip)
     quantizer = copy.deepcopy(case.quantizer) if case.quantizer is not None else make_quantizer(
         recipe.quantizer or "xnnpack", skip=case.skip)
     try:
@@ -47,6 +60,8 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     except Exception as error:
         raise CheckFailed([f"{type(quantizer).__name__} cannot prepare the model."],
                           findings=[_refusal(error, quantizer)]) from error
+    _unshield_convolutions(prepared)
+    _restore_batchnorm(prepared, batchnorms)
     reasons = dict.fromkeys(case.skip, "left in float on purpose (skip)")
     return PreparedModel(module=ExportedModel(prepared, always_on=always_on).train(), float_modules=reasons)
 
@@ -55,6 +70,7 @@ def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
     """Return the reference form of a copy of the prepared model, without the float weights it no longer reads."""
     module = copy.deepcopy(prepared.module).eval()
     assert isinstance(module, ExportedModel), "unreachable because prepare made it"
+    _absorb_eps(module.graph_module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph_module = convert_pt2e(module.graph_module, fold_quantize=recipe.fold_quantize)
@@ -67,8 +83,46 @@ def float_twin(case: QATCase) -> nn.Module:
     return copy.deepcopy(case.model).eval()
 
 
-def _tell_calls_apart(graph_module: torch.fx.GraphModule) -> None:
-    """Name each further call of one module anew, in place.
+def _batchnorm_settings(graph_module: torch.fx.GraphModule) -> dict[str, tuple[Any, Any]]:
+    """Return momentum and eps of every BatchNorm by the name of its running variance."""
+    return {_attribute(node.args[4]): (node.args[6], node.args[7]) for node in graph_module.graph.nodes
+            if node.target is torch.ops.aten.batch_norm.default and _attribute(node.args[4])}
+
+
+def _restore_batchnorm(graph_module: torch.fx.GraphModule, settings: dict[str, tuple[Any, Any]]) -> None:
+    """Put momentum and eps back, in place: the pattern that torchao puts for Conv-BatchNorm carries the defaults."""
+    for node in graph_module.graph.nodes:
+        if node.target is torch.ops.aten.batch_norm.default and (variance := _attribute(node.args[4])) in settings:
+            node.args = (*node.args[:6], *settings[variance], *node.args[8:])
+        elif node.target is torch.ops.aten.add.Tensor and (variance := _attribute(node.args[0])) in settings:
+            node.args = (node.args[0], settings[variance][1])  # running_var + eps, which scales the weight
+    graph_module.recompile()
+
+
+def _absorb_eps(graph_module: torch.fx.GraphModule) -> None:
+    """Move each BatchNorm's eps, less the default, into its running variance, in place: torchao folds by the default.
+
+    In eval mode the function stays the same.
+    """
+    absorbed: dict[str, float] = {}
+    for node in graph_module.graph.nodes:
+        if node.target is torch.ops.aten.batch_norm.default and node.args[5] is False and _attribute(node.args[4]):
+            absorbed[_attribute(node.args[4])] = node.args[7] - _DEFAULT_EPS
+            node.args = (*node.args[:7], _DEFAULT_EPS, *node.args[8:])
+    for node in graph_module.graph.nodes:
+        if node.target is torch.ops.aten.add.Tensor and _attribute(node.args[0]) in absorbed:
+            node.args = (node.args[0], _DEFAULT_EPS)
+    for name, extra in absorbed.items():
+        graph_module.get_buffer(name).add_(extra)
+    graph_module.recompile()
+
+
+def _attribute(argument: Any) -> str:
+    return str(argument.target) if isinstance(argument, torch.fx.Node) and argument.op == "get_attr" else ""
+
+
+def _tell_calls_apart(graph_module: torch.fx.GraphModule, *, but: Sequence[str]) -> None:
+    """Name each further call of one module anew, in place, except in the modules `but`, which are skipped by name.
 
     X86InductorQuantizer finds modules by name, and takes two calls of one ReLU for one module with two outputs.
     torch.export marks further calls as `name@1` in the stack's keys; here the name carries the mark, too.
@@ -77,8 +131,35 @@ def _tell_calls_apart(graph_module: torch.fx.GraphModule) -> None:
         stack = node.meta.get("nn_module_stack")
         if stack and any("@" in key for key in stack):
             node.meta["nn_module_stack"] = {
-                key: (f"{name}@{key.rpartition('@')[2]}" if "@" in key else name, kind)
+                key: (f"{name}@{key.rpartition('@')[2]}" if "@" in key and not _within(name, but) else name, kind)
                 for key, (name, kind) in stack.items()}
+
+
+def _shield_convolutions(graph_module: torch.fx.GraphModule, skip: Sequence[str]) -> None:
+    """Put an op behind each skipped convolution, in place, until the model is prepared.
+
+    torchao rewrites every convolution that feeds a BatchNorm for QAT, and fails on those that stay in float or never
+    folds them back.
+    """
+    for node in list(graph_module.graph.nodes):
+        if node.op == "call_function" and ".conv" in str(node.target) and _within(module_of(node), skip):
+            with graph_module.graph.inserting_after(node):
+                shield = graph_module.graph.call_function(torch.ops.aten.alias.default, (node,))
+            shield.meta = {"val": node.meta["val"], _SHIELD: True}  # of no module, or quantizers take it for its output
+            node.replace_all_uses_with(shield, delete_user_cb=lambda user, shield=shield: user is not shield)
+    graph_module.recompile()
+
+
+def _unshield_convolutions(graph_module: torch.fx.GraphModule) -> None:
+    for node in list(graph_module.graph.nodes):
+        if node.meta.get(_SHIELD):
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _within(name: str, parents: Sequence[str]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
 def _refusal(error: BaseException, quantizer: object) -> Finding:

@@ -1,0 +1,489 @@
+"""ExecuTorch, LiteRT and ONNX Runtime on one small model, and what they share on plain stand-ins."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+from torch.utils import _pytree as pytree
+
+from pytest_qat.case import QATCase
+from pytest_qat.errors import CheckFailed, MissingPackage, StageError
+from pytest_qat.finetune import calibrate
+from pytest_qat.isolation import preserved_torch_state
+from pytest_qat.measure.coverage import coverage_of_kernels
+from pytest_qat.measure.macs import count_macs
+from pytest_qat.recipe import get_recipe
+from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, Kernel, load_runtime, lowered
+from pytest_qat.runtimes.child import Built
+from pytest_qat.runtimes.chunks import run_batch
+from pytest_qat.runtimes.graphs import REFERENCE_REASON, kernels_of
+from pytest_qat.runtimes.lowered import deploy_lowered, in_order, leaves_of, load_exported
+
+RECIPES = ["pt2e-executorch", "pt2e-litert", "pt2e-onnxruntime"]
+SUFFIX = {"pt2e-executorch": ".pte", "pt2e-litert": ".tflite", "pt2e-onnxruntime": ".onnx"}
+SETTINGS = DeploySettings(engine=None, threads=1, timeout_s=300)
+SIDES = ["fp32", "int8"]
+INT8 = ["conv", "wide", "fc"]
+SKIPPED = "side"
+
+
+class Net(nn.Module):
+    """Two inputs, and three outputs of which two look alike: whoever mixes them up is seen."""
+
+    def __init__(self, width: int = 96) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.bn = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.wide = nn.Conv2d(width, width, 3, padding=1)
+        self.fc = nn.Linear(width, 8)
+        self.side = nn.Linear(6, 8)
+        nn.init.uniform_(self.bn.running_mean, -0.5, 0.5)  # type: ignore[arg-type]
+        nn.init.uniform_(self.bn.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor, extra: Tensor) -> dict[str, Any]:
+        pooled = self.wide(self.relu(self.bn(self.conv(images)))).mean((2, 3))
+        return {"logits": self.fc(pooled), "parts": (self.side(extra), extra - 1)}
+
+
+def batch(samples: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(samples)
+    return torch.randn(samples, 3, 8, 8, generator=generator), torch.randn(samples, 6, generator=generator)
+
+
+EXAMPLE = batch(2)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """As the pipeline runs its stages; the converters warn about themselves."""
+    with preserved_torch_state(seed=0), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def sqnr_db(reference: Tensor, found: Tensor) -> float:
+    assert reference.shape == found.shape
+    noise = (reference - found).double().square().sum()
+    return float(10 * torch.log10(reference.double().square().sum() / noise.clamp_min(1e-30)))
+
+
+def agree(reference: Any, found: Any, *, least_db: float) -> bool:
+    assert pytree.tree_structure(reference) == pytree.tree_structure(found)
+    return all(sqnr_db(*pair) > least_db for pair in zip(
+        pytree.tree_leaves(reference), pytree.tree_leaves(found), strict=True))
+
+
+class Models:
+    """The float model, its converted forms, and what was deployed of them: each made once, on first need."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._prepared: Any = None
+        self._converted: dict[bool, nn.Module] = {}
+        self._pairs: dict[str, DeployedPair] = {}
+        with quietly():
+            self.fp32 = Net().eval()
+
+    def converted(self, *, fold: bool) -> nn.Module:
+        """Convert a twin whose BatchNorm is folded before: torchao looks half a minute for what to fold itself."""
+        from pytest_qat.workflows import pt2e
+
+        if self._prepared is None:
+            twin = copy.deepcopy(self.fp32)
+            twin.conv, twin.bn = fuse_conv_bn_eval(twin.conv, twin.bn), nn.Identity()  # type: ignore[assignment]
+            with quietly():
+                self._prepared = pt2e.prepare(QATCase(model=twin, example_inputs=EXAMPLE, skip=(SKIPPED,)),
+                                              get_recipe("pt2e-torch"))
+                calibrate(self._prepared.module, [EXAMPLE, batch(3), batch(5)])
+        if fold not in self._converted:
+            recipe = get_recipe("pt2e-torch" if fold else "pt2e-litert")
+            assert recipe.fold_quantize is fold
+            with quietly():
+                self._converted[fold] = pt2e.convert(self._prepared, recipe).module
+        return self._converted[fold]
+
+    def reference(self, side: str, name: str) -> nn.Module:
+        return self.fp32 if side == "fp32" else self.converted(fold=get_recipe(name).fold_quantize)
+
+    def deployed(self, name: str) -> DeployedPair:
+        recipe = get_recipe(name)
+        try:
+            recipe.require_packages()
+        except MissingPackage as error:
+            pytest.skip(error.message)
+        if name not in self._pairs:
+            folder = self._folder / name
+            folder.mkdir()
+            int8 = self.converted(fold=recipe.fold_quantize)
+            with quietly():
+                self._pairs[name] = load_runtime(recipe.runtime).deploy(self.fp32, int8, EXAMPLE, folder, SETTINGS)
+        return self._pairs[name]
+
+    def form(self, side: str, name: str) -> Deployed:
+        return (self.deployed(name).fp32 if side == "fp32" else self.deployed(name).int8)["contiguous"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    pytest.importorskip("torchao")
+    return Models(tmp_path_factory.mktemp("artefacts"))
+
+
+def answer(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    with torch.no_grad():
+        return model(*inputs)
+
+
+# -- what ships -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("side", "least_db"), [("fp32", 80.0), ("int8", 20.0)])
+def test_an_artefact_answers_as_the_model_it_is_made_from(models: Models, name: str, side: str,
+                                                          least_db: float) -> None:
+    form = models.form(side, name)
+    with form.session():
+        found = form.run(form.adapt(EXAMPLE))
+    assert agree(answer(models.reference(side, name), EXAMPLE), found, least_db=least_db)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_artefacts_are_files_and_the_int8_one_is_far_smaller(models: Models, name: str) -> None:
+    fp32, int8 = (models.form(side, name) for side in SIDES)
+    assert [form.artefact.name for form in (fp32, int8)] == [f"fp32{SUFFIX[name]}", f"int8{SUFFIX[name]}"]
+    assert [form.size_bytes for form in (fp32, int8)] == [form.artefact.stat().st_size for form in (fp32, int8)]
+    assert int8.size_bytes < 0.4 * fp32.size_bytes
+    assert (int8.batch, int8.layout) == (2, "contiguous")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_draft_of_a_file_stays_beside_the_artefacts(models: Models, name: str) -> None:
+    suffixes = {path.suffix for path in models.form("int8", name).artefact.parent.iterdir()}
+    assert suffixes == {SUFFIX[name], ".pt2", ".json", ".log"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("side", SIDES)
+def test_kernels_name_the_user_s_modules_with_their_macs(models: Models, name: str, side: str) -> None:
+    kernels = models.form(side, name).kernels
+    assert kernels is not None
+    assert {kernel.module: kernel.macs for kernel in kernels} == count_macs(models.fp32, EXAMPLE).by_module
+    assert len(kernels) == 4
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_float_artefact_runs_float_kernels_alone(models: Models, name: str) -> None:
+    kernels = models.form("fp32", name).kernels
+    assert kernels is not None
+    assert not any(kernel.int8 for kernel in kernels)
+    assert all(kernel.reason for kernel in kernels)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_only_the_skipped_module_is_float_in_the_int8_artefact(models: Models, name: str) -> None:
+    kernels = {kernel.module: kernel for kernel in models.form("int8", name).kernels or ()}
+    assert {module: kernel.int8 for module, kernel in kernels.items()} == {
+        **dict.fromkeys(INT8, True), SKIPPED: False}
+    assert [kernels[module].reason for module in INT8] == ["", "", ""]
+    assert kernels[SKIPPED].reason
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_skip_is_the_reason_in_the_coverage(models: Models, name: str) -> None:
+    found = coverage_of_kernels(models.fp32, models.form("int8", name).kernels or (), EXAMPLE,
+                                reasons={SKIPPED: "left in float on purpose (skip)"})
+    assert [(left.module, left.macs, left.weights, left.reason) for left in found.leftovers] == [
+        (SKIPPED, 2 * 48, 48, "left in float on purpose (skip)")]
+    assert (found.weights, found.int8_weights) == (27 * 96 + 9 * 96 * 96 + 96 * 8 + 48, 27 * 96 + 9 * 96 * 96 + 96 * 8)
+    assert not found.reference
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("samples", [1, 3, 4, 7])
+def test_batches_of_any_size_are_answered_sample_by_sample(models: Models, name: str, side: str, samples: int) -> None:
+    inputs, form = batch(samples), models.form(side, name)
+    with form.session():
+        found = run_batch(form, inputs)
+    assert agree(answer(models.reference(side, name), inputs), found, least_db=20.0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_was_answered_stays_as_it_is_in_the_next_call(models: Models, name: str) -> None:
+    form = models.form("int8", name)
+    first = form.run(form.adapt(EXAMPLE))
+    kept = copy.deepcopy(first)
+    form.run(form.adapt((EXAMPLE[0] * 3, EXAMPLE[1] * 3)))
+    assert pytree.tree_all(bool, pytree.tree_map(torch.equal, first, kept))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_keywords_may_come_in_any_order(models: Models, name: str) -> None:
+    form = models.form("fp32", name)
+    images, extra = EXAMPLE
+    found = run_batch(form, {"extra": extra, "images": images})
+    assert agree(answer(models.fp32, EXAMPLE), found, least_db=80.0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_saved_program_runs_the_artefact_on_its_inputs(models: Models, name: str, tmp_path: Path) -> None:
+    form, runtime = models.form("int8", name), load_runtime(get_recipe(name).runtime)
+    form.save_program(EXAMPLE, tmp_path / "int8.program")
+    found: Any = runtime.load_program(tmp_path / "int8.program")()
+    expected = pytree.tree_leaves(form.run(form.adapt(EXAMPLE)))
+    assert all(torch.allclose(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["pt2e-litert", "pt2e-onnxruntime"])
+@pytest.mark.parametrize(("side", "dtype"), [("fp32", "float32"), ("int8", "int8")])
+def test_the_weights_of_the_file_are_told(models: Models, name: str, side: str, dtype: str) -> None:
+    stored = models.form(side, name).tensors
+    largest = max(stored, key=lambda entry: entry.size_bytes)
+    assert (largest.dtype, largest.size_bytes) == (dtype, 96 * 96 * 9 * (4 if dtype == "float32" else 1))
+
+
+def test_executorch_keeps_its_weights_in_blobs(models: Models) -> None:
+    form = models.form("int8", "pt2e-executorch")
+    assert [entry.size_bytes for entry in form.tensors] == [form.size_bytes]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_an_artefact_loads_for_several_threads(models: Models, name: str) -> None:
+    form, runtime = models.form("fp32", name), load_runtime(get_recipe(name).runtime)
+    call = runtime.load(form.artefact, threads=2)  # type: ignore[attr-defined]
+    try:
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(
+            call(leaves_of(EXAMPLE)), pytree.tree_leaves(answer(models.fp32, EXAMPLE)), strict=True))
+    finally:
+        runtime.load(form.artefact, threads=1)  # type: ignore[attr-defined]
+
+
+# -- converted, but not lowered -------------------------------------------------------------------------------------
+
+
+def test_the_reference_form_has_no_int8_kernel_and_says_why(models: Models, tmp_path: Path) -> None:
+    recipe = get_recipe("pt2e-torch")
+    with quietly():
+        pair = load_runtime(recipe.runtime).deploy(models.fp32, models.converted(fold=True), EXAMPLE, tmp_path,
+                                                   SETTINGS)
+    kernels = pair.int8["contiguous"].kernels or ()
+    assert {kernel.module: (kernel.int8, kernel.reason) for kernel in kernels} == {
+        **dict.fromkeys(INT8, (False, REFERENCE_REASON)), SKIPPED: (False, "its inputs are not quantized")}
+    found = coverage_of_kernels(models.fp32, kernels, EXAMPLE, reasons={})
+    assert (found.reference, found.int8_macs, found.int8_weights, found.int8_modules) == (True, 0, 0, 0)
+
+
+# -- what all of them share, on a runtime of torch's own ------------------------------------------------------------
+
+
+class Shapes(nn.Module):
+    """Takes what `forms` of inputs it is asked to, and answers with nested outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, more: dict[str, Tensor], pair: list[Tensor]) -> dict[str, Any]:
+        return {"z": self.fc(x), "a": [more["q"] - more["p"], (pair[0] * 2, pair[1] - x)]}
+
+
+class Single(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fc(left), left - 2 * right
+
+
+class Standin(ModuleType):
+    """Runs exported programs as they are, on flat tensors, as the runtimes do."""
+
+    def __init__(self) -> None:
+        super().__init__("tests.standin")
+        self.threads: list[int] = []
+
+    def load(self, path: Path, *, threads: int) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        self.threads.append(threads)
+        program = load_exported(path)
+        takes = program.call_spec.in_spec
+        assert takes is not None
+        module = program.module()
+
+        def call(values: Sequence[Tensor]) -> list[Tensor]:
+            args, kwargs = pytree.tree_unflatten(list(values), takes)
+            with torch.no_grad():
+                return pytree.tree_leaves(module(*args, **kwargs))
+
+        return call
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Standin:
+    def build(runtime: str, programs: Mapping[str, Path], artefacts: Mapping[str, Path], *, module: str, threads: int,
+              timeout_s: float) -> dict[str, Built]:
+        assert (runtime, module, threads, timeout_s) == ("standin", "tests.standin", 3, 300)
+        for side, program in programs.items():
+            artefacts[side].write_bytes(program.read_bytes())
+        return {side: Built(artefact=artefacts[side], kernels=(), tensors=()) for side in programs}
+
+    monkeypatch.setattr(lowered, "build", build)
+    monkeypatch.setitem(lowered.SUFFIX, "standin", ".standin.pt2")
+    return Standin()
+
+
+def deployed(standin: Standin, model: nn.Module, inputs: tuple[Any, ...], folder: Path) -> Deployed:
+    settings = DeploySettings(engine=None, threads=3, timeout_s=300)
+    with quietly():
+        return deploy_lowered(standin, "standin", model.eval(), model.eval(), inputs, folder,
+                              settings).int8["contiguous"]
+
+
+def rows(samples: int) -> Tensor:
+    return torch.randn(samples, 3, generator=torch.Generator().manual_seed(samples))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 4, 5])
+def test_nested_inputs_and_outputs_keep_their_structure(standin: Standin, tmp_path: Path, samples: int) -> None:
+    def inputs(count: int) -> tuple[Any, ...]:
+        return rows(count), {"q": rows(count) + 1, "p": rows(count) - 1}, [rows(count) * 3, rows(count) * 5]
+
+    model = Shapes()
+    form = deployed(standin, model, inputs(2), tmp_path)
+    found, expected = run_batch(form, inputs(samples)), answer(model, inputs(samples))
+    assert list(found) == ["z", "a"]
+    assert agree(expected, found, least_db=100.0)
+
+
+def test_a_lone_output_is_a_tensor_and_no_list(standin: Standin, tmp_path: Path) -> None:
+    model = Single()
+    form = deployed(standin, model, (rows(2),), tmp_path)
+    for inputs in (rows(2), (rows(2),), [rows(2)], {"x": rows(2)}):
+        assert torch.allclose(run_batch(form, inputs), answer(model, (rows(2),)))
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+@pytest.mark.parametrize("names", [("left", "right"), ("right", "left")])
+def test_keywords_are_put_in_the_order_of_forward(standin: Standin, tmp_path: Path, kind: Any,
+                                                  names: tuple[str, str]) -> None:
+    model, values = Two(), {"left": rows(2), "right": rows(2) + 7}
+    form = deployed(standin, model, tuple(values.values()), tmp_path)
+    found = run_batch(form, kind({name: values[name] for name in names}))
+    assert agree(answer(model, tuple(values.values())), found, least_db=100.0)
+
+
+def test_the_artefact_is_loaded_for_the_threads_of_the_settings(standin: Standin, tmp_path: Path) -> None:
+    deployed(standin, Single(), (rows(2),), tmp_path)
+    assert standin.threads == [3, 3]
+
+
+def test_tensors_of_any_layout_come_contiguous() -> None:
+    leaves = leaves_of((torch.randn(4, 3).T, {"a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}, 5))
+    assert [leaf.is_contiguous() for leaf in leaves] == [True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128])
+def test_inputs_wider_than_float32_are_refused(standin: Standin, tmp_path: Path, dtype: torch.dtype) -> None:
+    inputs = (rows(2), {"extra": rows(2).to(dtype)})
+    with pytest.raises(CheckFailed, match=str(dtype).removeprefix("torch.")) as caught:
+        deployed(standin, Single(), inputs, tmp_path)
+    assert [(finding.code, finding.severity) for finding in caught.value.findings] == [("unsupported-dtype", "error")]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(32, False), (33, True)])
+def test_a_model_too_large_for_its_file_is_refused_before_any_work(
+        standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, fits: bool) -> None:
+    monkeypatch.setitem(lowered.MOST_BYTES, "standin", limit)  # a Linear(3, 2) holds 6 + 2 floats
+    if fits:
+        assert deployed(standin, Single(), (rows(2),), tmp_path).size_bytes > 0
+        return
+    with pytest.raises(CheckFailed, match=r"holds 32 bytes, over the 32 of a \.standin\.pt2 file") as caught:
+        deployed(standin, Single(), (rows(2),), tmp_path)
+    assert [finding.code for finding in caught.value.findings] == ["artefact-too-large"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flatbuffers_and_protobufs_end_at_two_gibibytes() -> None:
+    assert lowered.MOST_BYTES == {"litert": 2**31, "onnxruntime": 2**31}
+
+
+def test_a_full_disk_is_a_stage_error_and_leaves_nothing(standin: Standin, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(path: Path, content: bytes) -> int:
+        with io.open(path, "wb") as file:  # noqa: UP020 - as Path would
+            file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(StageError, match=r"cannot write fp32\.pt2 \([\d,]+ bytes\): No space left") as caught:
+        deployed(standin, Single(), (rows(2),), tmp_path)
+    assert "TMPDIR" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_is_a_stage_error(standin: Standin, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="cannot write fp32"):
+        deployed(standin, Single(), (rows(2),), tmp_path / "gone")
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+CONV = Kernel(int8=False, op="conv2d", module="a", macs=100)
+LINEAR = Kernel(int8=False, op="linear", module="b", macs=9)
+
+
+def test_kernels_are_named_in_order_where_there_are_as_many() -> None:
+    seen = [Kernel(int8=True, op="QLinearConv"), Kernel(int8=False, op="Gemm", reason="float")]
+    assert in_order(seen, [CONV, LINEAR]) == (Kernel(int8=True, op="QLinearConv", module="a", macs=100),
+                                              Kernel(int8=False, op="Gemm", module="b", macs=9, reason="float"))
+
+
+def test_branches_that_changed_places_are_told_apart_by_kind_or_macs() -> None:
+    by_kind = in_order([Kernel(int8=True, op="QGemm"), Kernel(int8=False, op="FusedConv")], [CONV, LINEAR])
+    assert [kernel.module for kernel in by_kind] == ["b", "a"]
+    twin = Kernel(int8=False, op="linear", module="c", macs=50)
+    by_macs = in_order([Kernel(int8=True, op="FULLY_CONNECTED", macs=50),
+                        Kernel(int8=True, op="FULLY_CONNECTED", macs=9)], [LINEAR, twin])
+    assert [kernel.module for kernel in by_macs] == ["c", "b"]
+
+
+def test_kernels_that_fit_no_name_take_the_first_that_is_left() -> None:
+    found = in_order([Kernel(int8=True, op="FULLY_CONNECTED", macs=7), Kernel(int8=True, op="CONV_2D", macs=100)],
+                     [LINEAR, CONV])
+    assert [(kernel.module, kernel.macs) for kernel in found] == [("b", 7), ("a", 100)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_kernels_stay_unnamed_where_the_numbers_differ(count: int) -> None:
+    seen = [Kernel(int8=True, op="QLinearConv"), Kernel(int8=False, op="Gemm")]
+    assert in_order(seen, [Kernel(int8=False, op="conv2d", module="a")] * count) == tuple(seen)
+
+
+def test_a_float_program_names_its_kernels(tmp_path: Path) -> None:
+    with quietly():
+        exported = torch.export.export(Net(4).eval(), EXAMPLE)
+    assert [kernel.module for kernel in kernels_of(exported.graph_module)] == ["conv", "wide", "fc", "side"]
