@@ -5,16 +5,20 @@ Nothing heavy is imported here: `pytest --qat-model=...` in this repository load
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import textwrap
+import warnings
 
 import pytest
 
 # pytester's inner runs forget what they import, and torch cannot be imported twice.
 PRELOADED = ("torch._dynamo", "torch._inductor.utils", "torch.ao.quantization.quantize_fx", "torch.utils.flop_counter",
+             "torch._inductor.codecache", "torch._functorch.aot_autograd", "torch.export._trace",
              "pytest_qat.assessment", "pytest_qat.plugin.registry", "pytest_qat.refs",
              "pytest_qat.report.environment", "pytest_qat.report.terminal", "pytest_qat.workflows.eager",
-             "pytest_qat.workflows.fx")
+             "pytest_qat.workflows.fx", "pytest_qat.ranking", "pytest_qat.runtimes.torchscript")
+PRELOADED_IF_THERE = ("pytest_qat.workflows.pt2e", "pytest_qat.workflows.torchao")
 
 pytest_plugins = ["pytester"]
 _QUICK = ("-p", "no:randomly", "--qat-max-time=1", "--qat-memory=off")
@@ -94,6 +98,10 @@ class Project:
 def _preloaded() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
+    for name in PRELOADED_IF_THERE:
+        with contextlib.suppress(ImportError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,8 @@ def merged(*records: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_an_empty_session_is_a_document_too() -> None:
-    assert RecordStore().document() == {"schema_version": 1, "environment": {}, "runs": [], "errors": []}
+    assert RecordStore().document() == {"schema_version": 1, "environment": {}, "runs": [], "rankings": [],
+                                          "errors": []}
 
 
 def test_runs_stay_in_the_order_in_which_they_were_first_seen() -> None:
