@@ -114,7 +114,7 @@ def coverage_of_kernels(float_model: nn.Module, kernels: Sequence[Kernel], examp
     modules = dict(float_model.named_modules())
     weights = _weights(modules)
     named = bool(kernels) and all(kernel.module in modules for kernel in kernels)
-    shares = [_macs_of(kernel, kernels, counted.by_module) if named else kernel.macs or 0 for kernel in kernels]
+    shares = _shares(kernels, counted.by_module, named=named)
     done = {kernel.module for kernel in kernels if kernel.int8} - {
         kernel.module for kernel in kernels if not kernel.int8}
     leftovers = [Leftover(
@@ -138,6 +138,15 @@ def coverage_of_kernels(float_model: nn.Module, kernels: Sequence[Kernel], examp
         leftovers=tuple(sorted(leftovers, key=lambda left: (-left.macs, -left.weights))),
         reference=not any(kernel.int8 for kernel in kernels) and any(
             kernel.reason == REFERENCE_REASON for kernel in kernels))
+
+
+def _shares(kernels: Sequence[Kernel], by_module: Mapping[str, int], *, named: bool) -> list[int]:
+    """MACs of each kernel; where neither names nor counts are known, each gets the same share of the model's."""
+    if named:
+        return [_macs_of(kernel, kernels, by_module) for kernel in kernels]
+    if all(kernel.macs is not None for kernel in kernels):
+        return [kernel.macs or 0 for kernel in kernels]
+    return [sum(by_module.values()) // len(kernels)] * len(kernels)
 
 
 def _macs_of(kernel: Kernel, kernels: Sequence[Kernel], by_module: Mapping[str, int]) -> int:

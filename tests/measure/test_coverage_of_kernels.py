@@ -170,3 +170,9 @@ def test_a_model_that_no_runtime_lowered_is_a_reference(name: str | None) -> Non
     assert covered(*float_ones).reference
     assert not covered(*float_ones, kernel(name, macs=5)).reference, "one int8 kernel is a lowered model"
     assert not covered(float_ones[1]).reference, "float for another reason"
+
+
+def test_kernels_without_names_and_macs_share_the_model_s_alike() -> None:
+    assert covered(kernel(None), kernel(None)).mac_share == 1.0
+    assert covered(kernel(None), kernel(None, int8=False)).mac_share == pytest.approx(0.5)
+    assert covered(kernel(None, macs=7), kernel(None, int8=False)).mac_share == pytest.approx(0.5)

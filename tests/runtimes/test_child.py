@@ -257,3 +257,29 @@ def test_a_failed_write_leaves_the_older_file(tmp_path: Path, monkeypatch: pytes
         write_whole(b"new", tmp_path / "a.pte")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pte"]
     assert (tmp_path / "a.pte").read_bytes() == b"old"
+
+
+# -- what a child leaves behind -------------------------------------------------------------------------------------
+
+
+def test_a_child_that_dies_after_its_work_is_done_has_done_it(tmp_path: Path) -> None:
+    code = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGSEGV)"
+    assert built(tmp_path, int8=code)["int8"].artefact.read_bytes() == b"artefact"
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_what_a_child_has_started_ends_with_it(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    code = f"""
+        import pathlib, subprocess, sys, time
+        helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        pathlib.Path({str(note)!r}).write_text(str(helper.pid))
+        time.sleep(600)
+    """
+    with pytest.raises(CheckFailed, match="did not get done"):
+        built(tmp_path, int8=code, timeout_s=20)
+    helper = int(note.read_text())
+    ends = time.monotonic() + 10
+    while Path(f"/proc/{helper}/cmdline").exists() and Path(f"/proc/{helper}/cmdline").read_bytes():
+        assert time.monotonic() < ends, "the helper lives on"
+        time.sleep(0.05)

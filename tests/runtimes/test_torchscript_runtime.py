@@ -180,7 +180,8 @@ def test_what_a_trace_fixes_is_no_warning_to_the_user(tmp_path: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        torchscript.trace(Branching().eval(), torch.randn(2, 3))
+        traced = torchscript.trace(Branching().eval(), torch.randn(2, 3))
+    assert isinstance(traced, torch.jit.ScriptModule)
 
 
 def test_a_full_disk_is_a_stage_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
