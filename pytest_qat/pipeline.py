@@ -332,7 +332,7 @@ class ModelRun:
 
     def _deploy(self) -> DeployedPair:
         workflow = load_workflow(self.recipe.workflow)
-        settings = DeploySettings(engine=self.recipe.engine, threads=self.settings.threads, label=self.case.label,
+        settings = DeploySettings(engine=self.recipe.engine, threads=self.settings.threads,
                                   timeout_s=self.settings.stage_timeout_s)
         return load_runtime(self.recipe.runtime).deploy(
             workflow.float_twin(self.case).eval(), self.converted().converted.module, self.case.example_inputs,

@@ -64,10 +64,23 @@ class RecipeCollector(pytest.Collector):
             yield CheckItem.from_parent(self, name=check)
 
 
-class CheckItem(pytest.Item):
-    """One check of one model and recipe."""
+class _ModelItem(pytest.Item):
+    """What a recipe of a model is made of."""
 
     parent: RecipeCollector
+
+    def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
+        """Print a finding or a tool error as text, anything unforeseen with its traceback."""
+        text = failure_text(excinfo.value, title=f"{self.parent.name} {self.name}")
+        return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        """Return where the item comes from: the command line."""
+        return self.parent.nodeid, None, f"{self.parent.nodeid}::{self.name}"
+
+
+class CheckItem(_ModelItem):
+    """One check of one model and recipe."""
 
     def runtest(self) -> None:
         """Make the check.
@@ -87,20 +100,9 @@ class CheckItem(pytest.Item):
             qat.note(self, assessment.record())
         raise_result(result, item=self)
 
-    def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
-        """Print a finding or a tool error as text, anything unforeseen with its traceback."""
-        text = failure_text(excinfo.value, title=f"{self.parent.name} {self.name}")
-        return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)
 
-    def reportinfo(self) -> tuple[Any, int | None, str]:
-        """Return where the item comes from: the command line."""
-        return self.parent.nodeid, None, f"{self.parent.nodeid}::{self.name}"
-
-
-class RankingItem(pytest.Item):
+class RankingItem(_ModelItem):
     """`--qat-recipe=auto` of one model: passes if some recipe holds the tolerances."""
-
-    parent: RecipeCollector
 
     def runtest(self) -> None:
         """Try the recipes.
@@ -131,15 +133,6 @@ class RankingItem(pytest.Item):
         if not any(entry.holds for entry in entries):
             raise CheckFailed(["no recipe holds the tolerances.",
                                *(f"{entry.recipe}: {entry.note}" for entry in entries)])
-
-    def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
-        """Print a finding or a tool error as text, anything unforeseen with its traceback."""
-        text = failure_text(excinfo.value, title=f"{self.parent.name} {self.name}")
-        return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)
-
-    def reportinfo(self) -> tuple[Any, int | None, str]:
-        """Return where the item comes from: the command line."""
-        return self.parent.nodeid, None, f"{self.parent.nodeid}::{self.name}"
 
 
 def raise_result(result: Result, *, item: pytest.Item) -> None:

@@ -95,13 +95,11 @@ class DeploySettings:
         engine: torch's quantized engine, where the recipe has one.
         threads: Intra-op threads that the artefact runs with.
         timeout_s: Most seconds for each side, where a process of its own does it.
-        label: The case's name, for messages.
     """
 
     engine: str | None
     threads: int
     timeout_s: float
-    label: str = "the model"
 
 
 class Runtime(Protocol):

@@ -21,23 +21,33 @@ from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, Sto
 from pytest_qat.runtimes.graphs import kernels_of
 from pytest_qat.workflows.exported import ExportedModel
 
-__all__ = ["deploy", "deploy_form", "engine_session", "has_images", "load_program", "stored_tensors", "unchanged"]
+__all__ = ["deploy", "deploy_form", "deploy_in_layouts", "engine_session", "inputs_of", "load_program",
+           "stored_tensors", "trace", "unchanged"]
 
 
 def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
            settings: DeploySettings) -> DeployedPair:
     """Save the state of both modules and return them ready to run, in both layouts where the inputs are images."""
-    layouts = (False, True) if has_images(example_inputs) else (False,)
-    fp32_forms, int8_forms = ([
-        deploy_form(module, folder / f"{side}-{int(last)}.pt", engine=settings.engine, channels_last=last)
-        for last in layouts] for side, module in (("fp32", fp32), ("int8", int8)))
-    return DeployedPair(fp32={form.layout: form for form in fp32_forms},
-                        int8={form.layout: form for form in int8_forms})
+    return deploy_in_layouts(fp32, int8, example_inputs, lambda module, name, last: deploy_form(
+        module, folder / f"{name}.pt", engine=settings.engine, channels_last=last))
 
 
-def has_images(inputs: tuple[Any, ...]) -> bool:
-    """Whether any input is a 4-D tensor, which has two memory layouts."""
-    return any(isinstance(leaf, Tensor) and leaf.dim() == 4 for leaf in pytree.tree_leaves(inputs))
+def deploy_in_layouts(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...],
+                      form: Callable[[nn.Module, str, bool], Deployed]) -> DeployedPair:
+    """Deploy both sides contiguous, and in channels_last, too, where any input is a 4-D tensor.
+
+    Args:
+        fp32: The float model.
+        int8: The converted model.
+        example_inputs: One batch.
+        form: Deploys a module under a name, in channels_last or not.
+    """
+    images = any(isinstance(leaf, Tensor) and leaf.dim() == 4 for leaf in pytree.tree_leaves(example_inputs))
+    layouts = (False, True) if images else (False,)
+    fp32_forms, int8_forms = ([form(module, f"{side}-{int(last)}", last) for last in layouts]
+                              for side, module in (("fp32", fp32), ("int8", int8)))
+    return DeployedPair(fp32={made.layout: made for made in fp32_forms},
+                        int8={made.layout: made for made in int8_forms})
 
 
 def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_last: bool) -> Deployed:
@@ -54,7 +64,7 @@ def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_la
     def save_program(inputs: Any, target: Path) -> None:
         with session():
             _script(module, adapt(inputs)).save(target)
-        torch.save({"inputs": adapt(inputs), "engine": engine}, _inputs_of(target))
+        torch.save({"inputs": adapt(inputs), "engine": engine}, inputs_of(target))
 
     return Deployed(
         artefact=path,
@@ -81,7 +91,7 @@ def engine_session(engine: str | None) -> Callable[[], contextlib.AbstractContex
 
 def load_program(path: Path) -> Callable[[], object]:
     """Return one call of the model in a file that `save_program` wrote, for a process of its own."""
-    told = torch.load(_inputs_of(path))
+    told = torch.load(inputs_of(path))
     if told["engine"] is not None:
         torch.backends.quantized.engine = told["engine"]
     module, inputs = torch.jit.load(path), told["inputs"]
@@ -94,19 +104,27 @@ def load_program(path: Path) -> Callable[[], object]:
 
 
 def _script(module: nn.Module, inputs: Any) -> Any:
-    """Trace a module into TorchScript, which runs without its Python code (int8 modules do not pickle)."""
+    try:
+        return trace(module, inputs)
+    except Exception as error:  # whatever a model does that a trace cannot hold
+        raise MeasurementError(f"TorchScript cannot trace the model: {headline(error)}",
+                               hint="Nothing else depends on it.") from error
+
+
+def trace(module: nn.Module, inputs: Any) -> Any:
+    """Trace a module into TorchScript, which runs without its Python code (int8 modules do not pickle).
+
+    Raises whatever torch.jit.trace or the module raises.
+    """
     form = {"example_kwarg_inputs": dict(inputs)} if isinstance(inputs, Mapping) else {
         "example_inputs": tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values that the trace fixes do not matter: the same inputs are run
-        try:
-            return torch.jit.trace(module, strict=False, check_trace=False, **form)
-        except Exception as error:  # whatever a model does that a trace cannot hold
-            raise MeasurementError(f"TorchScript cannot trace the model: {headline(error)}",
-                                   hint="Nothing else depends on it.") from error
+        warnings.simplefilter("ignore")  # about values that the trace fixes
+        return torch.jit.trace(module, strict=False, check_trace=False, **form)
 
 
-def _inputs_of(path: Path) -> Path:
+def inputs_of(path: Path) -> Path:
+    """Return where the inputs of a program lie."""
     return path.with_suffix(".inputs")
 
 

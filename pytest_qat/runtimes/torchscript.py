@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,17 @@ from pytest_qat.batches import call, to_channels_last
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.locate import headline
+from pytest_qat.runtimes import torch as torch_runtime
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings
 from pytest_qat.runtimes.child import write_whole
-from pytest_qat.runtimes.torch import engine_session, has_images, load_program, stored_tensors, unchanged
+from pytest_qat.runtimes.torch import (
+    deploy_in_layouts,
+    engine_session,
+    inputs_of,
+    load_program,
+    stored_tensors,
+    unchanged,
+)
 
 __all__ = ["deploy", "load_program", "trace"]
 
@@ -29,12 +36,8 @@ def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], fo
     Raises:
         CheckFailed: TorchScript cannot trace the model.
     """
-    layouts = (False, True) if has_images(example_inputs) else (False,)
-    fp32_forms, int8_forms = ([
-        _form(module, example_inputs, folder / f"{side}-{int(last)}.torchscript", engine=settings.engine,
-              channels_last=last) for last in layouts] for side, module in (("fp32", fp32), ("int8", int8)))
-    return DeployedPair(fp32={form.layout: form for form in fp32_forms},
-                        int8={form.layout: form for form in int8_forms})
+    return deploy_in_layouts(fp32, int8, example_inputs, lambda module, name, last: _form(
+        module, example_inputs, folder / f"{name}.torchscript", engine=settings.engine, channels_last=last))
 
 
 def trace(module: nn.Module, inputs: Any) -> Any:
@@ -43,17 +46,13 @@ def trace(module: nn.Module, inputs: Any) -> Any:
     Raises:
         CheckFailed: the trace fails.
     """
-    form = {"example_kwarg_inputs": dict(inputs)} if isinstance(inputs, Mapping) else {
-        "example_inputs": tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values that the trace fixes show as a difference in accuracy
-        try:
-            return torch.jit.trace(module, strict=False, check_trace=False, **form)
-        except Exception as error:  # whatever a model does that a trace cannot hold
-            raise CheckFailed(["TorchScript cannot trace the model."], findings=[Finding(
-                code="not-traceable", severity="error", message=f"torch.jit.trace fails: {headline(error)}.",
-                remedy="return tensors, or tuples and dicts of them, and take tensors; or use an fx recipe.",
-                evidence={"error": type(error).__name__})]) from error
+    try:
+        return torch_runtime.trace(module, inputs)
+    except Exception as error:  # whatever a model does that a trace cannot hold
+        raise CheckFailed(["TorchScript cannot trace the model."], findings=[Finding(
+            code="not-traceable", severity="error", message=f"torch.jit.trace fails: {headline(error)}.",
+            remedy="return tensors, or tuples and dicts of them, and take tensors; or use an fx recipe.",
+            evidence={"error": type(error).__name__})]) from error
 
 
 def _form(model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, engine: str | None,
@@ -71,7 +70,7 @@ def _form(model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, engi
 
     def save_program(inputs: Any, target: Path) -> None:
         target.write_bytes(path.read_bytes())
-        torch.save({"inputs": adapt(inputs), "engine": engine}, target.with_suffix(".inputs"))
+        torch.save({"inputs": adapt(inputs), "engine": engine}, inputs_of(target))
 
     return Deployed(
         artefact=path, size_bytes=path.stat().st_size, tensors=stored_tensors(model.state_dict()),
