@@ -1,24 +1,18 @@
-"""Shared by all tests: a user's folder with models, and torch loaded once.
+"""Shared by all tests: a user's folder with models, and inner runs that keep what is installed imported.
 
 Nothing heavy is imported here: `pytest --qat-model=...` in this repository loads this file, too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import sys
 import textwrap
-import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import _pytest.pytester
 import pytest
-
-# pytester's inner runs forget what they import, and torch cannot be imported twice.
-PRELOADED = ("torch._dynamo", "torch._inductor.utils", "torch.ao.quantization.quantize_fx", "torch.utils.flop_counter",
-             "torch._inductor.codecache", "torch._functorch.aot_autograd", "torch.export._trace",
-             "pytest_qat.assessment", "pytest_qat.plugin.registry", "pytest_qat.refs",
-             "pytest_qat.report.environment", "pytest_qat.report.terminal", "pytest_qat.workflows.eager",
-             "pytest_qat.workflows.fx", "pytest_qat.ranking", "pytest_qat.runtimes.torchscript")
-PRELOADED_IF_THERE = ("pytest_qat.workflows.pt2e", "pytest_qat.workflows.torchao")
 
 pytest_plugins = ["pytester"]
 _QUICK = ("-p", "no:randomly", "--qat-max-time=1", "--qat-memory=off")
@@ -94,14 +88,29 @@ class Project:
         return self.pytester.runpytest_subprocess(*_QUICK, *arguments)
 
 
+class _ForgetsUserModules(_pytest.pytester.SysModulesSnapshot):
+    """What an inner run puts back: what is installed stays imported, the user's folder is forgotten.
+
+    Forgetting all that an inner run imported, as pytester does, would import torch twice, which fails.
+    """
+
+    base = Path()
+
+    def __init__(self, preserve: Callable[[str], bool] | None = None) -> None:
+        super().__init__(preserve=lambda name: not self._users(sys.modules[name]))
+
+    def _users(self, module: object) -> bool:
+        file = getattr(module, "__file__", None)
+        places = [file] if file else list(getattr(module, "__path__", ()))
+        return any(Path(place).is_relative_to(self.base) for place in places)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _preloaded() -> None:
-    for name in PRELOADED:
-        importlib.import_module(name)
-    for name in PRELOADED_IF_THERE:
-        with contextlib.suppress(ImportError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            importlib.import_module(name)
+def _installed_modules_stay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    _ForgetsUserModules.base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pytest.pytester, "SysModulesSnapshot", _ForgetsUserModules)
+        yield
 
 
 @pytest.fixture(autouse=True)

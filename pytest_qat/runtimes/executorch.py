@@ -54,22 +54,48 @@ def stored_in(path: Path) -> tuple[StoredTensor, ...]:
     return (StoredTensor(name="program and delegate blobs", dtype="bytes", shape=(size,), size_bytes=size),)
 
 
-def load(path: Path, *, threads: int) -> Call:
-    """Return one call of a `.pte`."""
-    with silenced():
-        from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime
+class _Pool:
+    """XNNPACK's threads, of which a process has one pool: each loaded program holds on to the pool of its time."""
 
-        portable_lib._unsafe_reset_threadpool(threads)  # noqa: SLF001 - the only way to set it
-        method = Runtime.get().load_program(path).load_method("forward")
-    if method is None:
-        raise RuntimeError("the program has no method forward")
-    execute = method.execute
+    made = 0
+
+    @classmethod
+    def of(cls, threads: int) -> int:
+        """Give the process a pool of so many threads, unless it has; return the pool's number."""
+        from executorch.extension.pybindings import portable_lib
+
+        if portable_lib._threadpool_get_thread_count() != threads:  # noqa: SLF001 - there is no other way
+            portable_lib._unsafe_reset_threadpool(threads)  # noqa: SLF001
+            cls.made += 1
+        return cls.made
+
+
+def load(path: Path, *, threads: int) -> Call:
+    """Return one call of a `.pte`.
+
+    A program whose pool has been replaced meanwhile, for another number of threads, is loaded again by the next call:
+    running it would wait for threads that are gone.
+    """
+    execute, pool = _loaded(path, threads=threads)
 
     def call(inputs: Sequence[Tensor]) -> list[Tensor]:
+        nonlocal execute, pool
+        if pool != _Pool.made:
+            execute, pool = _loaded(path, threads=threads)
         return list(execute(inputs))
 
     return call
+
+
+def _loaded(path: Path, *, threads: int) -> tuple[Callable[[Sequence[Tensor]], Sequence[Tensor]], int]:
+    with silenced():
+        from executorch.runtime import Runtime
+
+        pool = _Pool.of(threads)
+        method = Runtime.get().load_program(path).load_method("forward")
+    if method is None:
+        raise RuntimeError("the program has no method forward")
+    return method.execute, pool
 
 
 def load_program(path: Path) -> Callable[[], object]:

@@ -261,14 +261,13 @@ def test_executorch_keeps_its_weights_in_blobs(models: Models) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_an_artefact_loads_for_several_threads(models: Models, name: str) -> None:
+def test_artefacts_loaded_for_other_threads_do_not_disturb_each_other(models: Models, name: str) -> None:
     form, runtime = models.form("fp32", name), load_runtime(get_recipe(name).runtime)
-    call = runtime.load(form.artefact, threads=2)  # type: ignore[attr-defined]
-    try:
-        assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(
-            call(leaves_of(EXAMPLE)), pytree.tree_leaves(answer(models.fp32, EXAMPLE)), strict=True))
-    finally:
-        runtime.load(form.artefact, threads=1)  # type: ignore[attr-defined]
+    calls = [runtime.load(form.artefact, threads=threads) for threads in (2, 1)]  # type: ignore[attr-defined]
+    expected = pytree.tree_leaves(answer(models.fp32, EXAMPLE))
+    for call in [*calls, *calls]:
+        found = call(leaves_of(EXAMPLE))
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(found, expected, strict=True))
 
 
 # -- converted, but not lowered -------------------------------------------------------------------------------------
