@@ -14,7 +14,7 @@ import torch
 
 from pytest_qat.errors import UnsupportedEnvironment
 
-__all__ = ["preserved_torch_state", "quantized_engine", "threads"]
+__all__ = ["child_environment", "preserved_torch_state", "quantized_engine", "threads"]
 
 _DEPRECATED = (
     r".*torch\.ao\.quantization is deprecated.*",
@@ -110,3 +110,9 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def child_environment(*, threads: int) -> dict[str, str]:
+    """Return the environment of a process that imports what this one can, with so many OpenMP threads, in silence."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "ignore",
+            "OMP_NUM_THREADS": str(threads)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
 import subprocess
 import sys
 import warnings
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_qat.errors import MeasurementError
+from pytest_qat.isolation import child_environment
 
 __all__ = ["Memory", "MemoryProbes"]
 
@@ -48,8 +48,7 @@ class MemoryProbes:
     """
 
     def __init__(self, runtime: str, *, threads: int) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                       "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+        environment = child_environment(threads=threads)
         self._processes = {side: subprocess.Popen(  # noqa: S603 - this module, run by this interpreter
             [sys.executable, "-m", __name__, runtime], env=environment, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for side in SIDES}

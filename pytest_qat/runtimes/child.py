@@ -23,9 +23,11 @@ from typing import Any
 
 from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.findings import Finding
+from pytest_qat.isolation import child_environment
 from pytest_qat.runtimes.base import Kernel, StoredTensor
+from pytest_qat.runtimes.files import write_whole
 
-__all__ = ["Built", "build", "write_whole"]
+__all__ = ["Built", "build"]
 
 _TAIL = 2000
 
@@ -61,8 +63,7 @@ def build(runtime: str, programs: Mapping[str, Path], artefacts: Mapping[str, Pa
         CheckFailed: a child died by a signal or took too long.
         StageError: a child raised.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "ignore",
-                   "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "3"}
+    environment = {**child_environment(threads=threads), "TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "3"}
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for side, program in programs.items():
@@ -175,25 +176,6 @@ def _main(module: str, program: str, artefact: str, threads: str) -> None:
         text = (str(error).strip().splitlines() or ["no message"])[0]
         _tell(path, stage=_stage_of(path), hint=getattr(error, "hint", ""),
               error=f"{type(error).__name__}: {text[:300]} (in {_stage_of(path)})")
-
-
-def write_whole(content: bytes, path: Path) -> None:
-    """Write a file, or nothing: no half of it stays behind.
-
-    torch's own writers of files are no choice: they end the whole process when the disk is full.
-
-    Raises:
-        StageError: it cannot be written.
-    """
-    draft = path.with_suffix(f"{path.suffix}.part")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise StageError(f"cannot write {path.name} ({len(content):,} bytes): {error.strerror or error}",
-                         hint="Free some space, or set TMPDIR to a folder with room.") from error
 
 
 def _example_leaves(exported: Any) -> list[Any]:

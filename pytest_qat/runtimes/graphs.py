@@ -13,7 +13,7 @@ from torch import Tensor
 from pytest_qat.runtimes.base import Kernel
 from pytest_qat.workflows.exported import module_of
 
-__all__ = ["REFERENCE_REASON", "dequantized", "kernels_of", "products", "requantized"]
+__all__ = ["REFERENCE_REASON", "dequantized", "kernels_of", "op_name", "products", "quantized", "requantized"]
 
 REFERENCE_REASON = "dequantize, float op, quantize: converted but not lowered to an int8 kernel"
 _PRODUCTS = ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
@@ -50,14 +50,14 @@ def kernels_of(graph_module: torch.fx.GraphModule, *, lowered: bool = False) -> 
     """
     found = []
     for node in products(graph_module.graph):
-        quantized = _quantized(node)
-        int8 = any(word in str(node.target) for word in _INT8_NAMES) or (quantized and lowered)
-        reason = "" if int8 else REFERENCE_REASON if quantized else "its inputs are not quantized"
+        between = quantized(node)
+        int8 = any(word in str(node.target) for word in _INT8_NAMES) or (between and lowered)
+        reason = "" if int8 else REFERENCE_REASON if between else "its inputs are not quantized"
         found.append(Kernel(int8=int8, op=op_name(node), module=module_of(node), macs=_macs(node), reason=reason))
     return tuple(found)
 
 
-def _quantized(node: torch.fx.Node) -> bool:
+def quantized(node: torch.fx.Node) -> bool:
     """Whether input and weight come dequantized and the result is quantized again, or input and weight do."""
     tensors = [argument for argument in node.args[:3] if isinstance(argument, torch.fx.Node)]
     return sum(dequantized(argument) for argument in tensors) >= 2

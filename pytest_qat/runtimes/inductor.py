@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import math
 import re
 import shutil
 import sys
@@ -21,12 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pytest_qat.errors import MeasurementError, MissingPackage
+from pytest_qat.containment import crash_of
+from pytest_qat.errors import CheckFailed, MeasurementError, MissingPackage
+from pytest_qat.findings import Finding
 from pytest_qat.isolation import threads as intra_op_threads
 from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
-from pytest_qat.runtimes.graphs import kernels_of
+from pytest_qat.runtimes.graphs import kernels_of, op_name, products, quantized
 from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported
 from pytest_qat.runtimes.torch import stored_tensors
+from pytest_qat.workflows.exported import module_of
 
 __all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
 
@@ -43,9 +47,11 @@ def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], fo
 
     Raises:
         MissingPackage: there is no C++ compiler.
+        CheckFailed: a kernel that the program needs kills its process on this machine.
     """
     _require_compiler()
-    return deploy_lowered(sys.modules[__name__], "inductor", fp32, int8, example_inputs, folder, settings)
+    return deploy_lowered(sys.modules[__name__], "inductor", fp32, int8, example_inputs, folder, settings,
+                          inspect_program=_refuse_deadly_linear)
 
 
 def _require_compiler() -> None:
@@ -56,6 +62,44 @@ def _require_compiler() -> None:
     if not any(shutil.which(name) for name in (*names, "g++", "clang++")):
         raise MissingPackage("Inductor needs a C++ compiler, and there is none on the PATH.",
                                      hint="Install g++, or choose a recipe with another runtime.")
+
+
+class _Int8Linear(nn.Module):
+    """The kernel that Inductor calls for a linear layer between quantized values."""
+
+    def __init__(self, out_features: int, in_features: int) -> None:
+        super().__init__()
+        self.weight = torch.ones(out_features, in_features, dtype=torch.int8)
+
+    def forward(self, codes: Tensor) -> Any:
+        ones, zeros = torch.ones(len(self.weight)), torch.zeros(len(self.weight), dtype=torch.int64)
+        packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
+        return torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+
+
+def _refuse_deadly_linear(program: torch.export.ExportedProgram) -> None:
+    """Try the shapes of the program's int8 linear layers, each in a moment: on some machines, oneDNN dies on some.
+
+    Compiling takes a minute before that would show.
+
+    Raises:
+        CheckFailed: it does; the finding names the module.
+    """
+    for node in products(program.graph):
+        if op_name(node) != "linear" or not quantized(node):
+            continue
+        values, weight = (argument.meta["val"].shape for argument in node.all_input_nodes[:2])
+        rows = torch.ones(math.prod(values[:-1]), values[-1], dtype=torch.uint8)
+        crash = crash_of(_Int8Linear(*weight), [(rows,)])
+        if crash is not None:
+            raise CheckFailed(
+                [f"oneDNN's int8 linear kernel dies with {crash.signal_name} ({crash.meaning}) on this machine."],
+                findings=[Finding(
+                    code="native-crash", severity="error", module=module_of(node), evidence={
+                        "signal": crash.signal_name, "input": list(rows.shape), "weight": list(weight)},
+                    message=f"Inductor calls it for {list(rows.shape)} values and {list(weight)} weights.",
+                    remedy="name the module in skip=(...), or choose another recipe or batch size.")])
 
 
 def lower(exported: torch.export.ExportedProgram) -> tuple[bytes, tuple[Kernel, ...]]:

@@ -20,7 +20,8 @@ from pytest_qat.batches import sample_count
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, Kernel
-from pytest_qat.runtimes.child import Built, build, write_whole
+from pytest_qat.runtimes.child import Built, build
+from pytest_qat.runtimes.files import save_whole, write_whole
 from pytest_qat.workflows.exported import ExportedModel, export_program
 
 __all__ = ["Call", "deploy_lowered", "load_exported", "load_flat_program"]
@@ -35,7 +36,8 @@ MOST_BYTES = {"litert": 2**31, "onnxruntime": 2**31}
 
 
 def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...],
-                   folder: Path, settings: DeploySettings) -> DeployedPair:
+                   folder: Path, settings: DeploySettings, *,
+                   inspect_program: Callable[[torch.export.ExportedProgram], None] | None = None) -> DeployedPair:
     """Export both sides for the example's batch, build their artefacts in child processes, and load them here.
 
     Args:
@@ -46,6 +48,7 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
         example_inputs: One batch, for which the artefact is made.
         folder: Where the artefacts go.
         settings: How.
+        inspect_program: Looks at each exported program before any time goes into building; may raise CheckFailed.
 
     Raises:
         CheckFailed: the model is too large or has inputs that the runtime does not take, or the runtime crashed.
@@ -57,6 +60,8 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     for side, module in (("fp32", fp32), ("int8", int8)):
         plain = module.graph_module if isinstance(module, ExportedModel) else module
         exported[side] = export_program(plain, example_inputs, any_batch=False)
+        if inspect_program is not None:
+            inspect_program(exported[side])
         programs[side] = folder / f"{side}.pt2"
         content = io.BytesIO()
         torch.export.save(exported[side], content)
@@ -103,7 +108,7 @@ def _form(runtime: ModuleType, built: Built, exported: torch.export.ExportedProg
         return leaves_of(inputs, names)
 
     def save_program(inputs: Any, target: Path) -> None:
-        torch.save({"inputs": adapt(inputs)}, target.with_suffix(".inputs"))
+        save_whole({"inputs": adapt(inputs)}, target.with_suffix(".inputs"))
         target.write_text(json.dumps({"artefact": str(built.artefact), "threads": threads}), encoding="utf-8")
 
     return Deployed(

@@ -18,6 +18,7 @@ from pytest_qat.errors import MeasurementError
 from pytest_qat.isolation import quantized_engine
 from pytest_qat.locate import headline
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, StoredTensor
+from pytest_qat.runtimes.files import save_whole, write_whole
 from pytest_qat.runtimes.graphs import kernels_of
 from pytest_qat.workflows.exported import ExportedModel
 
@@ -53,7 +54,7 @@ def deploy_in_layouts(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[An
 def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_last: bool) -> Deployed:
     """Save a module's state and return it ready to run in one memory layout."""
     state = model.state_dict()
-    torch.save(state, path)
+    save_whole(state, path)
     module = copy.deepcopy(model).eval()
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
@@ -63,8 +64,8 @@ def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_la
 
     def save_program(inputs: Any, target: Path) -> None:
         with session():
-            _script(module, adapt(inputs)).save(target)
-        torch.save({"inputs": adapt(inputs), "engine": engine}, inputs_of(target))
+            write_whole(_script(module, adapt(inputs)).save_to_buffer(), target)
+        save_whole({"inputs": adapt(inputs), "engine": engine}, inputs_of(target))
 
     return Deployed(
         artefact=path,

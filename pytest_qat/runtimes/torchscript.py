@@ -16,7 +16,7 @@ from pytest_qat.findings import Finding
 from pytest_qat.locate import headline
 from pytest_qat.runtimes import torch as torch_runtime
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings
-from pytest_qat.runtimes.child import write_whole
+from pytest_qat.runtimes.files import save_whole, write_whole
 from pytest_qat.runtimes.torch import (
     deploy_in_layouts,
     engine_session,
@@ -69,8 +69,8 @@ def _form(model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, engi
         loaded: Any = torch.jit.load(str(path))
 
     def save_program(inputs: Any, target: Path) -> None:
-        target.write_bytes(path.read_bytes())
-        torch.save({"inputs": adapt(inputs), "engine": engine}, inputs_of(target))
+        write_whole(path.read_bytes(), target)
+        save_whole({"inputs": adapt(inputs), "engine": engine}, inputs_of(target))
 
     return Deployed(
         artefact=path, size_bytes=path.stat().st_size, tensors=stored_tensors(model.state_dict()),

@@ -48,11 +48,12 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     program = export_program(model, case.example_inputs, any_batch=True)
     graph_module = program.module()
     always_on = always_on_nodes(graph_module)
+    skip = case.skip if case.quantizer is None else ()  # a quantizer of the user's own knows what to leave out
     batchnorms = _batchnorm_settings(graph_module)
-    _tell_calls_apart(graph_module, but=case.skip)
-    _shield_convolutions(graph_module, case.skip)
+    _tell_calls_apart(graph_module, but=skip)
+    _shield_convolutions(graph_module, skip)
     quantizer = copy.deepcopy(case.quantizer) if case.quantizer is not None else make_quantizer(
-        recipe.quantizer or "xnnpack", skip=case.skip)
+        recipe.quantizer or "xnnpack", skip=skip)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -62,7 +63,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
                           findings=[_refusal(error, quantizer)]) from error
     _unshield_convolutions(prepared)
     _restore_batchnorm(prepared, batchnorms)
-    reasons = dict.fromkeys(case.skip, "left in float on purpose (skip)")
+    reasons = dict.fromkeys(skip, "left in float on purpose (skip)")
     return PreparedModel(module=ExportedModel(prepared, always_on=always_on).train(), float_modules=reasons)
 
 

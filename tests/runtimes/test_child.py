@@ -17,7 +17,7 @@ from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.isolation import preserved_torch_state
 from pytest_qat.runtimes import child
 from pytest_qat.runtimes.base import Kernel, StoredTensor
-from pytest_qat.runtimes.child import Built, build, write_whole
+from pytest_qat.runtimes.child import Built, build
 
 MODULE = "scripted_runtime"
 RUNTIME = '''
@@ -234,29 +234,6 @@ def test_a_disk_that_fills_up_in_a_child_is_a_stage_error_without_half_a_file(tm
         built(tmp_path, int8=full)
     assert "TMPDIR" in caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.json", "int8.log", "int8.pt2"]
-
-
-# -- writing --------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_written_whole_and_replaces_an_older_one(tmp_path: Path) -> None:
-    for content in (b"a longer one", b"short"):
-        write_whole(content, tmp_path / "a.pte")
-        assert (tmp_path / "a.pte").read_bytes() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pte"]
-
-
-def test_a_failed_write_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_whole(b"old", tmp_path / "a.pte")
-
-    def refuse(path: Path, target: Path) -> Path:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(StageError, match=r"cannot write a\.pte \(3 bytes\): Read-only file system"):
-        write_whole(b"new", tmp_path / "a.pte")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pte"]
-    assert (tmp_path / "a.pte").read_bytes() == b"old"
 
 
 # -- what a child leaves behind -------------------------------------------------------------------------------------

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,14 @@ from torch._dynamo.utils import counters
 from torch.nn.utils import fuse_conv_bn_eval
 
 from pytest_qat.case import QATCase
-from pytest_qat.errors import MeasurementError, MissingPackage
+from pytest_qat.containment import Crash
+from pytest_qat.errors import CheckFailed, MeasurementError, MissingPackage
 from pytest_qat.finetune import calibrate
-from pytest_qat.isolation import preserved_torch_state, threads
+from pytest_qat.isolation import threads
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, Kernel, inductor, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
+from tests.answers import quietly
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 NAMED = (Kernel(int8=False, op="conv2d", module="conv", macs=100), Kernel(int8=False, op="linear", module="fc", macs=9))
@@ -39,13 +38,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"logits": self.fc(self.wide(self.relu(self.bn(self.conv(x)))).mean((2, 3)))}
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    with preserved_torch_state(seed=0), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +156,58 @@ def test_without_a_compiler_the_package_to_install_is_named(monkeypatch: pytest.
     with pytest.raises(MissingPackage, match=r"needs a C\+\+ compiler") as caught:
         inductor.deploy(Net(), Net(), (IMAGES,), tmp_path, DeploySettings(engine=None, threads=1, timeout_s=1))
     assert "g++" in caught.value.hint
+
+
+# -- a kernel that dies ----------------------------------------------------------------------------------------------
+
+
+class Quantized(nn.Module):
+    """A linear layer between quantize and dequantize, as PT2E converts it."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(rows, columns, dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        ops = torch.ops.quantized_decomposed
+        codes = ops.quantize_per_tensor(x, 0.1, 0, 0, 255, torch.uint8)
+        return nn.functional.linear(ops.dequantize_per_tensor(codes, 0.1, 0, 0, 255, torch.uint8),
+                                    ops.dequantize_per_tensor(self.weight, 0.1, 0, -127, 127, torch.int8))
+
+
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.first, self.fc = nn.Linear(6, 6), Quantized(6, 6), Quantized(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.first(self.plain(x)))
+
+
+def test_the_shapes_of_int8_linear_layers_are_tried_and_the_deadly_one_is_named(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.ao.quantization.fx._decomposed
+
+    tried = []
+
+    def crash_of(model: Any, batches: Any) -> Crash | None:
+        tried.append((tuple(model.weight.shape), tuple(batches[0][0].shape)))
+        return Crash(signal_name="SIGILL", meaning="Illegal instruction", module=None) if len(tried) == 2 else None
+
+    monkeypatch.setattr(inductor, "crash_of", crash_of)
+    program = torch.export.export(Head().eval(), (torch.randn(2, 5, 6),))
+    with pytest.raises(CheckFailed, match="int8 linear kernel dies with SIGILL") as caught:
+        inductor._refuse_deadly_linear(program)
+    assert tried == [((6, 6), (10, 6)), ((4, 6), (10, 6))]
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.module) == ("native-crash", "fc")
+    assert finding.evidence == {"signal": "SIGILL", "input": [10, 6], "weight": [4, 6]}
+
+
+def test_the_kernel_that_is_tried_computes_a_product() -> None:
+    if torch.backends.mkldnn.is_available():
+        found = inductor._Int8Linear(16, 8)(torch.full((2, 8), 3, dtype=torch.uint8))
+        assert torch.equal(found, torch.full((2, 16), 24.0))
 
 
 # -- reading generated code -----------------------------------------------------------------------------------------

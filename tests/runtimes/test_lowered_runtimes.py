@@ -1,15 +1,9 @@
-"""ExecuTorch, LiteRT and ONNX Runtime on one small model, and what they share on plain stand-ins."""
+"""ExecuTorch, LiteRT and ONNX Runtime on one small model."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import warnings
-from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,17 +13,16 @@ from torch.nn.utils import fuse_conv_bn_eval
 from torch.utils import _pytree as pytree
 
 from pytest_qat.case import QATCase
-from pytest_qat.errors import CheckFailed, MissingPackage, StageError
+from pytest_qat.errors import MissingPackage
 from pytest_qat.finetune import calibrate
-from pytest_qat.isolation import preserved_torch_state
 from pytest_qat.measure.coverage import coverage_of_kernels
 from pytest_qat.measure.macs import count_macs
 from pytest_qat.recipe import get_recipe
-from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, Kernel, load_runtime, lowered
-from pytest_qat.runtimes.child import Built
+from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.runtimes.graphs import REFERENCE_REASON, kernels_of
-from pytest_qat.runtimes.lowered import deploy_lowered, in_order, leaves_of, load_exported
+from pytest_qat.runtimes.lowered import leaves_of
+from tests.answers import agree, answer, quietly
 
 RECIPES = ["pt2e-executorch", "pt2e-litert", "pt2e-onnxruntime"]
 SUFFIX = {"pt2e-executorch": ".pte", "pt2e-litert": ".tflite", "pt2e-onnxruntime": ".onnx"}
@@ -64,26 +57,6 @@ def batch(samples: int) -> tuple[Tensor, Tensor]:
 
 
 EXAMPLE = batch(2)
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """As the pipeline runs its stages; the converters warn about themselves."""
-    with preserved_torch_state(seed=0), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def sqnr_db(reference: Tensor, found: Tensor) -> float:
-    assert reference.shape == found.shape
-    noise = (reference - found).double().square().sum()
-    return float(10 * torch.log10(reference.double().square().sum() / noise.clamp_min(1e-30)))
-
-
-def agree(reference: Any, found: Any, *, least_db: float) -> bool:
-    assert pytree.tree_structure(reference) == pytree.tree_structure(found)
-    return all(sqnr_db(*pair) > least_db for pair in zip(
-        pytree.tree_leaves(reference), pytree.tree_leaves(found), strict=True))
 
 
 class Models:
@@ -140,11 +113,6 @@ class Models:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     pytest.importorskip("torchao")
     return Models(tmp_path_factory.mktemp("artefacts"))
-
-
-def answer(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    with torch.no_grad():
-        return model(*inputs)
 
 
 # -- what ships -----------------------------------------------------------------------------------------------------
@@ -283,203 +251,6 @@ def test_the_reference_form_has_no_int8_kernel_and_says_why(models: Models, tmp_
         **dict.fromkeys(INT8, (False, REFERENCE_REASON)), SKIPPED: (False, "its inputs are not quantized")}
     found = coverage_of_kernels(models.fp32, kernels, EXAMPLE, reasons={})
     assert (found.reference, found.int8_macs, found.int8_weights, found.int8_modules) == (True, 0, 0, 0)
-
-
-# -- what all of them share, on a runtime of torch's own ------------------------------------------------------------
-
-
-class Shapes(nn.Module):
-    """Takes what `forms` of inputs it is asked to, and answers with nested outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3, 3)
-
-    def forward(self, x: Tensor, more: dict[str, Tensor], pair: list[Tensor]) -> dict[str, Any]:
-        return {"z": self.fc(x), "a": [more["q"] - more["p"], (pair[0] * 2, pair[1] - x)]}
-
-
-class Single(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.fc(x)
-
-
-class Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3, 2)
-
-    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        return self.fc(left), left - 2 * right
-
-
-class Standin(ModuleType):
-    """Runs exported programs as they are, on flat tensors, as the runtimes do."""
-
-    def __init__(self) -> None:
-        super().__init__("tests.standin")
-        self.threads: list[int] = []
-
-    def load(self, path: Path, *, threads: int) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-        self.threads.append(threads)
-        program = load_exported(path)
-        takes = program.call_spec.in_spec
-        assert takes is not None
-        module = program.module()
-
-        def call(values: Sequence[Tensor]) -> list[Tensor]:
-            args, kwargs = pytree.tree_unflatten(list(values), takes)
-            with torch.no_grad():
-                return pytree.tree_leaves(module(*args, **kwargs))
-
-        return call
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Standin:
-    def build(runtime: str, programs: Mapping[str, Path], artefacts: Mapping[str, Path], *, module: str, threads: int,
-              timeout_s: float) -> dict[str, Built]:
-        assert (runtime, module, threads, timeout_s) == ("standin", "tests.standin", 3, 300)
-        for side, program in programs.items():
-            artefacts[side].write_bytes(program.read_bytes())
-        return {side: Built(artefact=artefacts[side], kernels=(), tensors=()) for side in programs}
-
-    monkeypatch.setattr(lowered, "build", build)
-    monkeypatch.setitem(lowered.SUFFIX, "standin", ".standin.pt2")
-    return Standin()
-
-
-def deployed(standin: Standin, model: nn.Module, inputs: tuple[Any, ...], folder: Path) -> Deployed:
-    settings = DeploySettings(engine=None, threads=3, timeout_s=300)
-    with quietly():
-        return deploy_lowered(standin, "standin", model.eval(), model.eval(), inputs, folder,
-                              settings).int8["contiguous"]
-
-
-def rows(samples: int) -> Tensor:
-    return torch.randn(samples, 3, generator=torch.Generator().manual_seed(samples))
-
-
-@pytest.mark.parametrize("samples", [1, 2, 4, 5])
-def test_nested_inputs_and_outputs_keep_their_structure(standin: Standin, tmp_path: Path, samples: int) -> None:
-    def inputs(count: int) -> tuple[Any, ...]:
-        return rows(count), {"q": rows(count) + 1, "p": rows(count) - 1}, [rows(count) * 3, rows(count) * 5]
-
-    model = Shapes()
-    form = deployed(standin, model, inputs(2), tmp_path)
-    found, expected = run_batch(form, inputs(samples)), answer(model, inputs(samples))
-    assert list(found) == ["z", "a"]
-    assert agree(expected, found, least_db=100.0)
-
-
-def test_a_lone_output_is_a_tensor_and_no_list(standin: Standin, tmp_path: Path) -> None:
-    model = Single()
-    form = deployed(standin, model, (rows(2),), tmp_path)
-    for inputs in (rows(2), (rows(2),), [rows(2)], {"x": rows(2)}):
-        assert torch.allclose(run_batch(form, inputs), answer(model, (rows(2),)))
-
-
-@pytest.mark.parametrize("kind", [dict, UserDict])
-@pytest.mark.parametrize("names", [("left", "right"), ("right", "left")])
-def test_keywords_are_put_in_the_order_of_forward(standin: Standin, tmp_path: Path, kind: Any,
-                                                  names: tuple[str, str]) -> None:
-    model, values = Two(), {"left": rows(2), "right": rows(2) + 7}
-    form = deployed(standin, model, tuple(values.values()), tmp_path)
-    found = run_batch(form, kind({name: values[name] for name in names}))
-    assert agree(answer(model, tuple(values.values())), found, least_db=100.0)
-
-
-def test_the_artefact_is_loaded_for_the_threads_of_the_settings(standin: Standin, tmp_path: Path) -> None:
-    deployed(standin, Single(), (rows(2),), tmp_path)
-    assert standin.threads == [3, 3]
-
-
-def test_tensors_of_any_layout_come_contiguous() -> None:
-    leaves = leaves_of((torch.randn(4, 3).T, {"a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}, 5))
-    assert [leaf.is_contiguous() for leaf in leaves] == [True, True]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128])
-def test_inputs_wider_than_float32_are_refused(standin: Standin, tmp_path: Path, dtype: torch.dtype) -> None:
-    inputs = (rows(2), {"extra": rows(2).to(dtype)})
-    with pytest.raises(CheckFailed, match=str(dtype).removeprefix("torch.")) as caught:
-        deployed(standin, Single(), inputs, tmp_path)
-    assert [(finding.code, finding.severity) for finding in caught.value.findings] == [("unsupported-dtype", "error")]
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("limit", "fits"), [(32, False), (33, True)])
-def test_a_model_too_large_for_its_file_is_refused_before_any_work(
-        standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, fits: bool) -> None:
-    monkeypatch.setitem(lowered.MOST_BYTES, "standin", limit)  # a Linear(3, 2) holds 6 + 2 floats
-    if fits:
-        assert deployed(standin, Single(), (rows(2),), tmp_path).size_bytes > 0
-        return
-    with pytest.raises(CheckFailed, match=r"holds 32 bytes, over the 32 of a \.standin\.pt2 file") as caught:
-        deployed(standin, Single(), (rows(2),), tmp_path)
-    assert [finding.code for finding in caught.value.findings] == ["artefact-too-large"]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_flatbuffers_and_protobufs_end_at_two_gibibytes() -> None:
-    assert lowered.MOST_BYTES == {"litert": 2**31, "onnxruntime": 2**31}
-
-
-def test_a_full_disk_is_a_stage_error_and_leaves_nothing(standin: Standin, tmp_path: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(path: Path, content: bytes) -> int:
-        with io.open(path, "wb") as file:  # noqa: UP020 - as Path would
-            file.write(content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(StageError, match=r"cannot write fp32\.pt2 \([\d,]+ bytes\): No space left") as caught:
-        deployed(standin, Single(), (rows(2),), tmp_path)
-    assert "TMPDIR" in caught.value.hint
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_is_gone_is_a_stage_error(standin: Standin, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="cannot write fp32"):
-        deployed(standin, Single(), (rows(2),), tmp_path / "gone")
-
-
-# -- names ----------------------------------------------------------------------------------------------------------
-
-
-CONV = Kernel(int8=False, op="conv2d", module="a", macs=100)
-LINEAR = Kernel(int8=False, op="linear", module="b", macs=9)
-
-
-def test_kernels_are_named_in_order_where_there_are_as_many() -> None:
-    seen = [Kernel(int8=True, op="QLinearConv"), Kernel(int8=False, op="Gemm", reason="float")]
-    assert in_order(seen, [CONV, LINEAR]) == (Kernel(int8=True, op="QLinearConv", module="a", macs=100),
-                                              Kernel(int8=False, op="Gemm", module="b", macs=9, reason="float"))
-
-
-def test_branches_that_changed_places_are_told_apart_by_kind_or_macs() -> None:
-    by_kind = in_order([Kernel(int8=True, op="QGemm"), Kernel(int8=False, op="FusedConv")], [CONV, LINEAR])
-    assert [kernel.module for kernel in by_kind] == ["b", "a"]
-    twin = Kernel(int8=False, op="linear", module="c", macs=50)
-    by_macs = in_order([Kernel(int8=True, op="FULLY_CONNECTED", macs=50),
-                        Kernel(int8=True, op="FULLY_CONNECTED", macs=9)], [LINEAR, twin])
-    assert [kernel.module for kernel in by_macs] == ["c", "b"]
-
-
-def test_kernels_that_fit_no_name_take_the_first_that_is_left() -> None:
-    found = in_order([Kernel(int8=True, op="FULLY_CONNECTED", macs=7), Kernel(int8=True, op="CONV_2D", macs=100)],
-                     [LINEAR, CONV])
-    assert [(kernel.module, kernel.macs) for kernel in found] == [("b", 7), ("a", 100)]
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_kernels_stay_unnamed_where_the_numbers_differ(count: int) -> None:
-    seen = [Kernel(int8=True, op="QLinearConv"), Kernel(int8=False, op="Gemm")]
-    assert in_order(seen, [Kernel(int8=False, op="conv2d", module="a")] * count) == tuple(seen)
 
 
 def test_a_float_program_names_its_kernels(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Answers of models, taken as the pipeline takes them, and how far two of them agree."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pytest_qat.isolation import preserved_torch_state
+
+__all__ = ["agree", "answer", "quietly", "sqnr_db"]
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """As the pipeline runs its stages; converters warn about themselves."""
+    with preserved_torch_state(seed=0), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def answer(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    with torch.no_grad():
+        return model(*inputs)
+
+
+def sqnr_db(reference: Tensor, found: Tensor) -> float:
+    assert reference.shape == found.shape
+    noise = (reference - found).double().square().sum()
+    return float(10 * torch.log10(reference.double().square().sum() / noise.clamp_min(1e-30)))
+
+
+def agree(reference: Any, found: Any, *, least_db: float) -> bool:
+    assert pytree.tree_structure(reference) == pytree.tree_structure(found)
+    return all(sqnr_db(*pair) > least_db for pair in zip(
+        pytree.tree_leaves(reference), pytree.tree_leaves(found), strict=True))
