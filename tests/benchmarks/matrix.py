@@ -1,6 +1,7 @@
 """Every fixture by every recipe, and some torchvision models: the outcome of each check, as a markdown table.
 
-Run from the repository root: `python -m tests.benchmarks.matrix [--recipe NAME ...] [--model REF ...]`.
+Run from the repository root: `python -m tests.benchmarks.matrix [--recipe NAME ...] [--model REF ...]`, or with
+`--torchvision` for models of torchvision, untrained, on one image of 224x224 pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ FIXTURES = ("fixtures.edge_model:digits", "fixtures.vgg:digits", "fixtures.mobil
             "fixtures.transformer:digits")
 RECIPES = ("fx-x86", "fx-fbgemm", "fx-qnnpack", "fx-onednn", "eager-x86", "fx-torchscript", "pt2e-inductor",
            "pt2e-executorch", "pt2e-litert", "pt2e-onnxruntime", "torchao-int8", "torchao-int4")
+TORCHVISION = tuple(f"torchvision:{name}" for name in (
+    "mobilenet_v2", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1", "vgg11", "efficientnet_b0",
+    "mnasnet0_5", "regnet_x_400mf", "convnext_tiny", "vit_b_16"))
+TORCHVISION_RECIPES = ("pt2e-executorch", "pt2e-inductor", "fx-x86")
+TORCHVISION_INPUTS = "1x3x224x224"
 SHORT = 90
 
 
@@ -26,11 +32,14 @@ def main() -> None:
     parser.add_argument("--model", action="append")
     parser.add_argument("--recipe", action="append")
     parser.add_argument("--inputs")
+    parser.add_argument("--torchvision", action="store_true")
     chosen = parser.parse_args()
+    models, recipes = (TORCHVISION, TORCHVISION_RECIPES) if chosen.torchvision else (FIXTURES, RECIPES)
+    inputs = chosen.inputs or (TORCHVISION_INPUTS if chosen.torchvision else None)
     print("| model | recipe | accuracy fp32 -> int8 | speedup (interval) | over eager | smaller | not passed |")
     print("|---|---|---|---|---|---|---|")
-    for model in chosen.model or FIXTURES:
-        for run in records(model, tuple(chosen.recipe or RECIPES), chosen.inputs):
+    for model in chosen.model or models:
+        for run in records(model, tuple(chosen.recipe or recipes), inputs):
             print(row(run), flush=True)
 
 
