@@ -148,7 +148,7 @@ class ModelRun:
     def prepared(self) -> PreparedModel:
         """Return the prepared (not yet calibrated) model."""
         self.inputs()
-        return self._stage("prepare", self._prepare)
+        return self._stage("prepare", lambda: self._once("prepared", self._prepare))
 
     def converted(self) -> _Converted:
         """Return the fine-tuned and converted model with the post-training-quantized control."""

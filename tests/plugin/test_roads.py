@@ -123,3 +123,19 @@ def test_a_converted_model_that_nothing_lowered_fails_coverage_and_says_how_to_l
     text = " ".join(result.stdout.str().split())
     assert "converted but not lowered: 0 int8 kernels" in text
     assert "torch.compile with freezing (pt2e-inductor)" in text
+
+
+def test_recipes_that_differ_in_the_runtime_only_share_their_training(project: Project) -> None:
+    project.add('''
+        def counted():
+            def train(model):
+                with open("trained.txt", "a") as file:
+                    file.write("once ")
+                (images, target), *_ = batches()
+                nn.functional.cross_entropy(model(images), target).backward()
+                torch.optim.SGD(model.parameters(), 1e-4).step()
+            return case(train=train, train_data=None, loss_fn=None)
+    ''')
+    result = project.run("--qat-model=models:counted", "--qat-recipe=fx-x86", "--qat-recipe=fx-torchscript")
+    assert result.parseoutcomes().get("passed", 0) >= 14
+    assert (project.path / "trained.txt").read_text() == "once "
