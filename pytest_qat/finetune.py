@@ -139,7 +139,9 @@ def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu", progre
     with _device_errors(device):
         prepared.to(device)
     prepared.train()
-    if case.train is not None:
+    if case.prepared is not None:
+        done = FineTuning(kind="given")  # it is judged as the user trained it
+    elif case.train is not None:
         _own_loop(prepared, case)
         done = FineTuning(kind="own")
     elif case.train_data is not None:

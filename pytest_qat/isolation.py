@@ -39,9 +39,6 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
 
     torch's own deprecation warnings about eager quantization are not the user's to act on, and stay silent inside.
     """
-    numpy = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy is not None else None
-    python_state, torch_state = random.getstate(), torch.get_rng_state()
     engine, thread_count = torch.backends.quantized.engine, torch.get_num_threads()
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -50,12 +47,7 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
     for log in logs:
         log.disabled = "TORCH_TRACE" not in os.environ
     try:
-        if seed is not None:
-            random.seed(seed)
-            torch.manual_seed(seed)
-            if numpy is not None:
-                numpy.random.seed(seed % 2**32)
-        with warnings.catch_warnings():
+        with _preserved_generators(seed), warnings.catch_warnings():
             for message in _DEPRECATED:
                 warnings.filterwarnings("ignore", message=message)
             yield
@@ -71,7 +63,27 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
         if (torch.are_deterministic_algorithms_enabled(),
                 torch.is_deterministic_algorithms_warn_only_enabled()) != (deterministic, warn_only):
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)  # loads torch's compiler: seconds
+
+
+@contextlib.contextmanager
+def _preserved_generators(seed: int | None) -> Iterator[None]:
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    if seed is not None:
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if cuda_states is not None:  # one that begins later has a fixed seed of its own
+            torch.cuda.manual_seed_all(seed)
+        if numpy is not None:
+            numpy.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
         torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
         random.setstate(python_state)
         if numpy is not None and numpy_state is not None:
             numpy.random.set_state(numpy_state)

@@ -86,15 +86,20 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
         return Verdict(outcome=Outcome.FAILED, findings=(nothing, *findings),
                        reasons=("nothing was quantized: 0 modules that are called hold int8 weights.",))
     by_weight = "" if coverage.weight_share is None else f" and {coverage.weight_share:.1%} of weights"
+    known = coverage.mac_share is not None
     share = (f"{coverage.mac_share:.1%} of multiply-accumulates{by_weight} run in int8 "
-             f"({coverage.int8_modules} modules)")
+             f"({coverage.int8_modules} modules)") if known else (
+                 f"{coverage.int8_modules} kernels run in int8, and the artefact does not tell of what size")
     if coverage.leftovers:
         more = len(coverage.leftovers) - NAMED_LEFTOVERS
         share += "; in float: " + ", ".join(
             f"{left.module or 'the model'} ({left.reason})" for left in coverage.leftovers[:NAMED_LEFTOVERS])
         share += f" and {more} more" if more > 0 else ""
     floor = tolerances.min_coverage
-    if floor is not None and coverage.mac_share < floor:
+    if floor is not None and coverage.mac_share is None:
+        return Verdict(outcome=Outcome.INCONCLUSIVE, findings=findings,
+                       reasons=(f"{share}; required is {floor:.1%} of them.",))
+    if floor is not None and coverage.mac_share is not None and coverage.mac_share < floor:
         return Verdict(outcome=Outcome.FAILED, findings=findings,
                        reasons=(f"{share}; required is {floor:.1%} of multiply-accumulates.",))
     return Verdict(outcome=Outcome.PASSED, reasons=(f"{share}.",), findings=findings)

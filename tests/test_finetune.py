@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -160,3 +161,15 @@ def test_frozen_parameters_leave_nothing_to_train() -> None:
     made.model.requires_grad_(False)
     with pytest.raises(StageError, match="no parameter of the prepared model requires a gradient"):
         fine_tune(prepared(made), made)
+
+
+def test_a_module_that_the_user_has_prepared_is_not_trained_again() -> None:
+    made = case()
+    module = prepared(made)
+    calibrate(module, [BATCHES[0][0]])
+    given = dataclasses.replace(made, prepared=module)
+    assert not given.fine_tunes
+    before = copy.deepcopy([parameter.detach() for parameter in module.parameters()])
+    assert fine_tune(module, given).kind == "given"
+    assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+    assert not module.training

@@ -73,3 +73,18 @@ def test_torchs_own_deprecations_stay_silent_and_others_do_not() -> None:
             warnings.warn("torch.ao.quantization is deprecated and will be removed", DeprecationWarning, stacklevel=1)
             warnings.warn("something of the user's", UserWarning, stacklevel=1)
     assert [str(entry.message) for entry in caught] == ["something of the user's"]
+
+
+def test_generators_of_cuda_are_restored_if_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    restored: list[object] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    with preserved_torch_state(seed=5):
+        assert torch.initial_seed() == 5
+    assert seeds == []  # a seed that waits for CUDA to begin would be the user's
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["before"])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.append)
+    with preserved_torch_state(seed=7):
+        assert (seeds, restored) == ([7], [])
+    assert restored == [["before"]]

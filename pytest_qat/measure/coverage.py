@@ -45,7 +45,7 @@ class Coverage:
         weights: Number of weights in the float model.
         int8_weights: Those held by int8 modules; None where an artefact does not tell whose kernels are whose.
         macs: Multiply-accumulates of one call on the example inputs.
-        int8_macs: Those done by int8 modules.
+        int8_macs: Those done by int8 modules; None where an artefact tells neither names nor shapes of its kernels.
         int8_modules: Number of modules with int8 weights that a call on the example inputs reaches.
         leftovers: What stays in float, most MACs first.
         reference: Whether nothing runs in int8 though the model is quantized: no runtime has lowered it.
@@ -54,14 +54,16 @@ class Coverage:
     weights: int
     int8_weights: int | None
     macs: int
-    int8_macs: int
+    int8_macs: int | None
     int8_modules: int
     leftovers: tuple[Leftover, ...]
     reference: bool = False
 
     @property
-    def mac_share(self) -> float:
-        """Share of the multiply-accumulates in int8, in [0, 1]."""
+    def mac_share(self) -> float | None:
+        """Share of the multiply-accumulates in int8, in [0, 1]; None if unknown."""
+        if self.int8_macs is None:
+            return None
         return self.int8_macs / self.macs if self.macs else 0.0
 
     @property
@@ -87,9 +89,11 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
     weights = _weights(dict(float_model.named_modules()))
     int8 = _int8_owners(converted)
     modules = dict(float_model.named_modules())
+    products = _float_products(converted)
     leftovers = [
         Leftover(module=name, kind=type(modules[name]).__name__, weights=weights[name], macs=macs.get(name, 0),
-                 reason=_reason(name, modules[name], reasons, called=name in called))
+                 reason="torch's quantized::matmul dequantizes, and computes in float" if name in products else
+                 _reason(name, modules[name], reasons, called=name in called))
         for name in modules if name not in int8 and (weights[name] or macs.get(name, 0))
     ]
     return Coverage(
@@ -114,7 +118,8 @@ def coverage_of_kernels(float_model: nn.Module, kernels: Sequence[Kernel], examp
     modules = dict(float_model.named_modules())
     weights = _weights(modules)
     named = bool(kernels) and all(kernel.module in modules for kernel in kernels)
-    shares = _shares(kernels, counted.by_module, named=named)
+    known_shares = _shares(kernels, counted.by_module, named=named)
+    shares = known_shares or [0] * len(kernels)
     done = {kernel.module for kernel in kernels if kernel.int8} - {
         kernel.module for kernel in kernels if not kernel.int8}
     leftovers = [Leftover(
@@ -131,22 +136,24 @@ def coverage_of_kernels(float_model: nn.Module, kernels: Sequence[Kernel], examp
                       for name, module in modules.items()
                       if name not in known and (weights[name] or counted.by_module.get(name))]
     int8_macs = sum(share for kernel, share in zip(kernels, shares, strict=True) if kernel.int8)
+    listed = int8_macs + sum(left.macs for left in leftovers)
+    unknown = known_shares is None and any(kernel.int8 for kernel in kernels)
     return Coverage(
         weights=sum(weights.values()), int8_weights=sum(weights[name or ""] for name in done) if named else None,
-        macs=int8_macs + sum(left.macs for left in leftovers), int8_macs=int8_macs,
-        int8_modules=sum(kernel.int8 for kernel in kernels),
+        macs=listed if named else max(listed, sum(counted.by_module.values())),
+        int8_macs=None if unknown else int8_macs, int8_modules=sum(kernel.int8 for kernel in kernels),
         leftovers=tuple(sorted(leftovers, key=lambda left: (-left.macs, -left.weights))),
         reference=not any(kernel.int8 for kernel in kernels) and any(
             kernel.reason == REFERENCE_REASON for kernel in kernels))
 
 
-def _shares(kernels: Sequence[Kernel], by_module: Mapping[str, int], *, named: bool) -> list[int]:
-    """MACs of each kernel; where neither names nor counts are known, each gets the same share of the model's."""
+def _shares(kernels: Sequence[Kernel], by_module: Mapping[str, int], *, named: bool) -> list[int] | None:
+    """MACs of each kernel; None where neither names nor counts are known."""
     if named:
         return [_macs_of(kernel, kernels, by_module) for kernel in kernels]
     if all(kernel.macs is not None for kernel in kernels):
         return [kernel.macs or 0 for kernel in kernels]
-    return [sum(by_module.values()) // len(kernels)] * len(kernels)
+    return None
 
 
 def _macs_of(kernel: Kernel, kernels: Sequence[Kernel], by_module: Mapping[str, int]) -> int:
@@ -171,8 +178,17 @@ def _int8_owners(converted: nn.Module) -> frozenset[str]:
     names = {own[name] for name, module in converted.named_modules() if _holds_int8_weight(module)}
     if isinstance(converted, torch.fx.GraphModule):
         names.update(_owner(node, own) for node in converted.graph.nodes
-                     if node.op == "call_function" and _is_int8_matmul(node.target))
+                     if node.op == "call_function" and _is_int8_product(node.target))
     return frozenset(names)
+
+
+def _float_products(converted: nn.Module) -> set[str]:
+    """Names, in the user's model, of the modules that multiply int8 tensors by an op that computes in float."""
+    if not isinstance(converted, torch.fx.GraphModule):
+        return set()
+    own = user_names(converted)
+    return {_owner(node, own) for node in converted.graph.nodes
+            if node.op == "call_function" and "quantized" in str(node.target) and "matmul" in str(node.target)}
 
 
 def _never_called(converted: nn.Module, example_inputs: tuple[Any, ...]) -> set[str]:
@@ -194,13 +210,17 @@ def _owner(node: torch.fx.Node, own: Mapping[str, str]) -> str:
 
 def _holds_int8_weight(module: nn.Module) -> bool:
     path = type(module).__module__
-    return path.startswith("torch.ao.nn") and ".quantized" in path and "reference" not in path and (
-        callable(getattr(module, "weight", None)))
+    if not path.startswith("torch.ao.nn") or ".quantized" not in path or "reference" in path:
+        return False
+    if ".dynamic.modules.rnn" in path:  # packed in a form that does not show its weights
+        return getattr(module, "dtype", None) == torch.qint8
+    weight: Any = getattr(module, "weight", None)
+    return callable(weight) and bool(weight().is_quantized)  # dynamic layers may hold float16
 
 
-def _is_int8_matmul(target: Any) -> bool:
+def _is_int8_product(target: Any) -> bool:
     name = str(target)
-    return "quantized" in name and any(op in name for op in ("conv", "linear", "matmul"))
+    return "quantized" in name and any(op in name for op in ("conv", "linear"))
 
 
 def _known_reason(name: str, reasons: Mapping[str, str]) -> str | None:

@@ -157,7 +157,8 @@ def _size_row(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> Iter
 def _coverage_row(metrics: Mapping[str, Any], tolerances: Mapping[str, Any]) -> Iterator[Row]:
     coverage, floor = metrics["coverage"], tolerances["min_coverage"]
     if coverage is not None:
-        yield ("MACs in int8", "", "", f"{coverage['mac_share']:.1%}", "",
+        share = coverage["mac_share"]
+        yield ("MACs in int8", "", "", "unknown" if share is None else f"{share:.1%}", "",
                f">= {floor:.1%}" if floor is not None else "> 0%", "coverage")
 
 

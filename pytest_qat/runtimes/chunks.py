@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pytest_qat.batches import sample_count
+from pytest_qat.errors import DataError
 from pytest_qat.runtimes.base import Deployed
 
 __all__ = ["run_batch"]
@@ -18,6 +19,9 @@ def run_batch(deployed: Deployed, inputs: Any) -> Any:
     """Return the outputs for a batch: at once if the size fits, else in parts of the artefact's size.
 
     The last part is filled up with its first sample, whose further outputs are cut off again.
+
+    Raises:
+        DataError: an output depends on the samples, but has no rows of theirs.
     """
     samples = sample_count(inputs)
     size = deployed.batch
@@ -40,7 +44,16 @@ def _part(inputs: Any, start: int, size: int, samples: int) -> Any:
 
 
 def _joined(values: tuple[Any, ...], size: int, samples: int) -> Any:
+    """Join one output of all parts: a row a sample, several rows a sample, or something that no sample changes."""
     first = values[0]
-    if isinstance(first, Tensor) and first.dim() > 0 and first.shape[0] == size:
+    if not isinstance(first, Tensor) or first.dim() == 0:
+        return first
+    if first.shape[0] == size:
         return torch.cat(values)[:samples]
-    return first
+    if all(torch.equal(first, value) for value in values[1:]):
+        return first
+    if first.shape[0] % size:
+        raise DataError(
+            f"an output of shape {tuple(first.shape)} for a batch of {size} cannot be told apart by samples, and the "
+            f"artefact is made for {size}.", hint=f"Give batches of {size}, or return one row a sample.")
+    return torch.cat(values)[:samples * (first.shape[0] // size)]

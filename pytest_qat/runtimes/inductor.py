@@ -34,8 +34,10 @@ from pytest_qat.workflows.exported import module_of
 
 __all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
 
+COMPILES = True
+"""The first call of an artefact takes seconds to minutes."""
 _INT8 = r"(?:onednn|quantized)\.q(?:conv|linear)\w*|(?:aten\.|extern_kernels\.)?_int_mm\w*|cpp_fused\w*_int_mm\w*"
-_FLOAT = (r"mkldnn\._(?:convolution|linear)\w*|mkl\._mkl_linear|extern_kernels\.(?:convolution|addmm|mm|bmm)"
+_FLOAT = (r"mkldnn\._(?:convolution|linear)\w*|mkl\._mkl_linear|extern_kernels\.(?:convolution|addmm|mm|bmm|baddbmm)"
           r"|aten\.convolution\w*|aten\._scaled_dot_product\w*")
 _CODE: dict[Path, str] = {}
 """What was generated for an artefact in this process."""

@@ -59,7 +59,7 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     exported: dict[str, torch.export.ExportedProgram] = {}
     for side, module in (("fp32", fp32), ("int8", int8)):
         plain = module.graph_module if isinstance(module, ExportedModel) else module
-        exported[side] = export_program(plain, example_inputs, any_batch=False)
+        exported[side] = export_program(*_on_tensors_alone(plain, example_inputs), any_batch=False)
         if inspect_program is not None:
             inspect_program(exported[side])
         programs[side] = folder / f"{side}.pt2"
@@ -72,7 +72,34 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     names = tuple(inspect.signature(fp32.forward).parameters)
     forms = {side: _form(runtime, built[side], exported[side], threads=settings.threads, names=names,
                          batch=sample_count(example_inputs)) for side in built}
+    if getattr(runtime, "COMPILES", False):  # now, so that nobody times it
+        for form in forms.values():
+            form.run(form.adapt(example_inputs))
     return DeployedPair(fp32={"contiguous": forms["fp32"]}, int8={"contiguous": forms["int8"]})
+
+
+class _TensorsAlone(nn.Module):
+    """A model whose other arguments, such as flags, are those of the example: runtimes take tensors."""
+
+    def __init__(self, model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.graph_module = model  # the name that modules are told without
+        leaves, self._form = pytree.tree_flatten(example_inputs)
+        self._others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+
+    def forward(self, *tensors: Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [next(given) if other is None else other[0] for other in self._others]
+        return self.graph_module(*pytree.tree_unflatten(leaves, self._form))
+
+
+def _on_tensors_alone(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Return a model and example inputs without anything but tensors."""
+    leaves = pytree.tree_leaves(example_inputs)
+    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    if len(tensors) == len(leaves):
+        return model, example_inputs
+    return _TensorsAlone(model, example_inputs).eval(), tensors
 
 
 def _refuse_unfit(name: str, model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
@@ -118,7 +145,7 @@ def _form(runtime: ModuleType, built: Built, exported: torch.export.ExportedProg
 
 
 def leaves_of(inputs: Any, names: Sequence[str] = ()) -> list[Tensor]:
-    """Return the tensors of a batch in order; anything else was made a constant by the export.
+    """Return the tensors of a batch in order; anything else is a constant of the artefact.
 
     Args:
         inputs: One batch; keywords may come in any order.
@@ -127,7 +154,8 @@ def leaves_of(inputs: Any, names: Sequence[str] = ()) -> list[Tensor]:
     if isinstance(inputs, Mapping):
         known = [name for name in names if name in inputs]
         inputs = [inputs[name] for name in (*known, *(name for name in inputs if name not in known))]
-    return [leaf.contiguous() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return [leaf.clone(memory_format=torch.contiguous_format)  # contiguous() keeps odd strides of sides of 1
+            for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def load_flat_program(runtime: ModuleType, path: Path) -> Callable[[], object]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pytest_qat.batches import call, to_channels_last
-from pytest_qat.errors import MeasurementError
+from pytest_qat.errors import MeasurementError, StageError
 from pytest_qat.isolation import quantized_engine
 from pytest_qat.locate import headline
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, StoredTensor
@@ -44,11 +44,25 @@ def deploy_in_layouts(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[An
         form: Deploys a module under a name, in channels_last or not.
     """
     images = any(isinstance(leaf, Tensor) and leaf.dim() == 4 for leaf in pytree.tree_leaves(example_inputs))
-    layouts = (False, True) if images else (False,)
-    fp32_forms, int8_forms = ([form(module, f"{side}-{int(last)}", last) for last in layouts]
-                              for side, module in (("fp32", fp32), ("int8", int8)))
+    fp32_forms, int8_forms = ([form(module, f"{side}-0", False)] + (
+        _channels_last(module, f"{side}-1", example_inputs, form) if images else [])
+        for side, module in (("fp32", fp32), ("int8", int8)))
     return DeployedPair(fp32={made.layout: made for made in fp32_forms},
                         int8={made.layout: made for made in int8_forms})
+
+
+def _channels_last(module: nn.Module, name: str, example_inputs: tuple[Any, ...],
+                   form: Callable[[nn.Module, str, bool], Deployed]) -> list[Deployed]:
+    """Deploy in channels_last and run once; a model that does not take this layout ships in the other alone."""
+    try:
+        made = form(module, name, True)
+        with made.session():
+            made.run(made.adapt(example_inputs))
+    except StageError:
+        raise  # the disk is full, say
+    except Exception:  # whatever a model does that needs contiguous tensors, such as view
+        return []
+    return [made]
 
 
 def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_last: bool) -> Deployed:

@@ -80,7 +80,7 @@ def _saw_nothing(fake_quant: nn.Module) -> bool:
 def float_twin(case: QATCase) -> nn.Module:
     """Return a copy in eval mode with BatchNorm folded into the convolutions before it."""
     model = copy.deepcopy(case.model).eval()
-    chains = _chains(case, model, trace_call(model, case.example_inputs), {})
+    chains = fusable_chains(trace_call(model, case.example_inputs), model, keep=frozenset())
     return tq.fuse_modules(model, chains, inplace=True).eval() if chains else model
 
 

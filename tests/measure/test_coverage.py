@@ -113,10 +113,11 @@ def test_a_functional_product_in_float_is_left_over_under_its_owner() -> None:
     assert found.mac_share == pytest.approx(192 / 264)
 
 
-def test_a_functional_product_in_int8_is_covered() -> None:
+def test_torch_s_product_of_int8_tensors_is_a_leftover_because_it_computes_in_float() -> None:
     found = covered(nn.Sequential(nn.Linear(4, 4), Matching()), torch.randn(2, 3, 4))
-    assert found.leftovers == ()
-    assert found.mac_share == 1
+    assert [(left.module, left.macs) for left in found.leftovers] == [("1", 72)]
+    assert "quantized::matmul dequantizes" in found.leftovers[0].reason
+    assert found.mac_share == pytest.approx(192 / 264)
 
 
 class Words(nn.Module):
@@ -278,3 +279,35 @@ def test_measuring_changes_neither_model() -> None:
 def test_shares_of_nothing_are_nothing(total: int, part: int, share: float) -> None:
     found = Coverage(weights=total, int8_weights=part, macs=total, int8_macs=part, int8_modules=1, leftovers=())
     assert (found.mac_share, found.weight_share) == (share, share)
+
+
+def test_float16_in_a_dynamic_layer_is_no_int8() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    for dtype, share in ((torch.float16, 0.0), (torch.qint8, 1.0)):
+        converted = tq.quantize_dynamic(model, {nn.Linear}, dtype=dtype)
+        found = measure_coverage(model, converted, (ROWS,), reasons={})
+        assert (found.mac_share, found.int8_modules) == (share, 2 * share)
+
+
+def test_a_dynamic_lstm_holds_int8_weights() -> None:
+    model = nn.Sequential(nn.LSTM(4, 3)).eval()
+    for dtype, modules in ((torch.float16, 0), (torch.qint8, 1)):
+        converted = tq.quantize_dynamic(model, {nn.LSTM}, dtype=dtype)
+        assert measure_coverage(model, converted, (ROWS[None],), reasons={}).int8_modules == modules
+
+
+class Product(nn.Module):
+    """Two linear layers and a product of what they give; torch's quantized matmul computes in float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(self.left(x), self.right(x).transpose(0, 1))
+
+
+def test_a_product_between_int8_tensors_is_a_leftover() -> None:
+    found = covered(Product(), torch.randn(16, 4))
+    assert (found.macs, found.int8_macs) == (2 * 256 + 1024, 2 * 256)
+    assert [(each.module, each.macs) for each in found.leftovers] == [("", 1024)]

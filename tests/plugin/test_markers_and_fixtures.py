@@ -191,5 +191,41 @@ def test_low(qat_run):
 
 def test_high(qat_run):
     with pytest.raises(AssertionError, match="required is 1000.00x"):
-        qat_run.assert_speedup(at_least=1000)
+        qat_run.assert_size_reduction(at_least=1000)
 ''').assert_outcomes(passed=2)
+
+
+UNCLEAR = """
+def unclear():
+    return case(eval_data=None)
+"""
+
+
+def test_what_is_unclear_skips_a_test_but_hides_no_failure(project: Project) -> None:
+    project.add(UNCLEAR)
+    (project.path / "test_mine.py").write_text('''
+import pytest
+
+@pytest.mark.qat(model="models:unclear", min_accuracy=0.5, min_size_reduction=1000)
+def test_marker():
+    pass
+
+@pytest.mark.qat(model="models:unclear", min_accuracy=0.5)
+def test_body(qat_run):
+    qat_run.assert_accuracy()
+    qat_run.assert_size_reduction(at_least=1000)
+
+@pytest.mark.qat(model="models:unclear", min_accuracy=0.5)
+def test_own(qat_run):
+    qat_run.assert_accuracy()
+    assert 1 + 1 == 3
+
+@pytest.mark.qat(model="models:unclear", min_accuracy=0.5)
+def test_skipped(qat_run):
+    qat_run.assert_accuracy()
+    qat_run.assert_size_reduction(at_least=0.1)
+''')
+    result = project.run("test_mine.py", "-rs")
+    result.assert_outcomes(failed=3, skipped=1)
+    result.stdout.fnmatch_lines(["*required is 1000.00x*", "INCONCLUSIVE*min_accuracy 50.00% cannot be checked*"])
+    project.run("test_mine.py", "--qat-strict").assert_outcomes(failed=4)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pytest_qat.errors import DataError
 from pytest_qat.runtimes.base import Deployed
 from pytest_qat.runtimes.chunks import run_batch
 
@@ -106,3 +107,20 @@ def test_the_user_s_batch_stays_as_it_is() -> None:
     kept = inputs.clone()
     run_batch(Artefact().deployed(), inputs)
     assert torch.equal(inputs, kept)
+
+
+def test_outputs_without_a_row_a_sample_are_joined_kept_or_refused() -> None:
+    def run(adapted: tuple[str, Any]) -> dict[str, Tensor]:
+        _, inputs = adapted
+        return {"tokens": inputs.reshape(-1, 1), "anchors": torch.ones(7), "loss": inputs.sum()}
+
+    artefact = Artefact()
+    artefact.run = run  # type: ignore[method-assign, assignment]
+    found = run_batch(artefact.deployed(), rows(10))
+    assert torch.equal(found["tokens"], rows(10).reshape(-1, 1))
+    assert torch.equal(found["anchors"], torch.ones(7))
+    assert found["loss"].dim() == 0
+
+    artefact.run = lambda adapted: adapted[1].sum(dim=0)  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=r"an output of shape \(3,\) for a batch of 4 cannot be told apart"):
+        run_batch(artefact.deployed(), rows(10))

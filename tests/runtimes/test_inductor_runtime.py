@@ -100,6 +100,10 @@ def test_a_compiled_program_answers_as_its_model(models: dict[str, nn.Module], p
     assert sqnr_db(answer(models[side], images), run(form_of(pair, side), images)) > least_db
 
 
+def test_deploying_compiles_so_that_nothing_later_does(pair: DeployedPair) -> None:
+    assert {form_of(pair, side).artefact for side in ("fp32", "int8")} <= set(inductor._CODE)
+
+
 def test_the_program_of_the_int8_model_is_far_smaller(pair: DeployedPair) -> None:
     fp32, int8 = form_of(pair, "fp32"), form_of(pair, "int8")
     assert [form.artefact.name for form in (fp32, int8)] == ["fp32.program.pt2", "int8.program.pt2"]

@@ -18,6 +18,7 @@ from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.runtimes import Deployed, DeploySettings, Kernel, lowered
 from pytest_qat.runtimes.child import Built
 from pytest_qat.runtimes.chunks import run_batch
+from pytest_qat.runtimes.graphs import kernels_of
 from pytest_qat.runtimes.lowered import deploy_lowered, in_order, leaves_of, load_exported
 from tests.answers import agree, answer, quietly
 
@@ -108,6 +109,33 @@ def test_nested_inputs_and_outputs_keep_their_structure(standin: Standin, tmp_pa
     found, expected = run_batch(form, inputs(samples)), answer(model, inputs(samples))
     assert list(found) == ["z", "a"]
     assert agree(expected, found, least_db=100.0)
+
+
+class Flagged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, times: int = 1) -> Tensor:
+        assert mask is None
+        return self.fc(x) * times
+
+
+def test_arguments_that_are_no_tensors_are_constants_of_the_artefact(standin: Standin, tmp_path: Path) -> None:
+    model = Flagged()
+    form = deployed(standin, model, (rows(2), None, 3), tmp_path)
+    expected = answer(model, (rows(5), None, 3))  # type: ignore[arg-type]
+    assert torch.allclose(run_batch(form, (rows(5), None, 3)), expected)
+    assert torch.allclose(run_batch(form, rows(5)), expected)
+    kernels = kernels_of(load_exported(tmp_path / "int8.pt2").graph_module)
+    assert [kernel.module for kernel in kernels] == ["fc"]
+
+
+def test_odd_strides_of_sides_of_one_do_not_reach_a_runtime() -> None:
+    channels_last = torch.randn(2, 8, 8, 1).permute(0, 3, 1, 2)
+    (leaf,) = leaves_of(channels_last)
+    assert leaf.stride() == (64, 64, 8, 1)
+    assert torch.equal(leaf, channels_last)
 
 
 def test_a_lone_output_is_a_tensor_and_no_list(standin: Standin, tmp_path: Path) -> None:

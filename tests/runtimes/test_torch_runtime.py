@@ -17,7 +17,7 @@ from pytest_qat.isolation import preserved_torch_state, quantized_engine
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import load_runtime
 from pytest_qat.runtimes import torch as torch_runtime
-from pytest_qat.runtimes.base import Deployed
+from pytest_qat.runtimes.base import Deployed, DeploySettings
 from pytest_qat.runtimes.torch import deploy_form, load_program, stored_tensors
 from pytest_qat.workflows import fx
 from tests.small_net import Net
@@ -219,3 +219,36 @@ def test_an_int8_model_stores_its_packed_weights_as_int8(int8: nn.Module) -> Non
     assert (found["conv.weight"].dtype, found["conv.weight"].size_bytes) == ("qint8", 8 * 27)
     packed = [entry for entry in found.values() if entry.dtype == "qint8" and entry.name.startswith("fc.")]
     assert [(entry.shape, entry.size_bytes) for entry in packed] == [((4, 8), 32)]
+
+
+class Viewing(nn.Module):
+    """`view` wants contiguous tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * 8 * 8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.view(x.size(0), -1))
+
+
+class Cubes(nn.Module):
+    """Images and weights of five dimensions, which have no channels_last form of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x[:, :, None]).mean((2, 3, 4))
+
+
+@pytest.mark.parametrize("model", [Viewing(), Cubes()])
+@pytest.mark.parametrize("runtime", ["torch", "torchscript"])
+def test_a_model_that_cannot_take_channels_last_ships_without_it(model: nn.Module, runtime: str,
+                                                                 tmp_path: Path) -> None:
+    pair = load_runtime(runtime).deploy(model.eval(), model.eval(), (IMAGES,), tmp_path,
+                                        DeploySettings(engine="x86", threads=1, timeout_s=60))
+    for side in (pair.fp32, pair.int8):
+        assert list(side) == ["contiguous"]
+        assert torch.allclose(run(side["contiguous"], (IMAGES,)), model(IMAGES), atol=1e-5)

@@ -238,13 +238,13 @@ def test_the_users_model_is_never_changed(workflow: str) -> None:
                    for part in model.modules())
 
 
-@pytest.mark.parametrize("workflow", ["eager", "fx"])
-def test_the_float_twin_computes_the_same_with_batchnorm_folded(workflow: str) -> None:
+@pytest.mark.parametrize(("workflow", "options"), [("eager", {}), ("fx", {}), ("eager", {"fuse": []})])
+def test_the_float_twin_computes_the_same_with_batchnorm_folded(workflow: str, options: dict[str, Any]) -> None:
     model = Residual(functional=True)
     with torch.no_grad():
         for _ in range(5):
             model.train()(torch.randn(16, 3, 8, 8))
     model.eval()
-    twin = load_workflow(workflow).float_twin(case(model))
+    twin = load_workflow(workflow).float_twin(case(model, **options))
     assert not any(isinstance(part, nn.BatchNorm2d) for part in twin.modules())
     assert sqnr_db(model(IMAGES), twin(IMAGES)) > 80
