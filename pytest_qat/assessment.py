@@ -147,7 +147,8 @@ class Assessment:
             "data": f"fine-tuned for {done.steps} steps, loss {done.first_loss or 0:.4f} -> {done.last_loss or 0:.4f}.",
             "own": "fine-tuned by the case's own train.",
             "none": "not fine-tuned: the case gives neither train nor train_data, so this is calibration only.",
-            "given": "the case brings its own converted model.",
+            "given": "the case brings its own converted model." if self.run.case.converted is not None else
+                     "the case brings its own prepared model, which is converted as it is.",
         }[done.kind], () if made.prepared is None else collapsed_ranges(made.prepared.module))
 
     def _coverage(self, tolerances: Tolerances) -> Verdict:

@@ -42,7 +42,7 @@ def measured(project: Project, model: str, *arguments: str) -> tuple[dict[str, A
 
 
 def row(text: str, label: str) -> list[str]:
-    [line] = [line for line in text.splitlines() if line.startswith(label)]
+    [line] = [line for line in text.splitlines() if line.startswith(f"{label.rstrip()}  ")]  # a note has no columns
     return re.split(r" {2,}", line.strip())
 
 
@@ -240,3 +240,24 @@ def test_a_metric_for_which_lower_is_better_works_and_is_not_shown_as_percent(pr
     assert cells[3:6] == ["138.6", f"{-accuracy['drop']:+.4g}", ">= -0.01"]
     assert "fine-tuning made int8 worse: 138.6 after it" in finding(run, "qat-below-ptq")["message"]
     assert not re.search(r"138\.\d+%", text)
+
+
+PREPARED = """
+def trained_by_the_user():
+    import copy
+    from torch.ao.quantization import get_default_qat_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_qat_fx
+    made = case()
+    prepared = prepare_qat_fx(copy.deepcopy(made.model), get_default_qat_qconfig_mapping("x86"), made.example_inputs)
+    for images, _ in batches():
+        prepared(images)
+    return case(prepared=prepared)
+"""
+
+
+def test_a_prepared_model_is_converted_as_it_is(project: Project) -> None:
+    project.add(PREPARED)
+    result = project.run("--qat-model=models:trained_by_the_user", "-k", "convert or accuracy")
+    result.assert_outcomes(passed=2, deselected=6)
+    result.stdout.fnmatch_lines(["*the case brings its own prepared model*"])
+    assert "fine-tuned for" not in result.stdout.str()

@@ -254,7 +254,7 @@ def test_what_a_child_has_started_ends_with_it(tmp_path: Path) -> None:
         time.sleep(600)
     """
     with pytest.raises(CheckFailed, match="did not get done"):
-        built(tmp_path, int8=code, timeout_s=20)
+        built(tmp_path, int8=code, timeout_s=10)
     helper = int(note.read_text())
     ends = time.monotonic() + 10
     while Path(f"/proc/{helper}/cmdline").exists() and Path(f"/proc/{helper}/cmdline").read_bytes():
