@@ -57,7 +57,7 @@ class TimingSettings:
     block_s: float = 0.005
     discard_s: float = 0.002
     margin: float = 1.15
-    precision: float = 0.016
+    precision: float = 0.02
     least_s: float = 0.0
     max_pairs: int | None = None
 
