@@ -89,7 +89,7 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
     weights = _weights(dict(float_model.named_modules()))
     int8 = _int8_owners(converted)
     modules = dict(float_model.named_modules())
-    products = _float_products(converted)
+    products = _callers_of(converted, "matmul")
     leftovers = [
         Leftover(module=name, kind=type(modules[name]).__name__, weights=weights[name], macs=macs.get(name, 0),
                  reason="torch's quantized::matmul dequantizes, and computes in float" if name in products else
@@ -176,19 +176,17 @@ def _int8_owners(converted: nn.Module) -> frozenset[str]:
     """Names, in the user's model, of the modules whose weights are int8."""
     own = user_names(converted)
     names = {own[name] for name, module in converted.named_modules() if _holds_int8_weight(module)}
-    if isinstance(converted, torch.fx.GraphModule):
-        names.update(_owner(node, own) for node in converted.graph.nodes
-                     if node.op == "call_function" and _is_int8_product(node.target))
-    return frozenset(names)
+    return frozenset(names | _callers_of(converted, "conv", "linear"))
 
 
-def _float_products(converted: nn.Module) -> set[str]:
-    """Names, in the user's model, of the modules that multiply int8 tensors by an op that computes in float."""
+def _callers_of(converted: nn.Module, *ops: str) -> set[str]:
+    """Names, in the user's model, of the modules that call quantized ops of these kinds as functions."""
     if not isinstance(converted, torch.fx.GraphModule):
         return set()
     own = user_names(converted)
     return {_owner(node, own) for node in converted.graph.nodes
-            if node.op == "call_function" and "quantized" in str(node.target) and "matmul" in str(node.target)}
+            if node.op == "call_function" and "quantized" in (called := str(node.target))
+            and any(op in called for op in ops)}
 
 
 def _never_called(converted: nn.Module, example_inputs: tuple[Any, ...]) -> set[str]:
@@ -216,11 +214,6 @@ def _holds_int8_weight(module: nn.Module) -> bool:
         return getattr(module, "dtype", None) == torch.qint8
     weight: Any = getattr(module, "weight", None)
     return callable(weight) and bool(weight().is_quantized)  # dynamic layers may hold float16
-
-
-def _is_int8_product(target: Any) -> bool:
-    name = str(target)
-    return "quantized" in name and any(op in name for op in ("conv", "linear"))
 
 
 def _known_reason(name: str, reasons: Mapping[str, str]) -> str | None:
