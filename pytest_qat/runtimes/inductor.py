@@ -124,6 +124,7 @@ def load(path: Path, *, threads: int) -> Call:
         importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     program = load_exported(path)
     takes = program.call_spec.in_spec
+    assert takes is not None, "unreachable because torch.export notes how a program is called"
     compiled: Any = torch.compile(program.module(), dynamic=False)
 
     def run(values: Sequence[Tensor]) -> Any:
@@ -131,10 +132,8 @@ def load(path: Path, *, threads: int) -> Call:
         pinned = contextlib.nullcontext() if torch.get_num_threads() == threads else intra_op_threads(threads)
         with pinned, torch.inference_mode(mode=False), torch.no_grad():
             plain = [value.clone() if value.is_inference() else value for value in values]
-            if takes is not None and takes.num_leaves == len(plain):
-                args, kwargs = pytree.tree_unflatten(plain, takes)
-                return compiled(*args, **kwargs)
-            return compiled(*plain)
+            args, kwargs = pytree.tree_unflatten(plain, takes)
+            return compiled(*args, **kwargs)
 
     cold = True
 

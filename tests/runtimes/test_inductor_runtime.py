@@ -21,7 +21,7 @@ from pytest_qat.isolation import threads
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, Kernel, inductor, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
-from tests.answers import quietly
+from tests.answers import quietly, sqnr_db
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 NAMED = (Kernel(int8=False, op="conv2d", module="conv", macs=100), Kernel(int8=False, op="linear", module="fc", macs=9))
@@ -80,12 +80,6 @@ def answer(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(images)["logits"]
     return logits
-
-
-def sqnr_db(reference: Tensor, found: Tensor) -> float:
-    assert reference.shape == found.shape
-    noise = (reference - found).double().square().sum()
-    return float(10 * torch.log10(reference.double().square().sum() / noise.clamp_min(1e-30)))
 
 
 def test_the_recipe_finds_it_by_name() -> None:
