@@ -19,7 +19,7 @@ from pytest_qat.measure.energy import NOT_MOVING, Energy, find_meter, measure_en
 from pytest_qat.measure.latency import Speedup, TimingSettings, compare_latency
 from pytest_qat.runtimes.base import Deployed
 
-__all__ = ["BatchSpeed", "Speed", "measure_speed", "overhead_share"]
+__all__ = ["BatchSpeed", "Speed", "bound", "measure_speed", "overhead_share"]
 
 _SIDE_SHARE = 0.1
 """Share of the budget for each comparison beside the main one."""
@@ -111,7 +111,7 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
     samples = sample_count(inputs)
     with fp32["contiguous"].session(), int8["contiguous"].session():
         plain = {"fp32": fp32["contiguous"], "int8": int8["contiguous"]}
-        first = compare_latency(_bound(plain["fp32"], inputs, "float"), _bound(plain["int8"], inputs, "int8"),
+        first = compare_latency(bound(plain["fp32"], inputs, "float"), bound(plain["int8"], inputs, "int8"),
                                 settings=replace(settings, max_pairs=1))
         if first.elapsed_s > settings.max_time_s * _TOO_SLOW_SHARE:
             return Speed(like_for_like=first, over_eager=None, noise=None, samples=samples, batches=(), energy=None,
@@ -119,7 +119,7 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
                          energy_note="no time left for it: see --qat-max-time")
         glance = replace(brief, max_pairs=LAYOUT_PAIRS)
         chosen = {"fp32": _faster(fp32, inputs, glance, "float"), "int8": _faster(int8, inputs, glance, "int8")}
-        slow, fast = _bound(chosen["fp32"], inputs, "float"), _bound(chosen["int8"], inputs, "int8")
+        slow, fast = bound(chosen["fp32"], inputs, "float"), bound(chosen["int8"], inputs, "int8")
         noise = compare_latency(slow, slow, settings=brief)
         left_s = max(ends - time.monotonic() - brief.max_time_s, brief.max_time_s)
         main = compare_latency(slow, fast, floor=floor, settings=replace(settings, max_time_s=left_s))
@@ -137,7 +137,7 @@ def _at_batch(forms: Mapping[str, Deployed], inputs: tuple[Any, ...], batch: int
               floor: float) -> BatchSpeed:
     try:
         resized = with_batch(inputs, batch)
-        sides = [_bound(forms[side], resized, side) for side in ("fp32", "int8")]
+        sides = [bound(forms[side], resized, side) for side in ("fp32", "int8")]
         for call in sides:
             call()
     except Exception as error:  # a model or runtime that is made for one batch size says so in its own way
@@ -171,17 +171,22 @@ def _faster(forms: Mapping[str, Deployed], inputs: tuple[Any, ...], settings: Ti
     """Return the form in the faster memory layout."""
     if len(forms) == 1:
         return next(iter(forms.values()))
-    gain = compare_latency(*(_bound(forms[layout], inputs, side) for layout in ("contiguous", "channels_last")),
+    gain = compare_latency(*(bound(forms[layout], inputs, side) for layout in ("contiguous", "channels_last")),
                            settings=settings, floor=1.0).estimate
     return forms["channels_last" if gain > 1 else "contiguous"]
 
 
-def _bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:
-    adapted = form.adapt(inputs)
+def bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:
+    """Return one call of a deployed model on these inputs, which nobody has called yet.
+
+    Kernels that settle with their first call settle with the first call of what is returned: make it with the number
+    of threads that it is timed with.
+    """
+    adapted, model = form.adapt(inputs), form.run if form.fresh is None else form.fresh()
 
     def run() -> object:
         try:
-            return form.run(adapted)
+            return model(adapted)
         except Exception as error:
             raise MeasurementError(f"the {side} model raised {type(error).__name__} while it was timed: "
                                    f"{headline(error)}.", hint="Call it many times in a shell.") from error

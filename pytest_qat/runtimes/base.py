@@ -65,6 +65,8 @@ class Deployed:
             it in another process.
         batch: The one batch size that the artefact is made for; None: any.
         kernels: What the artefact computes, in order; None: the modules of the converted model tell.
+        fresh: Makes another `run` that nobody has called yet, for kernels that settle with their first call; None:
+            `run` is the same whatever it was called with before.
     """
 
     artefact: Path
@@ -77,6 +79,7 @@ class Deployed:
     save_program: Callable[[Any, Path], None]
     batch: int | None = None
     kernels: tuple[Kernel, ...] | None = None
+    fresh: Callable[[], Callable[[Any], Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,18 @@ def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_la
         session=session,
         save_program=save_program,
         kernels=kernels_of(model.graph_module) if isinstance(model, ExportedModel) else None,
+        fresh=(lambda: partial(call, copy.deepcopy(module))) if _holds_packed_weights(state) else None,
     )
+
+
+def _holds_packed_weights(state: Mapping[str, Any]) -> bool:
+    """Whether any weight is packed for an int8 kernel.
+
+    oneDNN's quantized layers keep the primitive of their very first call, for its shape and number of threads; with
+    others they make a new one in every call, for good, which takes up to twice the time.
+    """
+    return any(isinstance(leaf, torch.ScriptObject) or (isinstance(leaf, Tensor) and leaf.is_quantized)
+               for leaf in pytree.tree_leaves(dict(state)))
 
 
 def engine_session(engine: str | None) -> Callable[[], contextlib.AbstractContextManager[None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,4 +76,5 @@ def _form(model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, engi
     return Deployed(
         artefact=path, size_bytes=path.stat().st_size, tensors=stored_tensors(model.state_dict()),
         layout="channels_last" if channels_last else "contiguous", adapt=adapt,
-        run=lambda inputs: call(loaded, inputs), session=session, save_program=save_program)
+        run=lambda inputs: call(loaded, inputs), session=session, save_program=save_program,
+        fresh=lambda: partial(call, torch.jit.load(str(path))))

@@ -19,6 +19,7 @@ from torch import nn
 from pytest_qat.case import QATCase, Tolerances
 from pytest_qat.isolation import threads
 from pytest_qat.measure.exclusive import MachineLock
+from pytest_qat.measure.speed import bound
 from pytest_qat.pipeline import ModelRun, RunSettings
 from pytest_qat.recipe import get_recipe
 from pytest_qat.refs import load_case
@@ -52,11 +53,10 @@ def deployed(reference: str, shapes: str | None = None, recipe: str = "fx-x86") 
         pair = run.deployed()
         fp32, int8 = pair.fp32["contiguous"], pair.int8["contiguous"]
         with threads(1), fp32.session(), int8.session(), torch.inference_mode():
-            forms = [min(side.values(), key=lambda form: usual_s(lambda: form.run(form.adapt(case.example_inputs)), 3))
+            sides = [[bound(form, case.example_inputs, "timed") for form in side.values()]
                      for side in (pair.fp32, pair.int8)]
-            inputs = [form.adapt(case.example_inputs) for form in forms]
-            yield Pair(name=f"{case.label} {shapes or ''}".strip(), slow=lambda: forms[0].run(inputs[0]),
-                       fast=lambda: forms[1].run(inputs[1]))
+            slow, fast = (min(forms, key=lambda call: usual_s(call, 3)) for forms in sides)
+            yield Pair(name=f"{case.label} {shapes or ''}".strip(), slow=slow, fast=fast)
     finally:
         run.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -341,3 +342,16 @@ def test_inputs_without_a_batch_are_one_sample(machine: Machine) -> None:
     found = machine.measure(6, 2, inputs=(torch.tensor(1.0),))
     assert found.samples == 1
     assert {batch for name, batch in machine.log if name != "eager"} == {1}
+
+
+def test_kernels_that_settle_with_their_first_call_are_timed_fresh(machine: Machine) -> None:
+    """oneDNN's int8 layers stay slow if their first call had another number of threads or another batch."""
+    def used(name: str, ms: float) -> Deployed:
+        form = machine.form(name, 10 * ms, layout="used before")
+        return dataclasses.replace(form, fresh=lambda: lambda adapted: machine.spend(name, 2, ms))
+
+    found = measure_speed(fp32={"contiguous": used("fp32", 2)}, int8={"contiguous": used("int8", 1)}, batches=(8,),
+                          eager=lambda: machine.spend("eager", 2, 4), inputs=INPUTS, floor=1.0,
+                          settings=TimingSettings(max_time_s=20))
+    assert {name for name, _ in machine.log} == {"fp32", "int8", "eager"}
+    assert found.like_for_like.estimate == pytest.approx(2)

@@ -252,3 +252,20 @@ def test_a_model_that_cannot_take_channels_last_ships_without_it(model: nn.Modul
     for side in (pair.fp32, pair.int8):
         assert list(side) == ["contiguous"]
         assert torch.allclose(run(side["contiguous"], (IMAGES,)), model(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torchscript"])
+def test_an_int8_model_can_be_called_afresh(int8: nn.Module, runtime: str, tmp_path: Path) -> None:
+    """oneDNN's quantized layers keep what their first call had: number of threads, shape of the inputs."""
+    settings = DeploySettings(engine="x86", threads=1, timeout_s=60)
+    pair = load_runtime(runtime).deploy(Net().eval(), int8, (IMAGES,), tmp_path, settings)
+    for form in pair.int8.values():
+        assert form.fresh is not None
+        with form.session():
+            first, second = form.fresh(), form.fresh()
+            assert first is not second
+            assert torch.equal(first(form.adapt(IMAGES)), form.run(form.adapt(IMAGES)))
+
+
+def test_a_float_model_settles_nothing_with_its_first_call(tmp_path: Path) -> None:
+    assert deployed(Net(), tmp_path).fresh is None
