@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_qat.measure.latency import Speedup as Speedup
     from pytest_qat.measure.latency import TimingSettings as TimingSettings
     from pytest_qat.measure.latency import compare_latency as compare_latency
+    from pytest_qat.ops import QuantOps as QuantOps
     from pytest_qat.tolerances import Tolerances as Tolerances
 
 _HOMES = {
@@ -24,6 +25,7 @@ _HOMES = {
     "Finding": "pytest_qat.findings",
     "QATCase": "pytest_qat.case",
     "QATError": "pytest_qat.errors",
+    "QuantOps": "pytest_qat.ops",
     "Speedup": "pytest_qat.measure.latency",
     "TimingSettings": "pytest_qat.measure.latency",
     "Tolerances": "pytest_qat.tolerances",
@@ -36,6 +38,7 @@ __all__ = [
     "Finding",
     "QATCase",
     "QATError",
+    "QuantOps",
     "Speedup",
     "TimingSettings",
     "Tolerances",

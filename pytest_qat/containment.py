@@ -21,7 +21,7 @@ from torch import nn
 
 from pytest_qat.batches import call
 
-__all__ = ["Crash", "crash_of"]
+__all__ = ["Crash", "crash_of", "signal_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,26 @@ def crash_of(model: nn.Module, batches: Sequence[Any], *, timeout_s: float = 120
     that hangs, since a fork of a process with threads may hang by itself; it is killed after `timeout_s`. Where
     processes cannot be forked, nothing is contained and None is returned.
     """
+    died = _death_of(lambda writer: _run_batches(model, batches, writer), timeout_s=timeout_s)
+    if died is None:
+        return None
+    number, said = died
+    entered = said.decode("utf-8", errors="replace").split("\n")[:-1]
+    return Crash(signal_name=signal.Signals(number).name, meaning=signal.strsignal(number) or "unknown signal",
+                 module=entered[-1] if entered else None)
+
+
+def signal_of(function: Callable[[], object], *, timeout_s: float = 30.0) -> str | None:
+    """Call a function in a child process and return the signal that ended the child, or None.
+
+    What Python can catch, and hanging, are none of this function's business, as with `crash_of`.
+    """
+    died = _death_of(lambda writer: function(), timeout_s=timeout_s)
+    return None if died is None else signal.Signals(died[0]).name
+
+
+def _death_of(work: Callable[[int], object], *, timeout_s: float) -> tuple[int, bytes] | None:
+    """Do work in a forked child; return the number of the signal that ended it and what it had said, or None."""
     if not hasattr(os, "fork"):
         return None
     reader, writer = os.pipe()
@@ -53,7 +73,7 @@ def crash_of(model: nn.Module, batches: Sequence[Any], *, timeout_s: float = 120
         warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no threads, and lives a few calls
         child = os.fork()
     if child == 0:
-        _run_as_child(model, batches, writer)
+        _work_as_child(work, writer)
     os.close(writer)
     try:
         said = _listen(reader, deadline=time.monotonic() + timeout_s)
@@ -65,16 +85,11 @@ def crash_of(model: nn.Module, batches: Sequence[Any], *, timeout_s: float = 120
     finally:
         os.close(reader)
         _, status = os.waitpid(child, 0)
-    if said is None or not os.WIFSIGNALED(status):
-        return None
-    number = os.WTERMSIG(status)
-    entered = said.decode("utf-8", errors="replace").split("\n")[:-1]
-    return Crash(signal_name=signal.Signals(number).name, meaning=signal.strsignal(number) or "unknown signal",
-                 module=entered[-1] if entered else None)
+    return (os.WTERMSIG(status), said) if said is not None and os.WIFSIGNALED(status) else None
 
 
-def _run_as_child(model: nn.Module, batches: Sequence[Any], writer: int) -> None:
-    """Run the batches and leave without touching anything of the parent's."""
+def _work_as_child(work: Callable[[int], object], writer: int) -> None:
+    """Do the work and leave without touching anything of the parent's."""
     code = 1
     try:
         faulthandler.disable()
@@ -82,15 +97,19 @@ def _run_as_child(model: nn.Module, batches: Sequence[Any], writer: int) -> None
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here
-        for name, module in model.named_modules():
-            if name:
-                module.register_forward_pre_hook(_telling(name, writer))
-        with torch.inference_mode():
-            for inputs in batches:
-                call(model, inputs)
+        work(writer)
         code = 0
     finally:
         os._exit(code)
+
+
+def _run_batches(model: nn.Module, batches: Sequence[Any], writer: int) -> None:
+    for name, module in model.named_modules():
+        if name:
+            module.register_forward_pre_hook(_telling(name, writer))
+    with torch.inference_mode():
+        for inputs in batches:
+            call(model, inputs)
 
 
 def _telling(name: str, writer: int) -> Callable[..., None]:

@@ -26,7 +26,7 @@ from pytest_qat.isolation import preserved_torch_state
 from pytest_qat.locate import place_of
 from pytest_qat.shapes import parse_shapes
 
-__all__ = ["as_case", "load_case", "resolve"]
+__all__ = ["as_case", "load_case", "load_value", "resolve"]
 
 _MISSING = object()
 _DRAWN_SAMPLES, _DRAWN_BATCHES = 64, 16
@@ -47,8 +47,18 @@ def load_case(reference: str, *, root: Path, shapes: str | None = None, seed: in
         InvalidCase: the function raised, or what it returned is not a model.
     """
     with preserved_torch_state(seed=seed):
-        named = resolve(reference, root=root)
-        return as_case(_call(named, reference), source=reference, shapes=shapes)
+        return as_case(load_value(reference, root=root, seed=seed), source=reference, shapes=shapes)
+
+
+def load_value(reference: str, *, root: Path, seed: int = 0) -> object:
+    """Resolve a reference, call what it names, and return what it gives, whatever that is.
+
+    Raises:
+        ReferenceNotFound: module, file or attribute does not exist.
+        InvalidCase: the function raised.
+    """
+    with preserved_torch_state(seed=seed):
+        return _call(resolve(reference, root=root), reference)
 
 
 def as_case(value: object, *, source: str, shapes: str | None = None) -> QATCase:

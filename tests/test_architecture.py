@@ -18,11 +18,11 @@ LAYERS = (
     ("ranking",),
     ("assessment",),
     ("report", "pipeline"),
-    ("soundness", "trial", "finetune", "properties", "diagnosis", "verdict", "measure"),
+    ("soundness", "trial", "finetune", "properties", "strategies", "diagnosis", "verdict", "measure"),
     ("runtimes",),
     ("workflows",),
     ("containment", "refs", "batches", "locate", "isolation"),
-    ("case",),
+    ("case", "ops"),
     ("recipe", "tolerances", "findings", "errors", "checks", "shapes"),
 )
 """From top to bottom. A part may import what is below it, and its neighbours as long as no cycle comes of it."""

@@ -72,6 +72,12 @@ OPTIONS = (
            help="Where to fine-tune, such as cuda:0 (default: cpu); int8 always runs on the CPU."),
     Option(name="qat-strict", metavar="", parse="switch", default=False,
            help="Demand proof: inconclusive counts as failed."),
+    Option(name="qat-ops", metavar="REF", repeat=True, ini=False, parse="text",
+           help="Hold this implementation of quantization to the laws: a function that gives a QuantOps; or torch."),
+    Option(name="qat-fuzz", metavar="S", parse="seconds",
+           help="Fuzz the laws of --qat-ops for so many seconds together instead of a fixed number of examples."),
+    Option(name="qat-replay", metavar="PATH", repeat=True, ini=False, parse="text",
+           help="Try a failing example that was saved again, or a folder of them."),
     Option(name="qat-json", metavar="PATH", ini=False, parse="text", help="Write the whole record to this file."),
 )
 

@@ -32,12 +32,17 @@ class QATSession:
 
     def __init__(self, config: pytest.Config) -> None:
         self.models: tuple[str, ...] = tuple(dict.fromkeys(config.getoption("qat_model") or ()))
+        self.ops: tuple[str, ...] = tuple(dict.fromkeys(config.getoption("qat_ops") or ()))
+        self._replays: tuple[str, ...] = tuple(dict.fromkeys(config.getoption("qat_replay") or ()))
+        self._laws = 0
+        self._implementations: dict[str, tuple[Any, ...]] = {}
         self._config = config
         self._is_worker = hasattr(config, "workerinput")
         self._selected: dict[tuple[str, str], set[str]] = {}
         config.stash[SESSION] = self
-        if self.models and config.args_source is not pytest.Config.ArgsSource.ARGS:
-            config.args = []  # no path was given: the models are the tests
+        asked = self.models or self.ops or self._replays
+        if asked and config.args_source is not pytest.Config.ArgsSource.ARGS:
+            config.args = []  # no path was given: what the options name are the tests
 
     @functools.cached_property
     def options(self) -> Options:
@@ -70,6 +75,33 @@ class QATSession:
 
     # -- what items and fixtures ask ------------------------------------------------------------------------------
 
+    def implementations(self, reference: str) -> tuple[Any, ...]:
+        """Return the implementations that a reference names, loaded once.
+
+        Raises:
+            QATError: the reference or what it gives is bad.
+        """
+        from pytest_qat.properties.targets import load_ops
+
+        if reference not in self._implementations:
+            self._implementations[reference] = load_ops(reference, root=self._config.invocation_params.dir,
+                                                        seed=self.options.seed)
+        return self._implementations[reference]
+
+    @property
+    def fuzz_share_s(self) -> float | None:
+        """Seconds of fuzzing for each law: an equal share, of all workers' time under xdist; None in CI mode."""
+        if self.options.fuzz_s is None:
+            return None
+        workers = getattr(self._config, "workerinput", {}).get("workercount", 1)
+        return self.options.fuzz_s * workers / max(1, self._laws)
+
+    @property
+    def fuzz_seed(self) -> int:
+        """The session's seed, and another one on each xdist worker."""
+        worker = getattr(self._config, "workerinput", {}).get("workerid", "gw0")
+        return self.options.seed * 2**10 + int(worker.removeprefix("gw"))
+
     def selected(self, reference: str, recipe: str) -> set[str]:
         """Return the checks that this session makes of a model and recipe."""
         return self._selected[reference, recipe]
@@ -82,9 +114,10 @@ class QATSession:
 
     def pytest_report_header(self) -> str | None:
         """Name what the results depend on."""
-        if not self.models:
-            return None
         options = self.options
+        if not self.models:
+            mode = "" if options.fuzz_s is None else f", fuzzing for {options.fuzz_s:g} s"
+            return f"qat: laws of {', '.join(self.ops)}, seed {options.seed}{mode}" if self.ops else None
         return (f"qat: {len(self.models)} model{'s' if len(self.models) > 1 else ''}, "
                 f"recipe {', '.join(options.recipes) or 'of each model, else fx-x86'}, "
                 f"threads {options.threads}, seed {options.seed}{', strict' if options.strict else ''}")
@@ -99,6 +132,14 @@ class QATSession:
             report.result.extend(
                 ModelCollector.from_parent(collector, name=reference, qat=self, reference=reference)
                 for reference in self.models)
+        if (self.ops or self._replays) and isinstance(collector, pytest.Session) and report.outcome == "passed":
+            from pytest_qat.plugin.laws import OpsCollector, ReplayCollector
+
+            report.result.extend(OpsCollector.from_parent(collector, name=reference, qat=self, reference=reference)
+                                 for reference in self.ops)
+            here = self._config.invocation_params.dir
+            report.result.extend(ReplayCollector.from_parent(collector, name=path, qat=self, path=here / path)
+                                 for path in self._replays)
         return report
 
     @pytest.hookimpl(optionalhook=True)
@@ -111,7 +152,11 @@ class QATSession:
         return ModelScheduling(config, log)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note which checks this session will make of each model."""
+        """Note which checks this session will make of each model, and how many laws share the time of fuzzing."""
+        if self.ops:
+            from pytest_qat.plugin.laws import LawItem
+
+            self._laws = sum(isinstance(item, LawItem) for item in session.items)
         if not self.models:
             return
         from pytest_qat.plugin.collection import CheckItem

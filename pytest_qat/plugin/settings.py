@@ -39,6 +39,7 @@ class Options:
         strict: Whether inconclusive fails.
         batches: Further batch sizes to compare latencies at.
         memory: Whether to measure peak memory.
+        fuzz_s: Seconds to fuzz for, or None.
         json: Path of the record, or None.
     """
 
@@ -54,6 +55,7 @@ class Options:
     strict: bool
     batches: tuple[int, ...]
     memory: bool
+    fuzz_s: float | None
     json: Path | None
 
     def tolerances(self, own: Tolerances) -> Tolerances:
@@ -80,7 +82,7 @@ def read_options(config: pytest.Config) -> Options:
         threads=merged["qat_threads"], max_time_s=merged["qat_max_time"],
         stage_timeout_s=merged["qat_stage_timeout"], seed=merged["qat_seed"],
         device=merged["qat_device"], strict=merged["qat_strict"], json=path,
-        batches=merged["qat_batches"] or (), memory=memory)
+        batches=merged["qat_batches"] or (), memory=memory, fuzz_s=merged["qat_fuzz"])
 
 
 def _values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, Any]]:

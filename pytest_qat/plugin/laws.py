@@ -1,0 +1,194 @@
+"""`--qat-ops` and `--qat-replay` as collectors and items: one item per implementation and law, one per saved file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_qat.errors import CheckFailed, QATError
+from pytest_qat.plugin.messages import failure_text
+
+if TYPE_CHECKING:
+    from _pytest._code.code import ExceptionInfo, TerminalRepr
+
+    from pytest_qat.plugin.session import QATSession
+    from pytest_qat.properties.law import Law
+    from pytest_qat.properties.runner import Failure
+
+__all__ = ["LawItem", "OpsCollector", "ReplayCollector", "ReplayItem"]
+
+_CACHE = "qat-laws"
+
+
+class OpsCollector(pytest.Collector):
+    """One `--qat-ops` reference; collecting it loads the implementations and makes an item per law."""
+
+    def __init__(self, *, qat: QATSession, reference: str, **kwargs: Any) -> None:
+        super().__init__(nodeid=f"qat-ops:{reference}", **kwargs)
+        self.qat = qat
+        self.reference = reference
+
+    def collect(self) -> Iterator[pytest.Item | pytest.Collector]:
+        """Yield an item per law, below a collector per implementation where there are several.
+
+        Raises:
+            CollectError: the reference, or what it gives, is bad.
+        """
+        try:
+            found = self.qat.implementations(self.reference)
+        except QATError as error:
+            raise self.CollectError(f"--qat-ops={self.reference}: {error}") from None
+        if len(found) == 1:
+            yield from _items(self, found[0])
+            return
+        for ops in found:
+            yield _OneOfSeveral.from_parent(self, name=f"{self.name}[{ops.name}]", ops=ops)
+
+
+class _OneOfSeveral(pytest.Collector):
+    """One of several implementations that a reference gives."""
+
+    parent: OpsCollector
+
+    def __init__(self, *, ops: Any, parent: OpsCollector, **kwargs: Any) -> None:
+        super().__init__(nodeid=f"{parent.nodeid}[{ops.name}]", parent=parent, **kwargs)
+        self.qat = parent.qat
+        self.reference = parent.reference
+        self._ops = ops
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Yield an item per law."""
+        yield from _items(self, self._ops)
+
+
+def _items(parent: OpsCollector | _OneOfSeveral, ops: Any) -> Iterator[LawItem]:
+    from pytest_qat.properties.known import known_issue
+    from pytest_qat.properties.laws import laws_for
+    from pytest_qat.properties.targets import TORCH
+
+    for law in laws_for(ops):
+        item = LawItem.from_parent(parent, name=law.name, law=law, ops=ops)
+        issue = known_issue(ops.name, law.name) if parent.reference == TORCH else None
+        if issue is not None:
+            strict = parent.qat.options.fuzz_s is None  # random examples may miss it
+            item.add_marker(pytest.mark.xfail(reason=str(issue), raises=CheckFailed, strict=strict))
+        yield item
+
+
+class _Item(pytest.Item):
+    """What laws and saved examples have in common."""
+
+    def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
+        """Print a broken law or a tool error as text, anything unforeseen with its traceback."""
+        text = failure_text(excinfo.value, title=self.nodeid)
+        return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        """Return where the item comes from: the command line."""
+        return self.nodeid.rpartition("::")[0], None, self.nodeid
+
+
+class LawItem(_Item):
+    """One law of one implementation."""
+
+    parent: OpsCollector | _OneOfSeveral
+
+    def __init__(self, *, law: Law, ops: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.law = law
+        self.ops = ops
+
+    def runtest(self) -> None:
+        """Try the law: on as many examples as CI mode has, or for this item's share of the fuzzing time.
+
+        Raises:
+            CheckFailed: it does not hold; the smallest examples are printed and saved.
+        """
+        from pytest_qat.properties.runner import check_law, fuzz_law
+
+        qat = self.parent.qat
+        share_s = qat.fuzz_share_s
+        if share_s is None:
+            failure = check_law(self.law, self.ops, seed=qat.options.seed)
+            failures = [] if failure is None else [failure]
+        else:
+            failures = fuzz_law(self.law, self.ops, seconds=share_s, seed=qat.fuzz_seed)
+        if failures:
+            raise CheckFailed([self.law.summary, *(line for failure in failures for line in self._told(failure))])
+
+    def _told(self, failure: Failure) -> list[str]:
+        from pytest_qat.properties.saved import write_saved
+
+        qat, reference = self.parent.qat, self.parent.reference
+        cache = getattr(self.config, "cache", None)
+        again = f"pytest --qat-ops={reference} -k {self.law.name}"
+        if cache is not None:
+            path = write_saved(failure, Path(cache.mkdir(_CACHE)), reference=reference, seed=qat.options.seed)
+            again = f"pytest --qat-replay={_short(path, self.config)}"
+        return [*failure.lines, f"to see it again: {again}"]
+
+
+class ReplayCollector(pytest.Collector):
+    """One `--qat-replay` path: a saved example, or a folder of them."""
+
+    def __init__(self, *, qat: QATSession, path: Path, **kwargs: Any) -> None:
+        super().__init__(nodeid=f"qat-replay:{kwargs['name']}", **kwargs)
+        self.qat = qat
+        self._path = path
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Yield an item per file.
+
+        Raises:
+            CollectError: there is no such file, or no saved example in the folder.
+        """
+        from pytest_qat.properties.saved import saved_files
+
+        try:
+            files = saved_files(self._path)
+        except QATError as error:
+            raise self.CollectError(f"--qat-replay={self.name}: {error}") from None
+        for file in files:
+            yield ReplayItem.from_parent(self, name=file.stem, file=file)
+
+
+class ReplayItem(_Item):
+    """One saved example; passes if its law holds now."""
+
+    parent: ReplayCollector
+
+    def __init__(self, *, file: Path, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.file = file
+
+    def runtest(self) -> None:
+        """Try the law on the saved example again.
+
+        Raises:
+            CheckFailed: it is still broken.
+            QATError: the file or its implementation cannot be used.
+        """
+        from pytest_qat.properties.runner import hold
+        from pytest_qat.properties.saved import read_saved
+
+        saved = read_saved(self.file)
+        found = {ops.name: ops for ops in self.parent.qat.implementations(saved.reference)}
+        if saved.ops not in found:
+            from pytest_qat.errors import DataError
+
+            raise DataError(f"{saved.reference} has no implementation named {saved.ops!r} any more, but "
+                            f"{', '.join(found)}.", hint="Delete the file, or bring the implementation back.")
+        failure = hold(saved.law, found[saved.ops], saved.example)
+        self.add_report_section("call", "qat", "fixed" if failure is None else "still failing")
+        if failure is not None:
+            then = ", ".join(f"{package} {version}" for package, version in saved.versions.items())
+            raise CheckFailed(["still failing.", saved.law.summary, *failure.lines, f"first seen with {then}"])
+
+
+def _short(path: Path, config: pytest.Config) -> str:
+    """Return a path as it would be typed where pytest was started."""
+    here = config.invocation_params.dir
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

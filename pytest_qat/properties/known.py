@@ -1,0 +1,79 @@
+"""What the laws find in released torch and torchao: known issues, each tied to versions and to its upstream thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.version import Version
+
+__all__ = ["KNOWN", "KnownIssue", "known_issue"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownIssue:
+    """A law that a release breaks.
+
+    Attributes:
+        law: Its name.
+        ops: Names of the implementations; a name that ends in `*` stands for all that begin so.
+        reason: What happens, in one sentence.
+        issue: Where it is discussed upstream; empty if nowhere yet.
+        since: The first release of torch that has it.
+    """
+
+    law: str
+    ops: tuple[str, ...]
+    reason: str
+    issue: str = ""
+    since: str = "0"
+
+    def concerns(self, ops: str, law: str) -> bool:
+        """Whether it is about this law and implementation."""
+        return law == self.law and Version(metadata.version("torch")) >= Version(self.since) and any(
+            ops.startswith(name[:-1]) if name.endswith("*") else ops == name for name in self.ops)
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.issue})" if self.issue else self.reason
+
+
+KNOWN: tuple[KnownIssue, ...] = (
+    KnownIssue(
+        law="P13_nan_and_infinity", ops=("quint8", "qint8"), issue="pytorch/pytorch#133557",
+        reason="torch.quantize_per_tensor sends inf to the other end of the codes if the zero point is over 0 (-inf if "
+               "it is under 0): an int32 sum wraps around"),
+    KnownIssue(
+        law="P14_huge_finite", ops=("quint8", "qint8"), issue="pytorch/pytorch#111471",
+        reason="torch.quantize_per_tensor sends values over 2^31 steps to the other end of the codes, as with inf"),
+    KnownIssue(
+        law="F5_gradient_mask", ops=("torchao *",), issue="pytorch/ao#4806", since="2.14",
+        reason="torchao's fake-quantize has no gradient where values round to quant_min or quant_max: the gradient of "
+               "torch.clamp at its own ends became 0"),
+    KnownIssue(
+        law="F7_learnable", ops=("learnable",), issue="pytorch/pytorch#52038",
+        reason="the backward pass of torch's learnable fake-quantize takes another zero point than the forward pass if "
+               "it is negative: it adds 0.5 and truncates"),
+    KnownIssue(
+        law="F9_fused", ops=("FusedMovingAvgObsFakeQuantize",), issue="pytorch/pytorch#194816",
+        reason="the fused kernel's qparams are not those of its observer, which convert reads: for data of zeros, and "
+               "for symmetric codes"),
+    KnownIssue(
+        law="F12_nan", ops=("quint8", "qint8"), issue="pytorch/pytorch#153340",
+        reason="quantize and fake-quantize send NaN to different ends of the codes"),
+    KnownIssue(
+        law="O1_valid_qparams", issue="pytorch/pytorch#100051",
+        ops=("MinMaxObserver affine", "MovingAverageMinMaxObserver affine", "PerChannelMinMaxObserver affine",
+             "MovingAveragePerChannelMinMaxObserver affine", "HistogramObserver"),
+        reason="observers give an infinite or NaN scale for data that span more than float32's largest number"),
+    KnownIssue(
+        law="O8_not_a_number",
+        ops=("MinMaxObserver *", "MovingAverageMinMaxObserver *", "PerChannelMinMaxObserver *",
+             "MovingAveragePerChannelMinMaxObserver *"),
+        reason="one NaN makes an observer's scale NaN, in silence"),
+)
+
+
+def known_issue(ops: str, law: str, *, issues: Sequence[KnownIssue] = KNOWN) -> KnownIssue | None:
+    """Return the known issue of PyTorch's own implementation with a law, if there is one."""
+    return next((issue for issue in issues if issue.concerns(ops, law)), None)

@@ -1,0 +1,31 @@
+"""Every law, by family; a law says itself which implementations it speaks about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_qat.errors import DataError
+from pytest_qat.properties.law import Law
+from pytest_qat.properties.laws import affine, channels, fake, flow, integer, modules, observers, tensors
+
+__all__ = ["LAWS", "get_law", "laws_for"]
+
+LAWS: tuple[Law, ...] = (*affine.LAWS, *channels.LAWS, *fake.LAWS, *modules.LAWS, *observers.LAWS, *integer.LAWS,
+                         *tensors.LAWS, *flow.LAWS)
+
+
+def laws_for(ops: Any) -> tuple[Law, ...]:
+    """Return the laws that speak about an implementation."""
+    return tuple(law for law in LAWS if law.applies(ops))
+
+
+def get_law(name: str) -> Law:
+    """Return the law of this name.
+
+    Raises:
+        DataError: there is none.
+    """
+    for law in LAWS:
+        if law.name == name:
+            return law
+    raise DataError(f"no law is named {name!r}.", hint="Fuzz again: the file is from another version.")

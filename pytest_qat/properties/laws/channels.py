@@ -1,0 +1,198 @@
+"""Laws of quantize and dequantize with a scale and a zero point per channel (PROPERTIES C1 to C8)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor
+
+from pytest_qat.ops import ChannelQParams, QParams, QuantOps
+from pytest_qat.properties.examples import ChannelExample
+from pytest_qat.properties.law import Law, LawBroken, law
+from pytest_qat.properties.oracle import codes_of, dequantized, round_trip_bound, stands_for
+from pytest_qat.properties.sweeps import channel_grids
+from pytest_qat.properties.watched import Watched
+from pytest_qat.strategies import WIDE, channel_examples
+
+__all__ = ["LAWS"]
+
+
+def _channels(ops: QuantOps) -> SearchStrategy[ChannelExample]:
+    return channel_examples(ops.quant_min, ops.quant_max, allow_huge=False)
+
+
+def _several(ops: QuantOps) -> SearchStrategy[ChannelExample]:
+    return channel_examples(ops.quant_min, ops.quant_max, min_channels=2, allow_huge=False)
+
+
+def _channel_law(*, examples: Callable[[Any], SearchStrategy[Any]] = _channels, share: float = 0.5,
+                 ) -> Callable[[Callable[..., None]], Law]:
+    return law(kind=QuantOps, example=ChannelExample, examples=examples, sweep=channel_grids, share=share,
+               needs=("quantize_per_channel", "dequantize_per_channel"))
+
+
+def _compare(what: str, expected: Tensor, actual: Tensor, example: ChannelExample) -> None:
+    """Compare two tensors of shape (channels, n)."""
+    if expected.shape != actual.shape:
+        raise LawBroken(f"{what}, {example.qparams}", expected=tuple(expected.shape), actual=tuple(actual.shape))
+    differ = (expected != actual) & ~(expected.isnan() & actual.isnan()) if expected.is_floating_point() else (
+        expected != actual)
+    if bool(differ.any()):
+        channel, lane = (int(index) for index in differ.nonzero()[0])
+        x = example.rows[channel][lane] if lane < len(example.rows[channel]) else 0.0
+        raise LawBroken(f"{what}: {x!r} ({x.hex()}) in channel {channel}, {example.ndim} axes, {example.qparams}",
+                        expected=expected[channel, lane].item(), actual=actual[channel, lane].item())
+
+
+def _codes(calls: Watched, example: ChannelExample) -> Tensor:
+    return example.gathered(calls.quantize_channels(example.tensor(), example.qparams))
+
+
+def _reordered(example: ChannelExample, order: list[int]) -> ChannelExample:
+    params = example.qparams
+    return dataclasses.replace(
+        example, rows=tuple(example.rows[index] for index in order),
+        qparams=dataclasses.replace(params, scales=tuple(params.scales[index] for index in order),
+                                    zero_points=tuple(params.zero_points[index] for index in order)))
+
+
+@_channel_law()
+def C1_slices(ops: QuantOps, example: ChannelExample) -> None:
+    """Each channel gets what its own scale and zero point say, both ways.
+
+    Codes: those of the exact oracle, beside a tie either neighbour. Numbers: within `oracle.back_slack`.
+    """
+    calls = Watched(ops)
+    codes = calls.quantize_channels(example.tensor(), example.qparams)
+    back = example.gathered(calls.dequantize_channels(codes, example.qparams))
+    for channel, (row, found, numbers) in enumerate(
+            zip(example.rows, example.gathered(codes).tolist(), back.tolist(), strict=True)):
+        params = example.qparams.channel(channel)
+        for x, code, number in zip(row, found, numbers, strict=True):
+            right = codes_of(x, params, ops.rounding)
+            where = f"{x!r} ({x.hex()}) in channel {channel}, {example.ndim} axes, {example.qparams}"
+            if code not in right:
+                raise LawBroken(where, expected=f"code {right}", actual=f"code {code}")
+            _check_number(number, code, params, where)
+
+
+def _check_number(number: float, code: int, params: QParams, where: str) -> None:
+    if not stands_for(number, code, params):
+        raise LawBroken(f"dequantize of code {code}: {where}", expected=repr(float(dequantized(code, params))),
+                        actual=repr(number))
+
+
+@_channel_law(examples=_several)
+def C2_channel_permutation(ops: QuantOps, example: ChannelExample) -> None:
+    """Permuting the channels with their qparams permutes the result. No tolerance."""
+    calls, order = Watched(ops), list(range(len(example.rows)))[::-1]
+    _compare("channels in reverse order", _codes(calls, example)[order], _codes(calls, _reordered(example, order)),
+             example)
+
+
+@_channel_law()
+def C3_axis(ops: QuantOps, example: ChannelExample) -> None:
+    """Moving the channels' axis moves the result's. No tolerance."""
+    calls = Watched(ops)
+    first = dataclasses.replace(example, qparams=dataclasses.replace(example.qparams, axis=0))
+    _compare(f"channels along axis {example.axis}", _codes(calls, first), _codes(calls, example), example)
+
+
+@_channel_law()
+def C4_equal_channels(ops: QuantOps, example: ChannelExample) -> None:
+    """With the same scale and zero point in all channels it is per-tensor quantization. No tolerance."""
+    calls, params, count = Watched(ops), example.qparams.channel(0), len(example.rows)
+    far = max(abs(x) for row in example.rows for x in row) / params.scale
+    if far > WIDE:
+        return  # beyond what P14 asks of per-tensor kernels
+    equal = dataclasses.replace(example, qparams=dataclasses.replace(
+        example.qparams, scales=(params.scale,) * count, zero_points=(params.zero_point,) * count))
+    whole = calls.quantize(equal.tensor(), params)
+    _compare("equal channels", example.gathered(whole).long(), _codes(calls, equal).long(), equal)
+
+
+@_channel_law(examples=_several)
+def C5_independence(ops: QuantOps, example: ChannelExample) -> None:
+    """Changing the scale and zero point of one channel changes no other channel. No tolerance."""
+    calls, params = Watched(ops), example.qparams
+    before = _codes(calls, example)
+    for changed in {0, len(example.rows) - 1}:
+        scales, zero_points = list(params.scales), list(params.zero_points)
+        scales[changed] = 0.75 if scales[changed] == 1 else 1.0
+        zero_points[changed] += 1 if zero_points[changed] < params.quant_max else -1
+        other = dataclasses.replace(example, qparams=dataclasses.replace(params, scales=tuple(scales),
+                                                                         zero_points=tuple(zero_points)))
+        kept = [index for index in range(len(example.rows)) if index != changed]
+        _compare(f"other qparams in channel {changed} alone", before[kept], _codes(calls, other)[kept],
+                 dataclasses.replace(_reordered(example, kept)))
+
+
+@_channel_law()
+def C6_zero_point_dtype(ops: QuantOps, example: ChannelExample) -> None:
+    """Zero points of int32 and of int64 mean the same, or one of them raises."""
+    calls = Watched(ops)
+    wide = _codes(calls, example)
+    try:
+        narrow = calls.quantize_channels(example.tensor(), example.qparams, zero_dtype=torch.int32)
+    except LawBroken as error:
+        if error.expected == "a tensor":  # it raised
+            return
+        raise
+    _compare("int32 zero points", wide, example.gathered(narrow), example)
+
+
+@_channel_law()
+def C7_negative_axis(ops: QuantOps, example: ChannelExample) -> None:
+    """An axis counted from the end is the same axis counted from the front, or raises."""
+    calls = Watched(ops)
+    front = dataclasses.replace(example, qparams=dataclasses.replace(example.qparams, axis=example.axis))
+    behind = dataclasses.replace(example, qparams=dataclasses.replace(example.qparams,
+                                                                      axis=example.axis - example.ndim))
+    expected = _codes(calls, front)
+    try:
+        actual = _codes(calls, behind)
+    except LawBroken as error:
+        if error.expected == "a tensor":
+            return
+        raise
+    _compare(f"axis {behind.qparams.axis} of {example.ndim}", expected, actual, example)
+
+
+def _weights(ops: QuantOps) -> Iterator[ChannelExample]:
+    rows = tuple(tuple(size * value for value in (1.0, -0.5, 0.25, -1.0)) for size in (1.0, 100.0, 0.01))
+    middle = 0 if ops.quant_min < 0 else (ops.quant_min + ops.quant_max + 1) // 2
+    reach = min(ops.quant_max - middle, 127)
+    scales = tuple(float(torch.tensor(max(map(abs, row)) / reach)) for row in rows)
+    params = ChannelQParams(scales=scales, zero_points=(middle,) * 3, axis=1, quant_min=ops.quant_min,
+                            quant_max=ops.quant_max)
+    yield ChannelExample(qparams=params, rows=rows, ndim=4)
+
+
+@law(kind=QuantOps, example=ChannelExample, examples=lambda ops: st.sampled_from(list(_weights(ops))), share=0,
+     sweep=_weights, needs=("quantize_per_channel", "dequantize_per_channel"))
+def C8_transposed_convolution(ops: QuantOps, example: ChannelExample) -> None:
+    """Weights of a transposed convolution, channels along axis 1, come back within half a step of their own channel.
+
+    Scales differ by 10,000 between channels, so the wrong axis or the wrong scale shows at once.
+    """
+    calls = Watched(ops)
+    codes = calls.quantize_channels(example.tensor(), example.qparams)
+    back = example.gathered(calls.dequantize_channels(codes, example.qparams)).tolist()
+    for channel, (row, numbers) in enumerate(zip(example.rows, back, strict=True)):
+        params = example.qparams.channel(channel)
+        for x, number in zip(row, numbers, strict=True):
+            if not math.isfinite(number) or abs(Fraction(number) - Fraction(x)) > round_trip_bound(x, params):
+                raise LawBroken(f"weight {x!r} in channel {channel} of a transposed convolution, {example.qparams}",
+                                expected=f"within {float(round_trip_bound(x, params)):.3g} of it", actual=repr(number))
+
+
+LAWS: tuple[Law, ...] = (
+    C1_slices, C2_channel_permutation, C3_axis, C4_equal_channels, C5_independence, C6_zero_point_dtype,
+    C7_negative_axis, C8_transposed_convolution)

@@ -1,0 +1,249 @@
+"""Laws of fake-quantize, forward and backward (PROPERTIES F1 to F8)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import Any
+
+import torch
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor
+
+from pytest_qat.locate import headline
+from pytest_qat.ops import LearnableOps, QParams, QuantOps
+from pytest_qat.properties.examples import AffineExample
+from pytest_qat.properties.law import Law, LawBroken, law
+from pytest_qat.properties.oracle import NEAR_TIE, codes_of, dequantized, stands_for, step, unclamped
+from pytest_qat.properties.sweeps import grids, huge_grids, qparams_grid, tails, tie_grids
+from pytest_qat.properties.watched import Watched
+from pytest_qat.strategies import PLACES, affine_examples, place_of
+
+__all__ = ["LAWS"]
+
+_CAST = {torch.float16: Fraction(1, 2**11), torch.bfloat16: Fraction(1, 2**8), torch.float64: Fraction(0)}
+"""Half an ulp, relative, of the dtypes that a float32 result is cast to."""
+_GROUP = 5
+
+
+def _affine(ops: Any) -> SearchStrategy[AffineExample]:
+    return affine_examples(ops.quant_min, ops.quant_max, allow_huge=False)
+
+
+def _usual(ops: Any) -> SearchStrategy[AffineExample]:
+    return affine_examples(ops.quant_min, ops.quant_max, min_scale=2.0**-20, max_scale=2.0**6, allow_huge=False)
+
+
+def _fake_law(*, sweep: Callable[[Any], Iterable[Any]] = grids,
+              examples: Callable[[Any], SearchStrategy[Any]] = _affine) -> Callable[[Callable[..., None]], Law]:
+    return law(kind=QuantOps, example=AffineExample, examples=examples, sweep=sweep, needs=("fake_quantize",))
+
+
+def _all_sweeps(ops: Any) -> Iterable[AffineExample]:
+    return itertools.chain(grids(ops), huge_grids(ops), tails(ops))
+
+
+def _shown(x: float) -> str:
+    return f"{x!r} ({x.hex()})"
+
+
+@_fake_law(sweep=_all_sweeps)
+def F1_forward(ops: QuantOps, example: AffineExample) -> None:
+    """Fake-quantize gives what dequantize gives for the code that quantize gives.
+
+    Tolerance: `oracle.back_slack`; beside a tie, the number of either neighbour.
+    """
+    params = example.qparams
+    numbers = Watched(ops).fake_quantize(example.tensor(), params).flatten().tolist()
+    for lane, (x, number) in enumerate(zip(example.lanes, numbers, strict=True)):
+        right = codes_of(x, params, ops.rounding)
+        if not any(stands_for(number, code, params) for code in range(right.low, right.high + 1)):
+            raise LawBroken(f"{_shown(x)} at element {lane} of {len(example.lanes)}, {example.layout}, {params}",
+                            expected=f"{float(dequantized(right.low, params))!r} (code {right})", actual=repr(number))
+
+
+@_fake_law()
+def F2_projection(ops: QuantOps, example: AffineExample) -> None:
+    """Fake-quantizing twice is fake-quantizing once, and it never reverses an order.
+
+    No tolerance.
+    """
+    calls, params = Watched(ops), example.qparams
+    ordered = dataclasses.replace(example, values=tuple(sorted(example.values)), size=0)
+    once = calls.fake_quantize(ordered.tensor(), params)
+    twice = calls.fake_quantize(once.detach(), params)
+    for x, one, two in zip(ordered.lanes, once.flatten().tolist(), twice.flatten().tolist(), strict=True):
+        if one != two:
+            raise LawBroken(f"{_shown(x)} fake-quantized twice, {params}", expected=repr(one), actual=repr(two))
+    for (x, one), (y, other) in itertools.pairwise(zip(ordered.lanes, once.flatten().tolist(), strict=True)):
+        if not one <= other:
+            raise LawBroken(f"{_shown(x)} and the larger {_shown(y)}, {params}",
+                            expected=f"at least {one!r} for the larger", actual=repr(other))
+
+
+@_fake_law(examples=_usual, sweep=tie_grids)
+def F3_input_dtype(ops: QuantOps, example: AffineExample) -> None:
+    """float16, bfloat16 and float64 come out in their own dtype with float32's codes, or raise.
+
+    Tolerance: one cast of the float32 result, and `oracle.back_slack`.
+    """
+    params = example.qparams
+    if not 2.0**-20 <= params.scale <= 2.0**6:
+        return  # float16 holds neither the codes nor their numbers
+    for dtype, cast in _CAST.items():
+        x = example.tensor(dtype)
+        try:
+            result = ops.fake_quantize(x, params.scale, params.zero_point,  # type: ignore[misc]
+                                       params.quant_min, params.quant_max)
+        except Exception:  # noqa: BLE001 - a dtype that is not supported may say so
+            continue
+        if result.dtype != dtype:
+            raise LawBroken(f"fake_quantize of {dtype}", expected=dtype, actual=result.dtype)
+        for value, number in zip(x.double().flatten().tolist(), result.double().flatten().tolist(), strict=True):
+            right = codes_of(value, params, ops.rounding)
+            tiny = Fraction(2)**-24 if dtype == torch.float16 else Fraction(0)  # its smallest step
+            if not any(stands_for(number, code, params, relative=cast * 2) or abs(
+                    Fraction(number) - dequantized(code, params)) <= tiny for code in range(right.low, right.high + 1)):
+                raise LawBroken(f"{_shown(value)} as {dtype}, {params}",
+                                expected=f"{float(dequantized(right.low, params))!r} (code {right})",
+                                actual=repr(number))
+
+
+def _upstream(x: Tensor) -> Tensor:
+    """A gradient that differs from element to element, in powers of two: products are exact."""
+    pattern = torch.tensor([1.0, -2.0, 0.5, 4.0, -0.25], dtype=x.dtype)
+    return pattern.repeat(x.numel() // _GROUP + 1)[:x.numel()].reshape(x.shape)
+
+
+@_fake_law(sweep=_all_sweeps)
+def F5_gradient_mask(ops: QuantOps, example: AffineExample) -> None:
+    """The gradient passes where the code is not clamped, both ends included, and is zero elsewhere.
+
+    Clipped straight-through estimator: dY * 1[quant_min <= round(x / scale) + zero_point <= quant_max]. Beside a tie
+    at an end both are right. No other tolerance.
+    """
+    params, x = example.qparams, example.tensor()
+    upstream = _upstream(x)
+    gradient = Watched(ops).gradient(x, params, upstream).flatten().tolist()
+    for value, passed, arrived in zip(example.lanes, upstream.flatten().tolist(), gradient, strict=True):
+        found = unclamped(value, params, ops.rounding)
+        inside = {params.quant_min <= code <= params.quant_max for code in range(found.low, found.low + 2)
+                  if code <= found.high} | {params.quant_min <= found.high <= params.quant_max}
+        if arrived not in {passed * float(one) for one in inside}:
+            raise LawBroken(f"gradient {passed} at {_shown(value)}, whose code before clamping is {found}, {params}",
+                            expected=passed if True in inside else 0.0, actual=arrived)
+
+
+@_fake_law(sweep=huge_grids)
+def F6_gradient_form(ops: QuantOps, example: AffineExample) -> None:
+    """The gradient has x's shape and dtype, and is finite for finite x."""
+    x = example.tensor()
+    gradient = Watched(ops).gradient(x, example.qparams, torch.ones_like(x)).flatten().tolist()
+    for value, arrived in zip(example.lanes, gradient, strict=True):
+        if not math.isfinite(arrived):
+            raise LawBroken(f"gradient 1 at {_shown(value)}, {example.qparams}", expected="a finite number",
+                            actual=arrived)
+
+
+@_fake_law()
+def F8_gradient_linear(ops: QuantOps, example: AffineExample) -> None:
+    """The gradient is linear in the output's: twice and minus that much come through the same mask.
+
+    Finite differences do not match a straight-through estimator (the forward is a staircase), so nothing is compared
+    with them. No tolerance: factors are powers of two.
+    """
+    calls, x, params = Watched(ops), example.tensor(), example.qparams
+    upstream = _upstream(x)
+    once = calls.gradient(x, params, upstream)
+    for factor in (-1.0, 2.0, 0.0):
+        scaled = calls.gradient(x, params, upstream * factor)
+        if not torch.equal(scaled, once * factor):
+            lane = int((scaled != once * factor).flatten().nonzero()[0])
+            raise LawBroken(f"{factor} times the gradient at {_shown(example.lanes[lane])}, {params}",
+                            expected=(once * factor).flatten()[lane].item(), actual=scaled.flatten()[lane].item())
+
+
+@_fake_law(sweep=tails)
+def F12_nan(ops: QuantOps, example: AffineExample) -> None:
+    """Fake-quantize sends NaN to the number that quantize sends it to, or passes it on.
+
+    So that what is trained is what ships. Nothing is asked where quantize raises.
+    """
+    params = example.qparams
+    x = dataclasses.replace(example, values=(math.nan,), size=max(1, len(example.lanes))).tensor()
+    try:
+        codes = ops.quantize(x.clone(), params.scale, params.zero_point, params.quant_min, params.quant_max)
+    except Exception:  # noqa: BLE001 - refusing NaN is one way to treat it
+        return
+    numbers = Watched(ops).fake_quantize(x, params).flatten().tolist()
+    for code, number in zip(codes.flatten().tolist(), numbers, strict=True):
+        if not math.isnan(number) and not stands_for(number, code, params):
+            raise LawBroken(f"NaN fake-quantized, {len(numbers)} elements, {params}",
+                            expected=f"NaN, or {float(dequantized(code, params))!r} (code {code}, as quantize gives)",
+                            actual=repr(number))
+
+
+def _learnable_grids(ops: LearnableOps) -> Iterable[AffineExample]:
+    codes = QuantOps(name="codes", quantize=torch.round, dequantize=torch.round, quant_min=ops.quant_min,
+                     quant_max=ops.quant_max)
+    for params in qparams_grid(codes):
+        first, last = ops.quant_min - params.zero_point, ops.quant_max - params.zero_point
+        if 2.0**-20 <= params.scale <= 2.0**6:
+            yield AffineExample(qparams=params, values=tuple(
+                place_of(code, place, params.scale) for code in (first - 2, first, 0, 1, last, last + 2)
+                for place in PLACES))
+
+
+@law(kind=LearnableOps, example=AffineExample, examples=_usual, sweep=_learnable_grids)
+def F7_learnable(ops: LearnableOps, example: AffineExample) -> None:
+    """Scale and zero point get the gradients of learned step size quantization.
+
+    dS = dY * (quant_min - z | quant_max - z where clamped | (back - x) / scale elsewhere), dZ = -scale * dY where
+    clamped and 0 elsewhere, each summed and times grad_factor (Esser et al. 2020; torch's own reference). Elements
+    beside a tie are left out. Tolerance: 2^-18 of the sum of magnitudes, for the float32 sums.
+    """
+    params = example.qparams
+    kept = tuple(x for x in example.lanes if not _beside_tie(x, params))
+    if not kept:
+        return
+    x = torch.tensor(kept, requires_grad=True)
+    scale = torch.tensor([params.scale], requires_grad=True)
+    zero_point = torch.tensor([float(params.zero_point)], requires_grad=True)
+    upstream, factor = _upstream(x.detach()), 0.5
+    try:
+        ops.fake_quantize(x, scale, zero_point, params.quant_min, params.quant_max, factor).backward(upstream)
+    except Exception as error:
+        raise LawBroken(f"fake_quantize raised {type(error).__name__}: {headline(error)}", expected="gradients",
+                        actual=type(error).__name__) from error
+    grad_scale = [_scale_part(value, params) * Fraction(dy) for value, dy in zip(kept, upstream.tolist(), strict=True)]
+    clamped = [params.quant_min <= unclamped(value, params).low <= params.quant_max for value in kept]
+    grad_zero = [Fraction(0) if inside else -Fraction(params.scale) * Fraction(dy)
+                 for inside, dy in zip(clamped, upstream.tolist(), strict=True)]
+    for what, found, parts in (("scale", scale.grad, grad_scale), ("zero_point", zero_point.grad, grad_zero)):
+        exact, size = sum(parts) * Fraction(factor), sum(map(abs, parts)) * Fraction(factor)
+        actual = math.nan if found is None else float(found)
+        slack = size / 2**18 + Fraction(len(kept), 2**16)  # the forward's rounding enters (back - x) / scale
+        if not math.isfinite(actual) or abs(Fraction(actual) - exact) > slack:
+            raise LawBroken(f"gradient of {what} at {[value.hex() for value in kept]}, {params}",
+                            expected=repr(float(exact)), actual=repr(actual))
+
+
+def _beside_tie(x: float, params: QParams) -> bool:
+    away = abs(abs(step(x, params.scale)) % 1 - Fraction(1, 2))
+    return away <= abs(step(x, params.scale)) * NEAR_TIE
+
+
+def _scale_part(x: float, params: QParams) -> Fraction:
+    code = unclamped(x, params).low
+    if code < params.quant_min:
+        return Fraction(params.quant_min - params.zero_point)
+    if code > params.quant_max:
+        return Fraction(params.quant_max - params.zero_point)
+    return (dequantized(code, params) - Fraction(x)) / Fraction(params.scale)
+
+
+LAWS: tuple[Law, ...] = (F1_forward, F2_projection, F3_input_dtype, F5_gradient_mask, F6_gradient_form, F7_learnable,
+                         F8_gradient_linear, F12_nan)

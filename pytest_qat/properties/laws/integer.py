@@ -1,0 +1,231 @@
+"""Laws of operations on codes: exact accumulation and requantization (PROPERTIES R1 to R8)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from torch import Tensor
+
+from pytest_qat.ops import IntegerOps
+from pytest_qat.properties.examples import IntegerExample
+from pytest_qat.properties.law import Law, LawBroken, law
+from pytest_qat.properties.oracle import Codes
+from pytest_qat.properties.watched import watched_call
+
+__all__ = ["LAWS"]
+
+_BAND = Fraction(1, 2**20)
+"""Kernels multiply the accumulator by a float32 product of three scales, and some round the bias to a code first."""
+_SCALES = (1.0, 0.5, 0.05, 0.00392156862745098, 1 / 15)
+
+
+@st.composite
+def _examples(draw: st.DrawFn, *, square: bool = False) -> IntegerExample:
+    length, samples, channels = draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    code = st.sampled_from([0, 255, 1, 128, 127]) | st.integers(0, 255)
+    weight = st.sampled_from([0, 1, 127, -128, -1]) | st.integers(-128, 127)
+    scales = st.sampled_from(_SCALES).map(_fl32)
+    x_scale = draw(scales)
+    weight_scales = tuple(draw(scales) for _ in range(channels))
+    biased = draw(st.booleans())
+    return IntegerExample(
+        x=tuple(draw(st.tuples(*[code] * length)) for _ in range(samples)),
+        weight=tuple(draw(st.tuples(*[weight] * length)) for _ in range(channels)),
+        bias=tuple(draw(st.sampled_from([0.0, 1.0, -3.5]) | st.floats(-20, 20, width=32))
+                   for _ in range(channels)) if biased else (),
+        x_scale=x_scale, x_zero_point=draw(code), weight_scales=weight_scales,
+        scale=draw(st.sampled_from([1.0, 4.0, 50.0, 0.1, 0.5]).map(_fl32)), zero_point=draw(code))
+
+
+def _sweep(ops: IntegerOps) -> Iterator[IntegerExample]:
+    yield IntegerExample(x=((255, 255),), weight=((127, 127),), scale=_fl32(64770 / 200))
+    yield IntegerExample(x=((255,) * 64,), weight=((-128,) * 64, (127,) * 64), weight_scales=(1.0, 1.0),
+                         scale=16384.0, zero_point=128)
+    yield IntegerExample(x=tuple((code, 3) for code in range(0, 256, 5)), weight=((1, 0), (-1, 1)), x_zero_point=7,
+                         weight_scales=(1.0, 0.5), scale=2.0, zero_point=101)
+    yield IntegerExample(x=((10, 20, 30), (0, 5, 255)), weight=((3, -2, 1), (0, 0, 0), (-7, 6, 5)),
+                         bias=(1.5, -2.0, 0.25), x_scale=0.5, x_zero_point=20, weight_scales=(1.0, 2.0, 0.5),
+                         scale=0.25, zero_point=3)
+
+
+def _integer_law(*, needs: tuple[str, ...] = (), sweep: Callable[[Any], Iterable[Any]] = _sweep,
+                 ) -> Callable[[Callable[..., None]], Law]:
+    return law(kind=IntegerOps, example=IntegerExample, examples=lambda ops: _examples(), sweep=sweep, needs=needs,
+               share=0.5)
+
+
+def _fl32(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
+def _linear(ops: IntegerOps, example: IntegerExample) -> Tensor:
+    bias = torch.tensor(example.bias) if example.bias else torch.zeros(len(example.weight))
+    codes = watched_call(ops.linear, "linear", torch.tensor(example.x, dtype=torch.uint8), example.x_scale,
+                         example.x_zero_point, torch.tensor(example.weight, dtype=torch.int8),
+                         torch.tensor(example.weight_scales), bias, example.scale, example.zero_point)
+    expected = (len(example.x), len(example.weight))
+    if tuple(codes.shape) != expected or codes.dtype != torch.uint8:
+        raise LawBroken(f"linear, {example}", expected=f"uint8 codes of shape {expected}",
+                        actual=f"{codes.dtype} of shape {tuple(codes.shape)}")
+    return codes
+
+
+def _exact(example: IntegerExample, sample: int, channel: int) -> Fraction:
+    """Return the output of a linear layer in steps, before rounding, as an exact number."""
+    total = sum((code - example.x_zero_point) * weight
+                for code, weight in zip(example.x[sample], example.weight[channel], strict=True))
+    product = Fraction(example.x_scale) * Fraction(example.weight_scales[channel])
+    bias = Fraction(example.bias[channel]) if example.bias else Fraction(0)
+    return (total * product + bias) / Fraction(example.scale)
+
+
+def _right(exact: Fraction, zero_point: int, *, band: Fraction, tolerance: int) -> Codes:
+    low = round(exact - band) + zero_point - tolerance
+    high = round(exact + band) + zero_point + tolerance
+    return Codes(min(max(low, 0), 255), min(max(high, 0), 255))
+
+
+def _band(example: IntegerExample, exact: Fraction, channel: int) -> Fraction:
+    """Return how far rounding in the kernel may move the output, in steps: the bias is rounded to int32 codes."""
+    bias_step = Fraction(example.x_scale) * Fraction(example.weight_scales[channel]) / Fraction(example.scale)
+    size = sum(abs((code - example.x_zero_point) * weight) for row in example.x
+               for code, weight in zip(row, example.weight[channel], strict=True)) * bias_step
+    return (abs(exact) + size) * _BAND + (bias_step / 2 if example.bias else 0)
+
+
+@_integer_law()
+def R1_exact_accumulation(ops: IntegerOps, example: IntegerExample) -> None:
+    """Sums of products of codes are exact: no 16-bit intermediate saturates, at any codes.
+
+    Activations of 255 and weights of 127 and -128, where pairs of products leave int16 (vpmaddubsw). Tolerance: one
+    code, and the output's own rounding.
+    """
+    extreme = dataclasses.replace(
+        example, x=tuple(tuple(255 for _ in row) for row in example.x), x_zero_point=0, bias=(),
+        weight=tuple(tuple(127 if index % 2 == 0 else -128 for _ in row) for index, row in enumerate(example.weight)),
+        weight_scales=(1.0,) * len(example.weight), x_scale=1.0, zero_point=128,
+        scale=_fl32(255 * 128 * len(example.x[0]) / 100))
+    _check_linear(ops, extreme, tolerance=max(1, ops.tolerance))
+
+
+@_integer_law()
+def R2_requantization(ops: IntegerOps, example: IntegerExample) -> None:
+    """The accumulator times the product of scales is rounded to the nearest code, zero point added, and clamped.
+
+    Without bias. Tolerance: beside a tie (2^-20 of the accumulated size) either neighbour, and `tolerance` of the ops.
+    """
+    _check_linear(ops, dataclasses.replace(example, bias=()), tolerance=ops.tolerance)
+
+
+@_integer_law()
+def R3_linear(ops: IntegerOps, example: IntegerExample) -> None:
+    """A linear layer gives what float arithmetic gives on the dequantized inputs.
+
+    Tolerance: half a step of the output, half a step of the bias in x_scale * weight_scale, and `tolerance` of the ops.
+    """
+    _check_linear(ops, example, tolerance=ops.tolerance)
+
+
+def _check_linear(ops: IntegerOps, example: IntegerExample, *, tolerance: int) -> None:
+    codes = _linear(ops, example).tolist()
+    for sample, row in enumerate(codes):
+        for channel, code in enumerate(row):
+            exact = _exact(example, sample, channel)
+            right = _right(exact, example.zero_point, band=_band(example, exact, channel), tolerance=tolerance)
+            if code not in right:
+                raise LawBroken(f"output {channel} of sample {sample}, {float(exact)!r} steps, {example}",
+                                expected=f"code {right}", actual=f"code {code}")
+
+
+@_integer_law(needs=("add",))
+def R4_add(ops: IntegerOps, example: IntegerExample) -> None:
+    """Adding keeps to the output's scale and zero point.
+
+    Tolerance: beside a tie either neighbour, and `tolerance` of the ops.
+    """
+    a = torch.tensor(example.x, dtype=torch.uint8)
+    b = a.flip(0)
+    other_scale, other_zero = example.weight_scales[0], example.zero_point
+    codes = watched_call(ops.add, "add", a, example.x_scale, example.x_zero_point, b, other_scale, other_zero,
+                         example.scale, example.zero_point)
+    for one, two, code in zip(a.flatten().tolist(), b.flatten().tolist(), codes.flatten().tolist(), strict=True):
+        parts = ((one - example.x_zero_point) * Fraction(example.x_scale), (two - other_zero) * Fraction(other_scale))
+        exact = sum(parts) / Fraction(example.scale)
+        band = sum(map(abs, parts)) / Fraction(example.scale) * _BAND
+        right = _right(exact, example.zero_point, band=band, tolerance=ops.tolerance)
+        if code not in right:
+            raise LawBroken(f"codes {one} and {two} added, {example}", expected=f"code {right}", actual=f"code {code}")
+
+
+@_integer_law(needs=("relu",))
+def R4_relu(ops: IntegerOps, example: IntegerExample) -> None:
+    """ReLU on codes is max(code, zero_point). No tolerance."""
+    x = torch.arange(256, dtype=torch.int32).to(torch.uint8)
+    codes = watched_call(ops.relu, "relu", x, example.x_scale, example.x_zero_point)
+    for code, found in zip(x.tolist(), codes.tolist(), strict=True):
+        if found != max(code, example.x_zero_point):
+            raise LawBroken(f"code {code}, zero_point {example.x_zero_point}", expected=max(code, example.x_zero_point),
+                            actual=found)
+
+
+@_integer_law(needs=("conv2d",))
+def R5_padding(ops: IntegerOps, example: IntegerExample) -> None:
+    """Padding is the number zero, whose code is the zero point: padding by hand gives the same.
+
+    No tolerance: both go through the same kernel.
+    """
+    code = example.x[0][0]
+    x = torch.full((1, 1, 3, 3), code, dtype=torch.uint8)
+    framed = torch.full((1, 1, 5, 5), example.x_zero_point, dtype=torch.uint8)
+    framed[:, :, 1:4, 1:4] = code
+    weight = torch.full((1, 1, 3, 3), example.weight[0][0], dtype=torch.int8)
+    common = (weight, torch.tensor(example.weight_scales[:1]), torch.zeros(1))
+    ends = (example.scale, example.zero_point)
+    padded = watched_call(ops.conv2d, "conv2d", x, example.x_scale, example.x_zero_point, *common, 1, *ends)
+    by_hand = watched_call(ops.conv2d, "conv2d", framed, example.x_scale, example.x_zero_point, *common, 0, *ends)
+    if not torch.equal(padded, by_hand):
+        raise LawBroken(f"a 3x3 convolution of code {code} with padding 1, {example}",
+                        expected=f"{by_hand.flatten().tolist()}, as with zero points around it",
+                        actual=padded.flatten().tolist())
+
+
+@_integer_law()
+def R6_batch_position(ops: IntegerOps, example: IntegerExample) -> None:
+    """A sample's output does not depend on the other samples of its batch. No tolerance."""
+    whole = _linear(ops, example)
+    for index, row in enumerate(example.x):
+        alone = _linear(ops, dataclasses.replace(example, x=(row,)))
+        if not torch.equal(whole[index:index + 1], alone):
+            raise LawBroken(f"sample {index} of {len(example.x)}, {example}", expected=f"{alone.tolist()}, as alone",
+                            actual=whole[index].tolist())
+
+
+@_integer_law()
+def R7_channel_permutation(ops: IntegerOps, example: IntegerExample) -> None:
+    """Permuting the output channels of weight, scales and bias permutes the output. No tolerance."""
+    permuted = dataclasses.replace(example, weight=example.weight[::-1], bias=example.bias[::-1],
+                                   weight_scales=example.weight_scales[::-1])
+    expected, actual = _linear(ops, example).flip(1), _linear(ops, permuted)
+    if not torch.equal(expected, actual):
+        raise LawBroken(f"output channels in reverse order, {example}", expected=expected.tolist(),
+                        actual=actual.tolist())
+
+
+@_integer_law()
+def R8_zero_weights(ops: IntegerOps, example: IntegerExample) -> None:
+    """With weights and bias of zero every output is the code of zero. No tolerance."""
+    nothing = dataclasses.replace(example, bias=(), weight=tuple((0,) * len(row) for row in example.weight))
+    codes = _linear(ops, nothing)
+    if set(codes.flatten().tolist()) != {example.zero_point}:
+        raise LawBroken(f"weights of zero, {example}", expected=f"code {example.zero_point}", actual=codes.tolist())
+
+
+LAWS: tuple[Law, ...] = (
+    R1_exact_accumulation, R2_requantization, R3_linear, R4_add, R4_relu, R5_padding, R6_batch_position,
+    R7_channel_permutation, R8_zero_weights)

@@ -1,0 +1,152 @@
+"""Hold an implementation to a law: once in a bounded, repeatable way (CI), or for as long as asked (fuzz)."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis
+from hypothesis import Phase
+from hypothesis.errors import Flaky, Unsatisfiable
+
+from pytest_qat.isolation import preserved_torch_state, threads
+from pytest_qat.properties.examples import encode, simpler
+from pytest_qat.properties.law import Law, LawBroken
+
+__all__ = ["EXAMPLES", "Failure", "check_law", "fuzz_law", "hold"]
+
+EXAMPLES = 40
+"""Examples drawn for a law in CI mode, besides its sweep."""
+_FEWEST = 2
+_FUZZ_EXAMPLES = 300
+_MOST_FAILURES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A law that does not hold.
+
+    Attributes:
+        law: Its name.
+        ops: Name of the implementation.
+        lines: What was seen, and what was expected.
+        example: The smallest example that was found.
+    """
+
+    law: str
+    ops: str
+    lines: tuple[str, ...]
+    example: Any
+
+
+def hold(law: Law, ops: Any, example: Any) -> Failure | None:
+    """Try a law on one example."""
+    try:
+        with preserved_torch_state(), threads(1):
+            law(ops, example)
+    except LawBroken as broken:
+        return Failure(law=law.name, ops=ops.name, lines=broken.lines, example=example)
+    return None
+
+
+def check_law(law: Law, ops: Any, *, seed: int = 0, examples: int = EXAMPLES) -> Failure | None:
+    """Try a law on drawn examples and on its sweep; the same seed tries the same.
+
+    Args:
+        law: One that applies to the ops.
+        ops: The implementation.
+        seed: Of what Hypothesis draws.
+        examples: How many it draws for a law of the usual price.
+    """
+    with preserved_torch_state(), threads(1):  # small tensors: handing them to a thread pool costs more than the work
+        return _drawn(law, ops, seed=_seed(law, seed), examples=max(_FEWEST, round(examples * law.share(ops)))) or (
+            _swept(law, ops))
+
+
+def fuzz_law(law: Law, ops: Any, *, seconds: float, seed: int = 0,
+             clock: Callable[[], float] = time.monotonic) -> list[Failure]:
+    """Try a law on new examples until the time is over, and go on after a failure.
+
+    Args:
+        law: One that applies to the ops.
+        ops: The implementation.
+        seconds: For how long; the last example may take longer.
+        seed: Of what Hypothesis draws.
+        clock: Seconds that pass.
+    """
+    ends, found, number = clock() + seconds, {}, 0
+    with preserved_torch_state(), threads(1):
+        failure = _swept(law, ops)
+        while True:
+            if failure is not None:
+                found.setdefault(str(encode(failure.example)), failure)
+            if clock() >= ends or len(found) >= _MOST_FAILURES:
+                return list(found.values())
+            failure = _drawn(law, ops, seed=_seed(law, seed) + number, examples=_FUZZ_EXAMPLES,
+                             over=lambda: clock() >= ends)
+            number += 1
+
+
+def _seed(law: Law, seed: int) -> int:
+    """Return a seed that differs between laws, but not between the laws of networks, which share what they build."""
+    return seed * 2**32 + (zlib.crc32(law.name.encode()) if law.name[0] != "M" else 0)
+
+
+def _drawn(law: Law, ops: Any, *, seed: int, examples: int,
+           over: Callable[[], bool] = lambda: False) -> Failure | None:
+    caught: dict[str, Failure] = {}
+
+    @hypothesis.settings(max_examples=examples, deadline=None, database=None, derandomize=False, print_blob=False,
+                         phases=(Phase.generate, Phase.shrink), suppress_health_check=(), report_multiple_bugs=False,
+                         verbosity=hypothesis.Verbosity.quiet, backend="hypothesis")
+    @hypothesis.seed(seed)
+    @hypothesis.given(law.examples(ops))
+    def holds(example: Any) -> None:
+        if over() and not caught:
+            return
+        try:
+            law(ops, example)
+        except LawBroken as broken:
+            # Hypothesis ends on the smallest example
+            caught["last"] = Failure(law=law.name, ops=ops.name, lines=broken.lines, example=example)
+            raise
+
+    try:
+        holds()
+    except LawBroken:
+        return caught["last"]
+    except Flaky:
+        last = caught["last"]
+        return Failure(law=law.name, ops=ops.name, example=last.example, lines=(
+            *last.lines, "the same example gave another result when it was tried again"))
+    except Unsatisfiable:
+        return None
+    return None
+
+
+def _swept(law: Law, ops: Any) -> Failure | None:
+    for example in law.sweep(ops):
+        failure = _tried(law, ops, example)
+        if failure is not None:
+            return _smallest(law, ops, failure)
+    return None
+
+
+def _tried(law: Law, ops: Any, example: Any) -> Failure | None:
+    try:
+        law(ops, example)
+    except LawBroken as broken:
+        return Failure(law=law.name, ops=ops.name, lines=broken.lines, example=example)
+    return None
+
+
+def _smallest(law: Law, ops: Any, failure: Failure) -> Failure:
+    """Shrink a failing example of a sweep: drop values while the law stays broken."""
+    while True:
+        smaller = next(filter(None, (_tried(law, ops, example) for example in simpler(failure.example))), None)
+        if smaller is None:
+            return failure
+        failure = smaller

@@ -1,0 +1,87 @@
+"""Examples that every run tries: all codes with their ties, the edges, vector tails, layouts; a few qparams each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+from pytest_qat.ops import ChannelQParams, QParams, QuantOps
+from pytest_qat.properties.examples import LAYOUTS, TAILS, AffineExample, ChannelExample
+from pytest_qat.strategies import HUGE_EDGES, MAX_SCALE, PLACES, WIDE, edges, largest_scale, place_of
+
+__all__ = ["channel_grids", "grids", "huge_grids", "qparams_grid", "tails", "tie_grids"]
+
+_SCALES = (1.0, 1 / 15, 0.00214854861, 2.0**-100, MAX_SCALE)
+_MOST_CODES = 300
+
+
+def qparams_grid(ops: QuantOps) -> Iterator[QParams]:
+    """Yield a few qparams: zero points in the middle, odd, and at both ends of the codes."""
+    low, high = max(ops.quant_min, -WIDE), min(ops.quant_max, WIDE)
+    zero_points = list(dict.fromkeys(code for code in (0, 3, low, high, 1, low + high // 2) if low <= code <= high))
+    for index, scale in enumerate(_SCALES):
+        yield QParams(scale=min(_fl32(scale), largest_scale(ops.quant_min, ops.quant_max)), zero_point=zero_points[index % len(zero_points)], quant_min=ops.quant_min,
+                      quant_max=ops.quant_max)
+
+
+def grids(ops: QuantOps) -> Iterator[AffineExample]:
+    """Yield every code, exactly and at and beside its ties, with the edges of the range."""
+    for params in qparams_grid(ops):
+        yield AffineExample(qparams=params, values=_grid(params))
+
+
+def tie_grids(ops: QuantOps) -> Iterator[AffineExample]:
+    """Yield the same with powers of two as scales, where each answer is exact."""
+    for params, scale in zip(qparams_grid(ops), (1.0, 0.5, 2.0**-20, 2.0**-100, MAX_SCALE), strict=True):
+        exact = QParams(scale=min(scale, params.scale) if scale == MAX_SCALE else scale, zero_point=params.zero_point, quant_min=params.quant_min,
+                        quant_max=params.quant_max)
+        yield AffineExample(qparams=exact, values=_grid(exact))
+
+
+def huge_grids(ops: QuantOps) -> Iterator[AffineExample]:
+    """Yield magnitudes from the range's end to float32's largest, by powers of two."""
+    for params in qparams_grid(ops):
+        for zero_point in (params.quant_min, params.quant_max):
+            placed = dataclasses.replace(params, zero_point=min(max(zero_point, -WIDE), WIDE))
+            sizes = tuple(sign * size * params.scale for power in range(4, 128) for sign in (1, -1)
+                          for size in (2.0**power, 2.0**power * (2 - 2.0**-23)))
+            yield AffineExample(qparams=placed, values=tuple(size for size in sizes if abs(size) < 2.0**128))
+
+
+def tails(ops: QuantOps) -> Iterator[AffineExample]:
+    """Yield every size beside a vector's length, in every layout."""
+    for index, params in enumerate(qparams_grid(ops)):
+        values = tuple(place_of(code, PLACES[code % len(PLACES)], params.scale) for code in range(-3, 4))
+        for layout in LAYOUTS if index == 0 else LAYOUTS[:1]:
+            for size in TAILS:
+                yield AffineExample(qparams=params, values=values[:size], size=size, layout=layout)
+
+
+def channel_grids(ops: QuantOps) -> Iterator[ChannelExample]:
+    """Yield three channels whose scales and zero points differ, along every axis of up to four."""
+    middle = (max(ops.quant_min, -WIDE) + min(ops.quant_max, WIDE)) // 2
+    for ndim in (1, 2, 4):
+        for axis in range(ndim):
+            params = ChannelQParams(scales=(1.0, _fl32(1 / 15), 0.25), zero_points=(middle, middle + 1, middle - 3),
+                                    axis=axis, quant_min=ops.quant_min, quant_max=ops.quant_max)
+            count = 1 if ndim == 1 else 9
+            rows = tuple(tuple(place_of(3 * code - 7, PLACES[code % len(PLACES)], scale) for code in range(count))
+                         for scale in params.scales)
+            yield ChannelExample(qparams=params, rows=rows, ndim=ndim)
+
+
+@functools.lru_cache(maxsize=64)
+def _grid(params: QParams) -> tuple[float, ...]:
+    first = max(params.quant_min - params.zero_point, -WIDE)
+    last = min(params.quant_max - params.zero_point, WIDE)
+    every = max(1, (last - first) // _MOST_CODES)
+    codes = range(first - 1, last + 2, every)
+    closely = {*range(max(first, -3), min(last, 3) + 1), first, first + 1, last - 1, last, last + 1, *codes[::16]}
+    values = [place_of(code, place, params.scale) for code in codes for place in PLACES[:2]]
+    values += [place_of(code, place, params.scale) for code in sorted(closely) for place in PLACES]
+    return tuple(dict.fromkeys([*values, *edges(params)[:-HUGE_EDGES]]))
+
+
+def _fl32(value: float) -> float:
+    return place_of(1, (0.0, 0), value)

@@ -1,0 +1,286 @@
+"""PyTorch's and torchao's quantization as targets of the laws, and the user's own from a reference."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver, observer
+from torch.ao.quantization.fx import _decomposed as decomposed  # importing it registers the ops
+
+from pytest_qat.containment import signal_of
+from pytest_qat.errors import InvalidCase
+from pytest_qat.isolation import quantized_engine
+from pytest_qat.ops import (
+    FakeQuantizeModules,
+    FlowOps,
+    IntegerOps,
+    LearnableOps,
+    ObserverOps,
+    QuantizedTensors,
+    QuantOps,
+)
+from pytest_qat.properties.examples import ModuleExample
+from pytest_qat.properties.laws.nets import LAYERS
+from pytest_qat.refs import load_value
+
+__all__ = ["KINDS", "TORCH", "load_ops", "torch_targets"]
+
+TORCH = "torch"
+"""The reference that stands for PyTorch's own."""
+KINDS = (QuantOps, ObserverOps, IntegerOps, LearnableOps, FakeQuantizeModules, QuantizedTensors, FlowOps)
+_QUANTIZED = {torch.quint8: (0, 255), torch.qint8: (-128, 127), torch.qint32: (-2**31, 2**31 - 1)}
+
+
+def load_ops(reference: str, *, root: Path, seed: int = 0) -> tuple[Any, ...]:
+    """Return the implementations that a reference names: `torch`, or a function of the user's.
+
+    Raises:
+        ReferenceNotFound: module, file or attribute does not exist.
+        InvalidCase: what the function gave is no QuantOps, nor a list of them.
+    """
+    if reference == TORCH:
+        return tuple(torch_targets())
+    value = load_value(reference, root=root, seed=seed)
+    found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    wrong = next((item for item in found if not isinstance(item, KINDS)), None)
+    if not found or wrong is not None:
+        raise InvalidCase(f"{reference} gave {type(wrong).__name__ if found else 'an empty list'}, expected a QuantOps "
+                          "or a list of them.", hint="Return pytest_qat.QuantOps(name=..., quantize=..., "
+                          "dequantize=...) from the function.")
+    names = [item.name for item in found]
+    if len(set(names)) < len(names):
+        raise InvalidCase(f"{reference} gave two ops of one name: {', '.join(sorted(names))}.",
+                          hint="Give each a name of its own.")
+    return found
+
+
+def torch_targets() -> Iterator[Any]:
+    """Yield everything of PyTorch's, and of torchao's where it is installed."""
+    yield from map(_kernels, _QUANTIZED)
+    for name, low, high, dtype in (("int8", -128, 127, torch.int8), ("uint8", 0, 255, torch.uint8),
+                                   ("int4", -8, 7, torch.int8), ("int2", -2, 1, torch.int8),
+                                   ("int16", -2**15, 2**15 - 1, torch.int16)):
+        yield _decomposed(name, low, high, dtype)
+    if importlib.util.find_spec("torchao") is not None:
+        yield from (_torchao(name, low, high, dtype) for name, low, high, dtype in (
+            ("int8", -128, 127, torch.int8), ("int4", -8, 7, torch.int8)))
+    yield LearnableOps(name="learnable", fake_quantize=torch._fake_quantize_learnable_per_tensor_affine)  # noqa: SLF001 - it has no public name
+    yield FakeQuantizeModules(name="FakeQuantize", make=_fake_quantize)
+    yield FakeQuantizeModules(name="FusedMovingAvgObsFakeQuantize", make=_fused, observer=_moving_average)
+    yield from _observers()
+    yield from filter(None, map(_integer, ("x86", "fbgemm", "onednn", "qnnpack")))
+    yield QuantizedTensors()
+    yield FlowOps(name="eager", recipe="eager-x86", layers=LAYERS)
+    yield FlowOps(name="fx", recipe="fx-x86", layers=LAYERS)
+    if importlib.util.find_spec("torchao") is not None:
+        # Its Conv-BatchNorm patterns take seconds a layer to convert.
+        yield FlowOps(name="pt2e", recipe="pt2e-torch", layers=tuple(kind for kind in LAYERS if "bn" not in kind))
+
+
+def _promise(quantize: Callable[..., Tensor], low: int, high: int) -> str | None:
+    """Return what one NaN gets here: where it goes is no part of any promise, that it is the same in every lane is."""
+    code = int(quantize(torch.tensor([math.nan]), 1.0, 1, low, high))
+    return {low: "quant_min", high: "quant_max", 1: "zero_point"}.get(code)
+
+
+def _kernels(dtype: torch.dtype) -> QuantOps:
+    low, high = _QUANTIZED[dtype]
+
+    def quantize(x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Tensor:
+        return torch.quantize_per_tensor(x, scale, zero_point, dtype).int_repr()
+
+    def dequantize(codes: Tensor, scale: float, zero_point: int) -> Tensor:
+        return torch._make_per_tensor_quantized_tensor(codes, scale, zero_point).dequantize()  # noqa: SLF001 - the only way from codes
+
+    def per_channel(x: Tensor, scales: Tensor, zero_points: Tensor, axis: int, quant_min: int,
+                    quant_max: int) -> Tensor:
+        return torch.quantize_per_channel(x, scales.double(), zero_points.long(), axis, dtype).int_repr()
+
+    def back_per_channel(codes: Tensor, scales: Tensor, zero_points: Tensor, axis: int) -> Tensor:
+        return torch._make_per_channel_quantized_tensor(  # noqa: SLF001 - the only way from codes
+            codes, scales.double(), zero_points.long(), axis).dequantize()
+
+    name = str(dtype).removeprefix("torch.")
+    return QuantOps(
+        name=name, quantize=quantize, dequantize=dequantize, quantize_per_channel=per_channel, quant_min=low,
+        quant_max=high, dequantize_per_channel=back_per_channel, nan=_promise(quantize, low, high),
+        fake_quantize=None if dtype == torch.qint32 else torch.fake_quantize_per_tensor_affine)
+
+
+def _decomposed(name: str, low: int, high: int, dtype: torch.dtype) -> QuantOps:
+    ops: Any = torch.ops.quantized_decomposed
+
+    def quantize(x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Tensor:
+        codes: Tensor = ops.quantize_per_tensor(x, scale, zero_point, quant_min, quant_max, dtype)
+        return codes
+
+    def dequantize(codes: Tensor, scale: float, zero_point: int) -> Tensor:
+        back: Tensor = ops.dequantize_per_tensor(codes, scale, zero_point, low, high, dtype)
+        return back
+
+    def per_channel(x: Tensor, scales: Tensor, zero_points: Tensor, axis: int, quant_min: int,
+                    quant_max: int) -> Tensor:
+        codes: Tensor = ops.quantize_per_channel(x, scales, zero_points, axis, quant_min, quant_max, dtype)
+        return codes
+
+    def back_per_channel(codes: Tensor, scales: Tensor, zero_points: Tensor, axis: int) -> Tensor:
+        back: Tensor = ops.dequantize_per_channel(codes, scales, zero_points, axis, low, high, dtype)
+        return back
+
+    assert decomposed is not None, "unreachable because importing it worked"
+    return QuantOps(name=f"decomposed {name}", quantize=quantize, dequantize=dequantize, quant_min=low, quant_max=high,
+                    quantize_per_channel=per_channel, dequantize_per_channel=back_per_channel)
+
+
+def _torchao(name: str, low: int, high: int, dtype: torch.dtype) -> QuantOps:
+    from torchao.quantization import quant_primitives as primitives
+
+    def whole(scale: float, zero_point: int) -> tuple[Tensor, Tensor]:
+        return torch.tensor(scale), torch.tensor(zero_point)
+
+    def quantize(x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Tensor:
+        codes: Tensor = primitives.quantize_affine(x, tuple(x.shape), *whole(scale, zero_point), dtype, quant_min,
+                                                   quant_max)
+        return codes
+
+    def dequantize(codes: Tensor, scale: float, zero_point: int) -> Tensor:
+        back: Tensor = primitives.dequantize_affine(codes, tuple(codes.shape), *whole(scale, zero_point), dtype, low,
+                                                    high)
+        return back
+
+    def fake_quantize(x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Tensor:
+        back: Tensor = primitives._fake_quantize_affine(  # noqa: SLF001 - what its QAT modules call
+            x, tuple(x.shape), *whole(scale, zero_point), dtype, quant_min, quant_max)
+        return back
+
+    def blocks(x: Tensor, axis: int) -> tuple[int, ...]:
+        return tuple(1 if index == axis % x.ndim else size for index, size in enumerate(x.shape))
+
+    def per_channel(x: Tensor, scales: Tensor, zero_points: Tensor, axis: int, quant_min: int,
+                    quant_max: int) -> Tensor:
+        codes: Tensor = primitives.quantize_affine(x, blocks(x, axis), scales, zero_points, dtype, quant_min,
+                                                   quant_max)
+        return codes
+
+    def back_per_channel(codes: Tensor, scales: Tensor, zero_points: Tensor, axis: int) -> Tensor:
+        back: Tensor = primitives.dequantize_affine(codes, blocks(codes, axis), scales, zero_points, dtype, low, high)
+        return back
+
+    return QuantOps(name=f"torchao {name}", quantize=quantize, dequantize=dequantize, fake_quantize=fake_quantize,
+                    quant_min=low, quant_max=high, quantize_per_channel=per_channel,
+                    dequantize_per_channel=back_per_channel)
+
+
+def _scheme(symmetric: bool) -> torch.qscheme:
+    return torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
+
+
+def _dtype(low: int) -> torch.dtype:
+    return torch.qint8 if low < 0 else torch.quint8
+
+
+def _fake_quantize(config: ModuleExample) -> FakeQuantize:
+    return FakeQuantize(
+        observer=MovingAverageMinMaxObserver, quant_min=config.quant_min, quant_max=config.quant_max,
+        averaging_constant=config.averaging_constant, dtype=_dtype(config.quant_min),
+        qscheme=_scheme(config.symmetric))
+
+
+def _fused(config: ModuleExample) -> FusedMovingAvgObsFakeQuantize:
+    return FusedMovingAvgObsFakeQuantize(
+        observer=MovingAverageMinMaxObserver, quant_min=config.quant_min, quant_max=config.quant_max,
+        averaging_constant=config.averaging_constant, dtype=_dtype(config.quant_min),
+        qscheme=_scheme(config.symmetric))
+
+
+def _moving_average(config: ModuleExample) -> MovingAverageMinMaxObserver:
+    return MovingAverageMinMaxObserver(
+        quant_min=config.quant_min, quant_max=config.quant_max, averaging_constant=config.averaging_constant,
+        dtype=_dtype(config.quant_min), qscheme=_scheme(config.symmetric))
+
+
+def _observers() -> Iterator[ObserverOps]:
+    for kind, symmetric in (("affine", False), ("symmetric", True)):
+        dtype, low, high = (torch.qint8, -128, 127) if symmetric else (torch.quint8, 0, 255)
+        common: dict[str, Any] = {"dtype": dtype, "qscheme": _scheme(symmetric)}
+        codes: dict[str, Any] = {"quant_min": low, "quant_max": high, "symmetric": symmetric}
+        eps = float(torch.finfo(torch.float32).eps)
+        yield ObserverOps(name=f"MinMaxObserver {kind}", eps=eps, **codes,
+                          make=functools.partial(observer.MinMaxObserver, **common),
+                          reduced=functools.partial(observer.MinMaxObserver, reduce_range=True, **common))
+        yield ObserverOps(name=f"MovingAverageMinMaxObserver {kind}", kind="moving_average", eps=eps, **codes,
+                          make=functools.partial(observer.MovingAverageMinMaxObserver, **common))
+        channels = torch.per_channel_symmetric if symmetric else torch.per_channel_affine
+        for name, made, alone, minmax in (
+                ("PerChannelMinMaxObserver", observer.PerChannelMinMaxObserver, observer.MinMaxObserver, "minmax"),
+                ("MovingAveragePerChannelMinMaxObserver", observer.MovingAveragePerChannelMinMaxObserver,
+                 observer.MovingAverageMinMaxObserver, "moving_average")):
+            yield ObserverOps(name=f"{name} {kind}", kind=minmax, eps=eps, **codes,
+                              make=functools.partial(made, ch_axis=0, dtype=dtype, qscheme=channels),
+                              per_slice=functools.partial(alone, **common))
+    yield ObserverOps(name="HistogramObserver", kind="histogram", make=observer.HistogramObserver)
+    yield ObserverOps(name="MinMaxObserver narrow", eps=float(torch.finfo(torch.float32).eps), symmetric=True,
+                      quant_min=-127, quant_max=127, make=functools.partial(
+                          observer.MinMaxObserver, dtype=torch.qint8, qscheme=torch.per_tensor_symmetric,
+                          quant_min=-127, quant_max=127))
+
+
+def _quantized(codes: Tensor, scale: float, zero_point: int) -> Tensor:
+    return torch._make_per_tensor_quantized_tensor(codes, scale, zero_point)  # noqa: SLF001 - the only way from codes
+
+
+def _weights(codes: Tensor, scales: Tensor, *, per_channel: bool) -> Tensor:
+    if not per_channel:
+        return torch._make_per_tensor_quantized_tensor(codes, float(scales[0]), 0)  # noqa: SLF001 - the only way from codes
+    return torch._make_per_channel_quantized_tensor(  # noqa: SLF001 - the only way from codes
+        codes, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0)
+
+
+def _integer(engine: str) -> IntegerOps | None:
+    """Return an engine's operations, or None where the machine lacks it or dies of it."""
+    if engine not in torch.backends.quantized.supported_engines:
+        return None
+    ops: Any = torch.ops.quantized
+
+    def linear(x: Tensor, x_scale: float, x_zero: int, weight: Tensor, weight_scales: Tensor, bias: Tensor,
+               scale: float, zero_point: int) -> Tensor:
+        with quantized_engine(engine):
+            packed = ops.linear_prepack(_weights(weight, weight_scales, per_channel=True), bias)
+            result: Tensor = ops.linear(_quantized(x, x_scale, x_zero), packed, scale, zero_point)
+            return result.int_repr()
+
+    def conv2d(x: Tensor, x_scale: float, x_zero: int, weight: Tensor, weight_scales: Tensor, bias: Tensor,
+               padding: int, scale: float, zero_point: int) -> Tensor:
+        with quantized_engine(engine):
+            ends: Sequence[int] = (padding, padding)
+            packed = ops.conv2d_prepack(_weights(weight, weight_scales, per_channel=True), bias, (1, 1), ends, (1, 1),
+                                        1)
+            result: Tensor = ops.conv2d(_quantized(x, x_scale, x_zero), packed, scale, zero_point)
+            return result.int_repr()
+
+    def add(a: Tensor, a_scale: float, a_zero: int, b: Tensor, b_scale: float, b_zero: int, scale: float,
+            zero_point: int) -> Tensor:
+        with quantized_engine(engine):
+            result: Tensor = ops.add(_quantized(a, a_scale, a_zero), _quantized(b, b_scale, b_zero), scale, zero_point)
+            return result.int_repr()
+
+    def relu(x: Tensor, scale: float, zero_point: int) -> Tensor:
+        with quantized_engine(engine):
+            return torch.relu(_quantized(x, scale, zero_point)).int_repr()
+
+    def every_shape() -> None:
+        for size in (1, 2, 5, 6, 64):
+            linear(torch.ones(3, size, dtype=torch.uint8), 1.0, 0, torch.ones(3, size, dtype=torch.int8),
+                   torch.ones(3), torch.zeros(3), 1.0, 0)
+
+    if signal_of(every_shape) is not None:  # onednn's linear takes an instruction that some CPUs lack
+        return None
+    return IntegerOps(name=f"engine {engine}", linear=linear, conv2d=conv2d, add=add, relu=relu,
+                      tolerance=1 if engine in ("qnnpack", "onednn") else 0)
