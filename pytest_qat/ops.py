@@ -82,9 +82,10 @@ class QuantOps:
 
     Attributes:
         name: Name in reports.
-        quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a tensor of codes: any integer dtype, x's shape.
-        dequantize: `(codes, scale, zero_point)` returns a float32 tensor of the codes' shape. The codes come as
-            `quantize` returned them, or as int32.
+        quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a tensor of codes: any integer dtype, and the
+            shape of x.
+        dequantize: `(codes, scale, zero_point)` returns a float32 tensor of the codes' shape. The codes have the dtype
+            that `quantize` returns.
         fake_quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a float tensor, differentiable in x by the
             clipped straight-through estimator.
         quantize_per_channel: `(x, scales, zero_points, axis, quant_min, quant_max)`; scales is a float32 tensor and

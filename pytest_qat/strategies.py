@@ -75,6 +75,13 @@ def _fl32(value: float) -> float:
     return float(np.float32(value))
 
 
+def _inward(bound: float, sign: int) -> float:
+    """Return the float32 number nearest to a bound that is not beyond it."""
+    value = _fl32(bound)
+    inside = sign * value >= sign * bound
+    return value if inside else float(np.nextafter(np.float32(value), np.float32(sign * math.inf)))
+
+
 def qparams(dtype: torch.dtype | str = torch.qint8, scheme: str = "affine", *, quant_min: int | None = None,
             quant_max: int | None = None, min_scale: float = MIN_SCALE,
             max_scale: float = MAX_SCALE) -> SearchStrategy[QParams]:
@@ -115,13 +122,14 @@ def largest_scale(quant_min: int, quant_max: int) -> float:
 
 
 def _scales(low: float, high: float, *, powers: bool) -> SearchStrategy[float]:
+    low, high = _inward(low, 1), _inward(high, -1)
     first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
     usual = [_fl32(scale) for scale in _SCALES if low <= scale <= high]
     if first > last:
         return st.floats(_fl32(low), _fl32(high), width=32)
     exact = st.integers(first, last).map(lambda power: 2.0**power)
     if powers:
-        return st.sampled_from([scale for scale in usual if math.frexp(scale)[0] == 0.5] or [2.0**last]) | exact  # noqa: PLR2004 - frexp's mantissa of a power of two
+        return st.sampled_from([scale for scale in usual if math.frexp(scale)[0] == 0.5] or [2.0**last]) | exact
     any_size = st.builds(lambda mantissa, power: min(max(_fl32(mantissa * 2.0**power), _fl32(low)), high),
                          st.floats(1, 2, width=32), st.integers(first, last))
     return st.sampled_from(usual) | any_size | exact if usual else any_size | exact
@@ -219,9 +227,9 @@ HUGE_EDGES = 10
 _EDGES = 6 + 2 * len(PLACES) + HUGE_EDGES
 
 
-def affine_examples(quant_min: int = -128, quant_max: int = 127, *, scheme: str = "affine", min_scale: float = MIN_SCALE,
-                    max_scale: float = MAX_SCALE, max_size: int = 8, allow_huge: bool = True,
-                    layouts: Sequence[str] = LAYOUTS) -> SearchStrategy[AffineExample]:
+def affine_examples(quant_min: int = -128, quant_max: int = 127, *, scheme: str = "affine",
+                    min_scale: float = MIN_SCALE, max_scale: float = MAX_SCALE, max_size: int = 8,
+                    allow_huge: bool = True, layouts: Sequence[str] = LAYOUTS) -> SearchStrategy[AffineExample]:
     """Return a strategy of qparams together with values, a size and a memory layout."""
     def example(params: QParams, size: int, layout: str, spots: list[Any]) -> AffineExample:
         return AffineExample(qparams=params, values=tuple(_value_at(spot, params) for spot in spots), size=size,

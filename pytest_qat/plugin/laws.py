@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_qat.errors import CheckFailed, QATError
+from pytest_qat.errors import CheckFailed, DataError, QATError
 from pytest_qat.plugin.messages import failure_text
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ class LawItem(_Item):
         cache = getattr(self.config, "cache", None)
         again = f"pytest --qat-ops={reference} -k {self.law.name}"
         if cache is not None:
-            path = write_saved(failure, Path(cache.mkdir(_CACHE)), reference=reference, seed=qat.options.seed)
+            path = write_saved(failure, Path(cache.mkdir(_CACHE)), reference=reference,
+                               seed=qat.fuzz_seed if qat.fuzz_share_s else qat.options.seed)
             again = f"pytest --qat-replay={_short(path, self.config)}"
         return [*failure.lines, f"to see it again: {again}"]
 
@@ -177,12 +178,9 @@ class ReplayItem(_Item):
         saved = read_saved(self.file)
         found = {ops.name: ops for ops in self.parent.qat.implementations(saved.reference)}
         if saved.ops not in found:
-            from pytest_qat.errors import DataError
-
             raise DataError(f"{saved.reference} has no implementation named {saved.ops!r} any more, but "
                             f"{', '.join(found)}.", hint="Delete the file, or bring the implementation back.")
         failure = hold(saved.law, found[saved.ops], saved.example)
-        self.add_report_section("call", "qat", "fixed" if failure is None else "still failing")
         if failure is not None:
             then = ", ".join(f"{package} {version}" for package, version in saved.versions.items())
             raise CheckFailed(["still failing.", saved.law.summary, *failure.lines, f"first seen with {then}"])

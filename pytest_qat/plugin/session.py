@@ -6,6 +6,8 @@ Every session of pytest has one of these, so what it needs is imported on first 
 from __future__ import annotations
 
 import functools
+import secrets
+from collections import Counter
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ class QATSession:
         self.ops: tuple[str, ...] = tuple(dict.fromkeys(config.getoption("qat_ops") or ()))
         self._replays: tuple[str, ...] = tuple(dict.fromkeys(config.getoption("qat_replay") or ()))
         self._laws = 0
+        self._replayed: Counter[str] = Counter()
         self._implementations: dict[str, tuple[Any, ...]] = {}
         self._config = config
         self._is_worker = hasattr(config, "workerinput")
@@ -93,12 +96,14 @@ class QATSession:
         """Seconds of fuzzing for each law: an equal share, of all workers' time under xdist; None in CI mode."""
         if self.options.fuzz_s is None:
             return None
-        workers = getattr(self._config, "workerinput", {}).get("workercount", 1)
+        workers: int = getattr(self._config, "workerinput", {}).get("workercount", 1)
         return self.options.fuzz_s * workers / max(1, self._laws)
 
-    @property
+    @functools.cached_property
     def fuzz_seed(self) -> int:
-        """The session's seed, and another one on each xdist worker."""
+        """Another seed in every process, unless --qat-seed is given: then another one on each xdist worker."""
+        if self._config.getoption("qat_seed") is None:
+            return secrets.randbelow(2**20)
         worker = getattr(self._config, "workerinput", {}).get("workerid", "gw0")
         return self.options.seed * 2**10 + int(worker.removeprefix("gw"))
 
@@ -186,6 +191,8 @@ class QATSession:
             measured = item.stash[RECORD]
             report.qat = {  # type: ignore[attr-defined]
                 **measured, "environment": describe_environment(seed=self.options.seed)}
+        if report.when == "call" and item.nodeid.startswith("qat-replay:") and not report.skipped:
+            report.qat_outcome = "fixed" if report.passed else "still failing"  # type: ignore[attr-defined]
         if OUTCOME in item.stash and report.skipped:
             report.qat_outcome = item.stash[OUTCOME]  # type: ignore[attr-defined]
             if item.nodeid.startswith("qat-model:") and item.parent is not None and isinstance(report.longrepr, tuple):
@@ -193,12 +200,15 @@ class QATSession:
         return report
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """Tell an inconclusive or blocked check from an ordinary skip."""
+        """Tell an inconclusive or blocked check from an ordinary skip, and what became of a saved example."""
         word = getattr(report, "qat_outcome", None)
-        return ("skipped", "s", word.upper()) if word and report.skipped else None
+        letter = {"passed": ".", "failed": "F", "skipped": "s"}[report.outcome]
+        return (report.outcome, letter, word.upper()) if word else None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Merge what a test measured, here or on the xdist controller, and keep the file up to date."""
+        if report.nodeid.startswith("qat-replay:") and hasattr(report, "qat_outcome"):
+            self._replayed[report.qat_outcome] += 1
         sent = getattr(report, "qat", None)
         if sent is not None and not self._is_worker:
             self.store.environment = self.store.environment or sent["environment"]
@@ -219,7 +229,10 @@ class QATSession:
             self._write()
 
     def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
-        """Print one table per model and recipe."""
+        """Print what became of saved examples, and one table per model and recipe."""
+        if self._replayed:
+            counts = " and ".join(f"{count} {word}" for word, count in sorted(self._replayed.items()))
+            terminalreporter.write_line(f"saved examples: {counts}")
         if "store" not in vars(self) or not self.store.runs:
             return
         from pytest_qat.report.terminal import render

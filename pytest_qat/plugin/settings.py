@@ -74,6 +74,8 @@ def read_options(config: pytest.Config) -> Options:
     path = config.invocation_params.dir / merged["qat_json"] if merged["qat_json"] else None
     if path is not None and not hasattr(config, "workerinput"):
         check_writable(path, name="--qat-json")
+    if "qat_fuzz" in line and not config.getoption("qat_ops"):
+        raise InvalidOption("--qat-fuzz needs --qat-ops, which says what to fuzz.", hint="Add --qat-ops=my.module:ops.")
     names = merged["qat_recipe"] or []
     memory = path is not None if merged["qat_memory"] is None else merged["qat_memory"]
     return Options(

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from pytest_qat.ops import QParams
 
-__all__ = ["NEAR_TIE", "Codes", "back_slack", "codes_of", "dequantized", "is_power_of_two", "round_trip_bound", "stands_for",
-           "step", "unclamped"]
+__all__ = ["NEAR_TIE", "Codes", "back_slack", "codes_of", "dequantized", "is_power_of_two", "round_trip_bound",
+           "stands_for", "step", "unclamped"]
 
 NEAR_TIE = Fraction(1, 2**22)
 _HALF = Fraction(1, 2)
@@ -60,7 +60,7 @@ _ROUND: dict[str, Callable[[Fraction], int]] = {
 
 def is_power_of_two(scale: float) -> bool:
     """Whether multiplying by 1 / scale is exact."""
-    return math.frexp(scale)[0] == 0.5  # noqa: PLR2004 - frexp's mantissa of a power of two
+    return math.frexp(scale)[0] == 0.5
 
 
 def step(x: float, scale: float) -> Fraction:

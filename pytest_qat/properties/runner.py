@@ -77,7 +77,8 @@ def fuzz_law(law: Law, ops: Any, *, seconds: float, seed: int = 0,
         seed: Of what Hypothesis draws.
         clock: Seconds that pass.
     """
-    ends, found, number = clock() + seconds, {}, 0
+    found: dict[str, Failure] = {}
+    ends, number = clock() + seconds, 0
     with preserved_torch_state(), threads(1):
         failure = _swept(law, ops)
         while True:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pytest_qat.errors import DataError
+from pytest_qat.errors import DataError, StageError
 from pytest_qat.properties.examples import decode, encode
 from pytest_qat.properties.law import Law
 from pytest_qat.properties.laws import get_law
@@ -58,7 +58,11 @@ def write_saved(failure: Failure, folder: Path, *, reference: str, seed: int) ->
     text = json.dumps(document, indent=2)
     digest = hashlib.sha256(json.dumps([document["reference"], failure.ops, document["example"]]).encode()).hexdigest()
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{failure.law}-{failure.ops}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StageError(f"cannot write to {folder}: {error.strerror or error}.",
+                         hint="Choose another cache_dir.") from error
     path = folder / f"{name}-{digest[:8]}.json"
     write_whole(text.encode(), path)
     return path
@@ -98,10 +102,5 @@ def read_saved(path: Path) -> SavedExample:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {str(found.name) for found in metadata.distributions() if found.name in _PACKAGES}
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in sorted(installed)}

@@ -19,9 +19,10 @@ _MOST_CODES = 300
 def qparams_grid(ops: QuantOps) -> Iterator[QParams]:
     """Yield a few qparams: zero points in the middle, odd, and at both ends of the codes."""
     low, high = max(ops.quant_min, -WIDE), min(ops.quant_max, WIDE)
-    zero_points = list(dict.fromkeys(code for code in (0, 3, low, high, 1, low + high // 2) if low <= code <= high))
+    zero_points = list(dict.fromkeys(code for code in (0, 3, low, high, 1) if low <= code <= high))
     for index, scale in enumerate(_SCALES):
-        yield QParams(scale=min(_fl32(scale), largest_scale(ops.quant_min, ops.quant_max)), zero_point=zero_points[index % len(zero_points)], quant_min=ops.quant_min,
+        yield QParams(scale=min(_fl32(scale), largest_scale(ops.quant_min, ops.quant_max)),
+                      zero_point=zero_points[index % len(zero_points)], quant_min=ops.quant_min,
                       quant_max=ops.quant_max)
 
 
@@ -34,8 +35,7 @@ def grids(ops: QuantOps) -> Iterator[AffineExample]:
 def tie_grids(ops: QuantOps) -> Iterator[AffineExample]:
     """Yield the same with powers of two as scales, where each answer is exact."""
     for params, scale in zip(qparams_grid(ops), (1.0, 0.5, 2.0**-20, 2.0**-100, MAX_SCALE), strict=True):
-        exact = QParams(scale=min(scale, params.scale) if scale == MAX_SCALE else scale, zero_point=params.zero_point, quant_min=params.quant_min,
-                        quant_max=params.quant_max)
+        exact = dataclasses.replace(params, scale=min(scale, params.scale) if scale == MAX_SCALE else scale)
         yield AffineExample(qparams=exact, values=_grid(exact))
 
 

@@ -49,10 +49,10 @@ def load_ops(reference: str, *, root: Path, seed: int = 0) -> tuple[Any, ...]:
         return tuple(torch_targets())
     value = load_value(reference, root=root, seed=seed)
     found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    wrong = next((item for item in found if not isinstance(item, KINDS)), None)
-    if not found or wrong is not None:
-        raise InvalidCase(f"{reference} gave {type(wrong).__name__ if found else 'an empty list'}, expected a QuantOps "
-                          "or a list of them.", hint="Return pytest_qat.QuantOps(name=..., quantize=..., "
+    wrong = [type(item).__name__ for item in found if not isinstance(item, KINDS)]
+    if not found or wrong:
+        raise InvalidCase(f"{reference} gave {wrong[0] if wrong else 'an empty list'}, expected a QuantOps or a list of "
+                          "them.", hint="Return pytest_qat.QuantOps(name=..., quantize=..., "
                           "dequantize=...) from the function.")
     names = [item.name for item in found]
     if len(set(names)) < len(names):
@@ -256,7 +256,8 @@ def _integer(engine: str) -> IntegerOps | None:
             result: Tensor = ops.linear(_quantized(x, x_scale, x_zero), packed, scale, zero_point)
             return result.int_repr()
 
-    def conv2d(x: Tensor, x_scale: float, x_zero: int, weight: Tensor, weight_scales: Tensor, bias: Tensor,
+    def conv2d(x: Tensor, x_scale: float, x_zero: int,  # noqa: PLR0917 - IntegerOps says so
+               weight: Tensor, weight_scales: Tensor, bias: Tensor,
                padding: int, scale: float, zero_point: int) -> Tensor:
         with quantized_engine(engine):
             ends: Sequence[int] = (padding, padding)

@@ -146,6 +146,6 @@ def test_the_readme_names_every_recipe_and_check_and_no_other() -> None:
 
 def test_the_readmes_python_blocks_are_python() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         compile(block, "README.md", "exec")

@@ -6,12 +6,12 @@ from typing import Any
 
 from pytest_qat.errors import DataError
 from pytest_qat.properties.law import Law
-from pytest_qat.properties.laws import affine, channels, fake, flow, integer, modules, observers, tensors
+from pytest_qat.properties.laws import affine, channels, fake, flow, inputs, integer, modules, observers, tensors
 
 __all__ = ["LAWS", "get_law", "laws_for"]
 
-LAWS: tuple[Law, ...] = (*affine.LAWS, *channels.LAWS, *fake.LAWS, *modules.LAWS, *observers.LAWS, *integer.LAWS,
-                         *tensors.LAWS, *flow.LAWS)
+LAWS: tuple[Law, ...] = (*affine.LAWS, *inputs.LAWS, *channels.LAWS, *fake.LAWS, *modules.LAWS, *observers.LAWS,
+                         *integer.LAWS, *tensors.LAWS, *flow.LAWS)
 
 
 def laws_for(ops: Any) -> tuple[Law, ...]:

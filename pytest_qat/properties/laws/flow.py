@@ -277,8 +277,8 @@ def _stored_weights(converted: nn.Module) -> list[Tensor]:
     if isinstance(converted, ExportedModel):
         return [tensor for tensor in converted.state_dict().values()
                 if isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.numel()]
-    return [module.weight() for module in converted.modules()
-            if callable(getattr(module, "weight", None)) and not isinstance(getattr(module, "weight", None), Tensor)]
+    holders = [getattr(module, "weight", None) for module in converted.modules()]
+    return [holder() for holder in holders if callable(holder) and not isinstance(holder, Tensor)]
 
 
 @_flow_law()

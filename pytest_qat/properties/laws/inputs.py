@@ -1,0 +1,182 @@
+"""Laws of quantize about its inputs: infinities, huge numbers, senseless qparams, dtypes, layouts (P13 to P20)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from hypothesis import strategies as st
+
+from pytest_qat.containment import signal_of
+from pytest_qat.isolation import threads
+from pytest_qat.ops import QParams, QuantOps
+from pytest_qat.properties.examples import AffineExample
+from pytest_qat.properties.law import Law, LawBroken
+from pytest_qat.properties.laws.family import (
+    affine_law,
+    check_codes,
+    each_params,
+    huge,
+    lanes,
+    params_alone,
+    shown,
+    usual,
+)
+from pytest_qat.properties.oracle import codes_of, step
+from pytest_qat.properties.sweeps import huge_grids, tails, tie_grids
+from pytest_qat.properties.watched import Watched
+
+__all__ = ["LAWS"]
+
+_THREADED = 100_003
+"""More elements than torch gives to one thread (32,768), and an odd number of them."""
+
+
+@affine_law(sweep=tails)
+def P13_nan_and_infinity(ops: QuantOps, example: AffineExample) -> None:
+    """Infinities get the ends' codes, and NaN what is promised, in every lane.
+
+    Where `nan` is None, NaN is left out.
+    """
+    calls, params = Watched(ops), example.qparams
+    size = max(1, len(example.lanes))
+    for x, expected in ((math.inf, params.quant_max), (-math.inf, params.quant_min)):
+        _check_filled(calls, example, size, x, expected)
+    if ops.nan == "raises":
+        try:
+            codes = ops.quantize(torch.full((size,), math.nan), params.scale, params.zero_point, params.quant_min,
+                                 params.quant_max)
+        except Exception:
+            return
+        raise LawBroken(f"NaN quantized, {size} elements, {params}", expected="an exception", actual=codes.tolist())
+    if ops.nan is not None:
+        _check_filled(calls, example, size, math.nan, int(getattr(params, ops.nan)))
+
+
+def _check_filled(calls: Watched, example: AffineExample, size: int, x: float, expected: int) -> None:
+    filled = dataclasses.replace(example, values=(x,), size=size)
+    codes = calls.quantize(filled.tensor(), example.qparams)
+    if set(codes.flatten().tolist()) != {expected}:
+        wrong = [lane for lane, code in enumerate(codes.flatten().tolist()) if code != expected]
+        raise LawBroken(f"{x} quantized, {size} elements, {example.layout}, {example.qparams}",
+                        expected=f"code {expected}",
+                        actual=f"{codes.flatten()[wrong[0]].item()} at element {wrong[0]}")
+
+
+@affine_law(examples=huge, sweep=huge_grids)
+def P14_huge_finite(ops: QuantOps, example: AffineExample) -> None:
+    """Finite values up to float32's largest saturate with every valid scale, and never wrap around."""
+    params = example.qparams
+    far = 3 * (params.quant_max - params.quant_min)
+    for x, code in lanes(ops, example):
+        if abs(step(x, params.scale)) > far:
+            expected = params.quant_max if x > 0 else params.quant_min
+            if code != expected:
+                raise LawBroken(f"{shown(x)}, {params}", expected=f"code {expected}", actual=f"code {code}")
+
+
+_BAD_SCALES = (0.0, -0.0, -1.0, math.nan, math.inf, -math.inf, 2.0**-140)
+
+
+def _bad_params(ops: QuantOps) -> Iterator[AffineExample]:
+    low, high = ops.quant_min, ops.quant_max
+    middle = min(max(0, low), high)
+    pairs = [(scale, middle) for scale in _BAD_SCALES] + [(1.0, low - 1), (1.0, high + 1)]
+    for scale, zero_point in pairs:
+        params = QParams(scale=scale, zero_point=zero_point, quant_min=low, quant_max=high)
+        yield AffineExample(qparams=params, values=(0.0, 1.0, -3.5), size=37)
+
+
+@affine_law(examples=lambda ops: st.sampled_from(list(_bad_params(ops))), sweep=_bad_params, share=0)
+def P15_scale_domain(ops: QuantOps, example: AffineExample) -> None:
+    """Qparams that make no sense raise, or give codes within the range; they never end the process.
+
+    Scales of 0, under 0, NaN, infinite or subnormal, and zero points outside the codes. The call is made in a process
+    of its own first.
+    """
+    params, x = example.qparams, example.tensor()
+    died = signal_of(lambda: ops.quantize(x.clone(), params.scale, params.zero_point, params.quant_min,
+                                          params.quant_max))
+    if died is not None:
+        raise LawBroken(f"quantize, {params}", expected="an exception, or codes within the range",
+                        actual=f"the process died of {died}")
+    try:
+        codes = ops.quantize(x.clone(), params.scale, params.zero_point, params.quant_min, params.quant_max)
+    except Exception:
+        return
+    outside = [code for code in codes.flatten().tolist() if not params.quant_min <= code <= params.quant_max]
+    if outside:
+        raise LawBroken(f"quantize, {params}", expected="an exception, or codes within the range", actual=outside[0])
+
+
+@affine_law(examples=usual, sweep=tie_grids)
+def P16_input_dtype(ops: QuantOps, example: AffineExample) -> None:
+    """float16, bfloat16 and float64 inputs get the codes of the same numbers in float32, or raise.
+
+    Values are rounded to the dtype first. Tolerance: the near-tie band, since float64 kernels round less.
+    """
+    params = example.qparams
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        x = example.tensor(dtype)
+        lanes = x.double().flatten().tolist()
+        try:
+            codes = ops.quantize(x, params.scale, params.zero_point, params.quant_min, params.quant_max)
+        except Exception:
+            continue
+        for value, code in zip(lanes, codes.flatten().tolist(), strict=True):
+            right = codes_of(value, params, ops.rounding)
+            if code not in right:
+                raise LawBroken(f"{shown(value)} as {dtype}, {params}", expected=right, actual=code)
+
+
+@affine_law(sweep=tails)
+def P17_layout(ops: QuantOps, example: AffineExample) -> None:
+    """An element's code depends neither on its neighbours, nor on its place, nor on how the tensor lies in memory."""
+    calls, params = Watched(ops), example.qparams
+    alone = {x.hex(): int(calls.quantize(torch.tensor([x]), params)) for x in example.values}
+    for lane, (x, code) in enumerate(lanes(ops, example)):
+        if code != alone[x.hex()]:
+            raise LawBroken(f"{shown(x)} at element {lane} of {len(example.lanes)}, {example.layout}, {params}",
+                            expected=f"{alone[x.hex()]}, as on its own", actual=code)
+
+
+@affine_law(examples=usual, sweep=lambda ops: itertools.islice(tails(ops), 3), share=0)
+def P18_threads(ops: QuantOps, example: AffineExample) -> None:
+    """Large tensors get the same codes with one thread and with several."""
+    calls, params = Watched(ops), example.qparams
+    large = dataclasses.replace(example, size=_THREADED).tensor()
+    with threads(1):
+        one = calls.quantize(large, params)
+    with threads(max(2, torch.get_num_threads())):
+        several = calls.quantize(large, params)
+    if not torch.equal(one, several):
+        lane = int((one != several).flatten().nonzero()[0])
+        raise LawBroken(f"element {lane} of {_THREADED}, {params}",
+                        expected=f"{one.flatten()[lane].item()}, as with one thread",
+                        actual=several.flatten()[lane].item())
+
+
+@affine_law(examples=params_alone, sweep=each_params, share=0.2)
+def P19_sizes(ops: QuantOps, example: AffineExample) -> None:
+    """Empty tensors and tensors without axes keep their shape, both ways."""
+    calls = Watched(ops)
+    for shape in ((0,), (0, 3), (2, 0, 3), ()):
+        codes = calls.quantize(torch.ones(shape), example.qparams)
+        calls.dequantize(codes, example.qparams)
+
+
+@affine_law()
+def P20_cross_implementation(ops: QuantOps, example: AffineExample) -> None:
+    """Codes are those of the exact specification, so that implementations agree.
+
+    Tolerance: beside a tie, as `oracle` defines it, both neighbours are right.
+    """
+    check_codes(ops, example)
+
+
+LAWS: tuple[Law, ...] = (
+    P13_nan_and_infinity, P14_huge_finite, P15_scale_domain, P16_input_dtype, P17_layout, P18_threads, P19_sizes,
+    P20_cross_implementation)
