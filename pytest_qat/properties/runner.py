@@ -21,7 +21,7 @@ __all__ = ["EXAMPLES", "Failure", "check_law", "fuzz_law", "hold"]
 EXAMPLES = 40
 """Examples drawn for a law in CI mode, besides its sweep."""
 _FEWEST = 2
-_FUZZ_EXAMPLES = 300
+_FUZZ_EXAMPLES = 50
 _MOST_FAILURES = 5
 
 

@@ -51,8 +51,8 @@ def load_ops(reference: str, *, root: Path, seed: int = 0) -> tuple[Any, ...]:
     found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     wrong = [type(item).__name__ for item in found if not isinstance(item, KINDS)]
     if not found or wrong:
-        raise InvalidCase(f"{reference} gave {wrong[0] if wrong else 'an empty list'}, expected a QuantOps or a list of "
-                          "them.", hint="Return pytest_qat.QuantOps(name=..., quantize=..., "
+        raise InvalidCase(f"{reference} gave {wrong[0] if wrong else 'an empty list'}, expected a QuantOps or a list "
+                          "of them.", hint="Return pytest_qat.QuantOps(name=..., quantize=..., "
                           "dequantize=...) from the function.")
     names = [item.name for item in found]
     if len(set(names)) < len(names):
