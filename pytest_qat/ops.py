@@ -180,6 +180,8 @@ class IntegerOps:
         conv2d: `(x, x_scale, x_zero_point, weight, weight_scales, bias, padding, scale, zero_point)` with x
             `(n, c, h, w)` and weight `(m, c, kh, kw)`, stride 1.
         add: `(a, a_scale, a_zero_point, b, b_scale, b_zero_point, scale, zero_point)` returns codes.
+        mul: The product, with the same arguments.
+        cat: Both one after the other along axis 0, with the same arguments.
         relu: `(x, scale, zero_point)` returns codes of the same qparams.
         tolerance: How many codes a result may be away from the exact one (0: only exact or a near-tie's neighbour).
     """
@@ -188,6 +190,8 @@ class IntegerOps:
     linear: Callable[..., Tensor]
     conv2d: Callable[..., Tensor] | None = None
     add: Callable[..., Tensor] | None = None
+    mul: Callable[..., Tensor] | None = None
+    cat: Callable[..., Tensor] | None = None
     relu: Callable[..., Tensor] | None = None
     tolerance: int = 0
 

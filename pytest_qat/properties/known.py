@@ -64,7 +64,7 @@ KNOWN: tuple[KnownIssue, ...] = (
     KnownIssue(
         law="O1_valid_qparams", issue="pytorch/pytorch#100051",
         ops=("MinMaxObserver affine", "MovingAverageMinMaxObserver affine", "PerChannelMinMaxObserver affine",
-             "MovingAveragePerChannelMinMaxObserver affine", "HistogramObserver"),
+             "MovingAveragePerChannelMinMaxObserver affine", "HistogramObserver", "PT2E *"),
         reason="observers give an infinite or NaN scale for data that span more than float32's largest number"),
     KnownIssue(
         law="O8_not_a_number",

@@ -226,6 +226,13 @@ def _observers() -> Iterator[ObserverOps]:
                               make=functools.partial(made, ch_axis=0, dtype=dtype, qscheme=channels),
                               per_slice=functools.partial(alone, **common))
     yield ObserverOps(name="HistogramObserver", kind="histogram", make=observer.HistogramObserver)
+    if importlib.util.find_spec("torchao") is not None:
+        from torchao.quantization.pt2e import observer as pt2e
+
+        affine: dict[str, Any] = {"dtype": torch.uint8, "qscheme": torch.per_tensor_affine}
+        yield ObserverOps(name="PT2E MinMaxObserver", make=functools.partial(pt2e.MinMaxObserver, **affine))
+        yield ObserverOps(name="PT2E MovingAverageMinMaxObserver", kind="moving_average",
+                          make=functools.partial(pt2e.MovingAverageMinMaxObserver, **affine))
     yield ObserverOps(name="MinMaxObserver narrow", eps=float(torch.finfo(torch.float32).eps), symmetric=True,
                       quant_min=-127, quant_max=127, make=functools.partial(
                           observer.MinMaxObserver, dtype=torch.qint8, qscheme=torch.per_tensor_symmetric,
@@ -241,6 +248,21 @@ def _weights(codes: Tensor, scales: Tensor, *, per_channel: bool) -> Tensor:
         return torch._make_per_tensor_quantized_tensor(codes, float(scales[0]), 0)  # noqa: SLF001 - the only way from codes
     return torch._make_per_channel_quantized_tensor(  # noqa: SLF001 - the only way from codes
         codes, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0)
+
+
+def _of_two(engine: str, kind: str) -> Callable[..., Tensor]:
+    """Return an engine's add, mul or cat."""
+    function: Any = getattr(torch.ops.quantized, kind)
+
+    def run(a: Tensor, a_scale: float, a_zero: int, b: Tensor, b_scale: float, b_zero: int, scale: float,
+            zero_point: int) -> Tensor:
+        both = [_quantized(a, a_scale, a_zero), _quantized(b, b_scale, b_zero)]
+        with quantized_engine(engine):
+            result: Tensor = function(both, 0, scale, zero_point) if kind == "cat" else function(
+                *both, scale, zero_point)
+            return result.int_repr()
+
+    return run
 
 
 def _integer(engine: str) -> IntegerOps | None:
@@ -266,12 +288,6 @@ def _integer(engine: str) -> IntegerOps | None:
             result: Tensor = ops.conv2d(_quantized(x, x_scale, x_zero), packed, scale, zero_point)
             return result.int_repr()
 
-    def add(a: Tensor, a_scale: float, a_zero: int, b: Tensor, b_scale: float, b_zero: int, scale: float,
-            zero_point: int) -> Tensor:
-        with quantized_engine(engine):
-            result: Tensor = ops.add(_quantized(a, a_scale, a_zero), _quantized(b, b_scale, b_zero), scale, zero_point)
-            return result.int_repr()
-
     def relu(x: Tensor, scale: float, zero_point: int) -> Tensor:
         with quantized_engine(engine):
             return torch.relu(_quantized(x, scale, zero_point)).int_repr()
@@ -283,5 +299,6 @@ def _integer(engine: str) -> IntegerOps | None:
 
     if signal_of(every_shape) is not None:  # onednn's linear takes an instruction that some CPUs lack
         return None
-    return IntegerOps(name=f"engine {engine}", linear=linear, conv2d=conv2d, add=add, relu=relu,
+    return IntegerOps(name=f"engine {engine}", linear=linear, conv2d=conv2d, relu=relu,
+                      **{kind: _of_two(engine, kind) for kind in ("add", "mul", "cat")},
                       tolerance=1 if engine in ("qnnpack", "onednn") else 0)

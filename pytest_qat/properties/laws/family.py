@@ -16,27 +16,36 @@ from pytest_qat.properties.watched import Watched
 from pytest_qat.strategies import WIDE, affine_examples, qparams
 
 __all__ = ["affine", "affine_law", "all_codes", "check_codes", "each_params", "huge", "lanes", "params_alone", "powers",
-           "round_trips", "shown", "usual"]
+           "round_trips", "scattered", "shown", "usual"]
+
+_PLAIN = ("contiguous",)
 
 
 def affine(ops: QuantOps) -> SearchStrategy[AffineExample]:
     """Values on and beside the grid of codes, with any scale and zero point."""
+    return affine_examples(ops.quant_min, ops.quant_max, allow_huge=False, layouts=_PLAIN)
+
+
+def scattered(ops: QuantOps) -> SearchStrategy[AffineExample]:
+    """The same in every memory layout; only the laws about layouts ask for that: one cause, one failure."""
     return affine_examples(ops.quant_min, ops.quant_max, allow_huge=False)
 
 
 def huge(ops: QuantOps) -> SearchStrategy[AffineExample]:
     """The same, with values far outside of the range too."""
-    return affine_examples(ops.quant_min, ops.quant_max)
+    return affine_examples(ops.quant_min, ops.quant_max, layouts=_PLAIN)
 
 
 def usual(ops: QuantOps) -> SearchStrategy[AffineExample]:
     """The same with moderate scales, whose multiples are float32 numbers, too."""
-    return affine_examples(ops.quant_min, ops.quant_max, min_scale=2.0**-40, max_scale=2.0**40, allow_huge=False)
+    return affine_examples(ops.quant_min, ops.quant_max, min_scale=2.0**-40, max_scale=2.0**40, allow_huge=False,
+                           layouts=_PLAIN)
 
 
 def powers(ops: QuantOps) -> SearchStrategy[AffineExample]:
     """The same with powers of two as scales."""
-    return affine_examples(ops.quant_min, ops.quant_max, scheme="power_of_two", allow_huge=False)
+    return affine_examples(ops.quant_min, ops.quant_max, scheme="power_of_two", allow_huge=False,
+                           layouts=_PLAIN)
 
 
 def params_alone(ops: QuantOps) -> SearchStrategy[AffineExample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,6 +211,16 @@ def M6_state_dict(ops: FlowOps, example: NetExample) -> None:
     _expect_equal("after loading the state", _run(ops, prepared, batches), _run(ops, fresh, batches), example)
 
 
+@_flow_law(when=lambda ops: not _in_graph(ops))
+def M6_torchscript(ops: FlowOps, example: NetExample) -> None:
+    """A converted network traced into TorchScript gives the same bits."""
+    built, batches = _built(ops, example), batches_of(example)
+    with quantized_engine(get_recipe(ops.recipe).engine), threads(1), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced: Any = torch.jit.trace(built.converted, built.inputs, check_trace=False)
+    _expect_equal("in TorchScript", _run(ops, built.converted, batches), _run(ops, traced, batches), example)
+
+
 @_flow_law()
 def M7_training_step(ops: FlowOps, example: NetExample) -> None:
     """A training step gives finite gradients, and moves the weights and the observed ranges."""
@@ -301,5 +312,5 @@ def M11_frozen_before_converting(ops: FlowOps, example: NetExample) -> None:
 
 LAWS: tuple[Law, ...] = (
     M1_prepared_is_float, M2_nothing_left_over, M3_all_quantized, M4_converted_is_prepared, M5_repeatable,
-    M6_state_dict, M7_training_step, M8_calibration_order, M9_inference_changes_nothing, M10_smaller_weights,
-    M11_frozen_before_converting)
+    M6_state_dict, M6_torchscript, M7_training_step, M8_calibration_order, M9_inference_changes_nothing,
+    M10_smaller_weights, M11_frozen_before_converting)

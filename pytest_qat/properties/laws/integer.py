@@ -148,18 +148,59 @@ def R4_add(ops: IntegerOps, example: IntegerExample) -> None:
 
     Tolerance: beside a tie either neighbour, and `tolerance` of the ops.
     """
+    _check_pairs(ops, ops.add, "add", example, lambda one, two: (one + two, abs(one) + abs(two)))
+
+
+@_integer_law(needs=("mul",))
+def R4_mul(ops: IntegerOps, example: IntegerExample) -> None:
+    """Multiplying keeps to the output's scale and zero point.
+
+    Tolerance: beside a tie either neighbour, and `tolerance` of the ops.
+    """
+    _check_pairs(ops, ops.mul, "mul", example, lambda one, two: (one * two, abs(one * two)))
+
+
+@_integer_law(needs=("cat",))
+def R4_cat(ops: IntegerOps, example: IntegerExample) -> None:
+    """Concatenating brings both inputs to the output's scale and zero point.
+
+    Tolerance: beside a tie either neighbour, and `tolerance` of the ops.
+    """
+    a, b, codes = _pairs(ops.cat, "cat", example)
+    (a_scale, a_zero), (b_scale, b_zero) = _pair_qparams(example)
+    exact = [(code - a_zero) * a_scale for code in a] + [(code - b_zero) * b_scale for code in b]
+    _check_each(ops, "cat", example, [(value, abs(value)) for value in exact], codes)
+
+
+def _pair_qparams(example: IntegerExample) -> tuple[tuple[Fraction, int], tuple[Fraction, int]]:
+    return (Fraction(example.x_scale), example.x_zero_point), (Fraction(example.weight_scales[0]), example.zero_point)
+
+
+def _pairs(function: Any, name: str, example: IntegerExample) -> tuple[list[int], list[int], list[int]]:
+    """Call a function of two tensors; return their codes and the result's."""
     a = torch.tensor(example.x, dtype=torch.uint8)
     b = a.flip(0)
-    other_scale, other_zero = example.weight_scales[0], example.zero_point
-    codes = watched_call(ops.add, "add", a, example.x_scale, example.x_zero_point, b, other_scale, other_zero,
-                         example.scale, example.zero_point)
-    for one, two, code in zip(a.flatten().tolist(), b.flatten().tolist(), codes.flatten().tolist(), strict=True):
-        parts = ((one - example.x_zero_point) * Fraction(example.x_scale), (two - other_zero) * Fraction(other_scale))
-        exact = sum(parts) / Fraction(example.scale)
-        band = sum(map(abs, parts)) / Fraction(example.scale) * _BAND
-        right = _right(exact, example.zero_point, band=band, tolerance=ops.tolerance)
+    codes = watched_call(function, name, a, example.x_scale, example.x_zero_point, b, example.weight_scales[0],
+                         example.zero_point, example.scale, example.zero_point)
+    return a.flatten().tolist(), b.flatten().tolist(), codes.flatten().tolist()
+
+
+def _check_pairs(ops: IntegerOps, function: Any, name: str, example: IntegerExample,
+                 join: Callable[[Fraction, Fraction], tuple[Fraction, Fraction]]) -> None:
+    a, b, codes = _pairs(function, name, example)
+    (a_scale, a_zero), (b_scale, b_zero) = _pair_qparams(example)
+    _check_each(ops, name, example, [join((one - a_zero) * a_scale, (two - b_zero) * b_scale)
+                                     for one, two in zip(a, b, strict=True)], codes)
+
+
+def _check_each(ops: IntegerOps, name: str, example: IntegerExample, expected: list[tuple[Fraction, Fraction]],
+                codes: list[int]) -> None:
+    """Compare codes with exact values, each given with the size that its rounding errors are relative to."""
+    for lane, ((value, size), code) in enumerate(zip(expected, codes, strict=True)):
+        right = _right(value / Fraction(example.scale), example.zero_point, tolerance=ops.tolerance,
+                       band=size / Fraction(example.scale) * _BAND)
         if code not in right:
-            raise LawBroken(f"codes {one} and {two} added, {example}", expected=f"code {right}", actual=f"code {code}")
+            raise LawBroken(f"element {lane} of {name}, {example}", expected=f"code {right}", actual=f"code {code}")
 
 
 @_integer_law(needs=("relu",))
@@ -226,5 +267,5 @@ def R8_zero_weights(ops: IntegerOps, example: IntegerExample) -> None:
 
 
 LAWS: tuple[Law, ...] = (
-    R1_exact_accumulation, R2_requantization, R3_linear, R4_add, R4_relu, R5_padding, R6_batch_position,
+    R1_exact_accumulation, R2_requantization, R3_linear, R4_add, R4_mul, R4_cat, R4_relu, R5_padding, R6_batch_position,
     R7_channel_permutation, R8_zero_weights)
