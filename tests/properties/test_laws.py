@@ -110,3 +110,12 @@ def test_nan_is_nobody_s_business_where_nothing_is_promised() -> None:
     odd = dataclasses.replace(reference_ops.half_even(), quantize=quantize, nan=None)
     assert check_law(get_law("P13_nan_and_infinity"), odd) is None
     assert check_law(get_law("P13_nan_and_infinity"), dataclasses.replace(odd, nan="zero_point")) is not None
+
+
+def test_a_kernel_that_wants_contiguous_tensors_fails_the_law_about_layouts_alone() -> None:
+    def quantize(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return reference_ops.half_even().quantize(x.view(-1), *rest).view(x.shape)
+
+    ops = dataclasses.replace(reference_ops.half_even(), quantize=quantize, fake_quantize=None,
+                              quantize_per_channel=None, dequantize_per_channel=None)
+    assert {law.name for law in laws_for(ops) if check_law(law, ops, examples=10) is not None} == {"P17_layout"}

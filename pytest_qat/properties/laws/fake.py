@@ -30,16 +30,25 @@ _GROUP = 5
 
 
 def _affine(ops: Any) -> SearchStrategy[AffineExample]:
+    return affine_examples(ops.quant_min, ops.quant_max, allow_huge=False, layouts=("contiguous",))
+
+
+def _scattered(ops: Any) -> SearchStrategy[AffineExample]:
     return affine_examples(ops.quant_min, ops.quant_max, allow_huge=False)
 
 
 def _usual(ops: Any) -> SearchStrategy[AffineExample]:
-    return affine_examples(ops.quant_min, ops.quant_max, min_scale=2.0**-20, max_scale=2.0**6, allow_huge=False)
+    return affine_examples(ops.quant_min, ops.quant_max, min_scale=2.0**-20, max_scale=2.0**6, allow_huge=False,
+                           layouts=("contiguous",))
 
 
 def _fake_law(*, sweep: Callable[[Any], Iterable[Any]] = grids,
               examples: Callable[[Any], SearchStrategy[Any]] = _affine) -> Callable[[Callable[..., None]], Law]:
     return law(kind=QuantOps, example=AffineExample, examples=examples, sweep=sweep, needs=("fake_quantize",))
+
+
+def _plain_sweeps(ops: Any) -> Iterable[AffineExample]:
+    return itertools.chain(grids(ops), huge_grids(ops))
 
 
 def _all_sweeps(ops: Any) -> Iterable[AffineExample]:
@@ -50,7 +59,7 @@ def _shown(x: float) -> str:
     return f"{x!r} ({x.hex()})"
 
 
-@_fake_law(sweep=_all_sweeps)
+@_fake_law(examples=_scattered, sweep=_all_sweeps)
 def F1_forward(ops: QuantOps, example: AffineExample) -> None:
     """Fake-quantize gives what dequantize gives for the code that quantize gives.
 
@@ -121,7 +130,7 @@ def _upstream(x: Tensor) -> Tensor:
     return pattern.repeat(x.numel() // _GROUP + 1)[:x.numel()].reshape(x.shape)
 
 
-@_fake_law(sweep=_all_sweeps)
+@_fake_law(sweep=_plain_sweeps)
 def F5_gradient_mask(ops: QuantOps, example: AffineExample) -> None:
     """The gradient passes where the code is not clamped, both ends included, and is zero elsewhere.
 
