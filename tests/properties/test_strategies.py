@@ -119,7 +119,7 @@ def test_without_huge_values_all_lie_near_the_range() -> None:
 
 
 def test_examples_shrink_to_one_element_with_scale_one() -> None:
-    no_explaining = settings(phases=[Phase.generate, Phase.shrink], database=None)
+    no_explaining = settings(phases=[Phase.generate, Phase.shrink], database=None, max_examples=2000)
     found = find(affine_examples(), lambda example: True, settings=no_explaining)
     assert found == AffineExample(qparams=QParams(scale=1.0, zero_point=0), values=(0.0,), size=0)
     wide = find(affine_examples(), lambda example: len(example.lanes) > 37 and example.layout == "strided",
