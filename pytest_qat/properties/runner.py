@@ -70,6 +70,8 @@ def fuzz_law(law: Law, ops: Any, *, seconds: float, seed: int = 0,
              clock: Callable[[], float] = time.monotonic) -> list[Failure]:
     """Try a law on new examples until the time is over, and go on after a failure.
 
+    What CI mode sweeps is left to CI mode.
+
     Args:
         law: One that applies to the ops.
         ops: The implementation.
@@ -80,15 +82,13 @@ def fuzz_law(law: Law, ops: Any, *, seconds: float, seed: int = 0,
     found: dict[str, Failure] = {}
     ends, number = clock() + seconds, 0
     with preserved_torch_state(), threads(1):
-        failure = _swept(law, ops)
-        while True:
-            if failure is not None:
-                found.setdefault(str(encode(failure.example)), failure)
-            if clock() >= ends or len(found) >= _MOST_FAILURES:
-                return list(found.values())
+        while clock() < ends and len(found) < _MOST_FAILURES:
             failure = _drawn(law, ops, seed=_seed(law, seed) + number, examples=_FUZZ_EXAMPLES,
                              over=lambda: clock() >= ends)
+            if failure is not None:
+                found.setdefault(str(encode(failure.example)), failure)
             number += 1
+    return list(found.values())
 
 
 def _seed(law: Law, seed: int) -> int:
@@ -98,7 +98,7 @@ def _seed(law: Law, seed: int) -> int:
 
 def _drawn(law: Law, ops: Any, *, seed: int, examples: int,
            over: Callable[[], bool] = lambda: False) -> Failure | None:
-    caught: dict[str, Failure] = {}
+    seen: list[Failure | None] = []  # None: an exception that is no broken law
 
     @hypothesis.settings(max_examples=examples, deadline=None, database=None, derandomize=False, print_blob=False,
                          phases=(Phase.generate, Phase.shrink), suppress_health_check=(), report_multiple_bugs=False,
@@ -106,21 +106,25 @@ def _drawn(law: Law, ops: Any, *, seed: int, examples: int,
     @hypothesis.seed(seed)
     @hypothesis.given(law.examples(ops))
     def holds(example: Any) -> None:
-        if over() and not caught:
+        if over() and not seen:
             return
         try:
             law(ops, example)
         except LawBroken as broken:
-            # Hypothesis ends on the smallest example
-            caught["last"] = Failure(law=law.name, ops=ops.name, lines=broken.lines, example=example)
+            seen.append(Failure(law=law.name, ops=ops.name, lines=broken.lines, example=example))
+            raise
+        except Exception:
+            seen.append(None)
             raise
 
     try:
         holds()
     except LawBroken:
-        return caught["last"]
+        return seen[-1]  # Hypothesis ends on the smallest example
     except Flaky:
-        last = caught["last"]
+        last = next(filter(None, reversed(seen)), None)
+        if last is None:
+            raise
         return Failure(law=law.name, ops=ops.name, example=last.example, lines=(
             *last.lines, "the same example gave another result when it was tried again"))
     except Unsatisfiable:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pytest_qat.case import QATCase
 from pytest_qat.finetune import calibrate
 from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads
+from pytest_qat.locate import headline
 from pytest_qat.measure.coverage import measure_coverage
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.ops import FlowOps
@@ -74,13 +75,21 @@ def _case(example: NetExample, net: Net) -> QATCase:
 def _prepare(ops: FlowOps, example: NetExample, net: Net) -> PreparedModel:
     recipe = get_recipe(ops.recipe)
     with preserved_torch_state(seed=example.seed), quantized_engine(recipe.engine), threads(1):
-        return load_workflow(recipe.workflow).prepare(_case(example, net), recipe)
+        try:
+            return load_workflow(recipe.workflow).prepare(_case(example, net), recipe)
+        except Exception as error:
+            raise LawBroken(f"preparing raised {type(error).__name__}: {headline(error)}, {example}",
+                            expected="a prepared network", actual=type(error).__name__) from error
 
 
 def _convert(ops: FlowOps, prepared: PreparedModel) -> nn.Module:
     recipe = get_recipe(ops.recipe)
     with preserved_torch_state(), quantized_engine(recipe.engine), threads(1):
-        return load_workflow(recipe.workflow).convert(prepared, recipe).module
+        try:
+            return load_workflow(recipe.workflow).convert(prepared, recipe).module
+        except Exception as error:
+            raise LawBroken(f"converting raised {type(error).__name__}: {headline(error)}",
+                            expected="a converted network", actual=type(error).__name__) from error
 
 
 @functools.lru_cache(maxsize=32)
