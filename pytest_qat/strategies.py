@@ -168,34 +168,41 @@ def values_for(params: QParams, *, min_size: int = 1, max_size: int = 8, allow_n
     if allow_nan:
         kinds.append(st.just(math.nan))
     return st.lists(st.one_of(kinds), min_size=min_size, max_size=max_size).map(
-        lambda spots: tuple(_value_at(spot, params) for spot in spots))
+        lambda spots: tuple(_value_at(spot, params, huge=allow_huge) for spot in spots))
 
 
-def _spots(low: int, high: int, *, huge: bool) -> SearchStrategy[Any]:
-    """Return where values lie, without saying yet for which scale and zero point: drawing one builds no strategies.
+def _spots(low: int, high: int, *, huge: bool) -> SearchStrategy[int | float]:
+    """Return where values lie, without saying yet for which scale and zero point: drawing one is drawing a number.
 
-    A code with a place beside it, the number of an edge, a share of the range, or a float as it is.
+    A whole number stands for a code with a place beside it, for an edge (three of ten), or for a place anywhere in the
+    range (one of ten); a float for itself. Codes are numbered from the zero point outwards, so that values
+    shrink towards 0.
     """
-    codes = st.integers(low - 2, high + 2) if high - low <= WIDE else st.integers(-WIDE, WIDE)
-    kinds: list[SearchStrategy[Any]] = [
-        st.tuples(codes, st.sampled_from(PLACES)), st.integers(0, (_EDGES if huge else _EDGES - HUGE_EDGES) - 1),
-        st.floats(0, 1).map(lambda share: (share,))]
-    if huge:
-        kinds.append(st.floats(width=32, allow_nan=False, allow_infinity=False))
-    return st.one_of(kinds)
+    grid = _numbered(low, high) * len(PLACES)
+    spots = st.integers(0, grid + grid // 2 + grid // 6 - 1)
+    return spots | st.floats(width=32, allow_nan=False, allow_infinity=False) if huge else spots
 
 
-def _value_at(spot: Any, params: QParams) -> float:
+def _numbered(low: int, high: int) -> int:
+    """Return how many codes values are placed at: all of them and two beyond each end."""
+    return min(high - low, 2 * WIDE) + 5
+
+
+def _value_at(spot: Any, params: QParams, *, huge: bool) -> float:
     if isinstance(spot, float):
         return spot
-    if isinstance(spot, int):
-        return edges(params)[spot]
+    codes = _numbered(params.quant_min, params.quant_max)
+    place, number = divmod(spot, codes)
+    if place < len(PLACES):
+        outwards = (number + 1) // 2 * (1 if number % 2 else -1)
+        lowest = max(params.quant_min - params.zero_point, -WIDE) - 2
+        return place_of(lowest + (outwards - lowest) % codes, PLACES[place], params.scale)
+    beyond, anywhere = spot - codes * len(PLACES), codes * len(PLACES) // 6
+    if beyond >= anywhere:
+        edge: float = edges(params)[beyond % (_EDGES if huge else _EDGES - HUGE_EDGES)]
+        return edge
     first, last = _reach(params)
-    if len(spot) == 1:
-        return _fl32((first + spot[0] * (last - first)) * params.scale)
-    code, place = spot
-    wide = params.quant_max - params.quant_min > WIDE
-    return place_of(code if wide else code - params.zero_point, place, params.scale)
+    return _fl32((first + (beyond + 0.37) / anywhere * (last - first)) * params.scale)
 
 
 PLACES = ((0.0, 0), (0.5, 0), (-0.5, 0), (0.5, 1), (0.5, -1), (-0.5, 1), (-0.5, -1), (0.25, 0), (0.0, 1))
@@ -228,16 +235,18 @@ _EDGES = 6 + 2 * len(PLACES) + HUGE_EDGES
 
 
 def affine_examples(quant_min: int = -128, quant_max: int = 127, *, scheme: str = "affine",
-                    min_scale: float = MIN_SCALE, max_scale: float = MAX_SCALE, max_size: int = 8,
-                    allow_huge: bool = True, layouts: Sequence[str] = LAYOUTS) -> SearchStrategy[AffineExample]:
+                    min_scale: float = MIN_SCALE, max_scale: float = MAX_SCALE, min_size: int = 1,
+                    max_size: int = 8, allow_huge: bool = True,
+                    layouts: Sequence[str] = LAYOUTS) -> SearchStrategy[AffineExample]:
     """Return a strategy of qparams together with values, a size and a memory layout."""
     def example(params: QParams, size: int, layout: str, spots: list[Any]) -> AffineExample:
-        return AffineExample(qparams=params, values=tuple(_value_at(spot, params) for spot in spots), size=size,
+        return AffineExample(qparams=params, size=size,
+                             values=tuple(_value_at(spot, params, huge=allow_huge) for spot in spots),
                              layout=layout)
     return st.builds(example, qparams(scheme=scheme, quant_min=quant_min, quant_max=quant_max, min_scale=min_scale,
                                       max_scale=max_scale),
                      st.integers(0, 136) | st.sampled_from(TAILS), st.sampled_from(list(layouts)),
-                     st.lists(_spots(quant_min, quant_max, huge=allow_huge), min_size=1, max_size=max_size))
+                     st.lists(_spots(quant_min, quant_max, huge=allow_huge), min_size=min_size, max_size=max_size))
 
 
 def quantizable_tensors(params: QParams, *, max_size: int = 8, allow_nan: bool = False, allow_infinity: bool = False,
@@ -298,7 +307,7 @@ def channel_examples(quant_min: int = -128, quant_max: int = 127, *, min_channel
     def example(params: ChannelQParams, ndim: int, axis: int, spots: list[Any]) -> ChannelExample:
         placed = replace(params, axis=axis % ndim)
         kept = spots[:1] if ndim == 1 else spots
-        rows = tuple(tuple(_value_at(spot, params.channel(index)) for spot in kept)
+        rows = tuple(tuple(_value_at(spot, params.channel(index), huge=allow_huge) for spot in kept)
                      for index in range(len(params.scales)))
         return ChannelExample(qparams=placed, rows=rows, ndim=ndim)
     return st.builds(example, per_channel(quant_min=quant_min, quant_max=quant_max, min_channels=min_channels),

@@ -18,7 +18,7 @@ from pytest_qat.properties.law import Law, LawBroken
 
 __all__ = ["EXAMPLES", "Failure", "check_law", "fuzz_law", "hold"]
 
-EXAMPLES = 40
+EXAMPLES = 30
 """Examples drawn for a law in CI mode, besides its sweep."""
 _FEWEST = 2
 _FUZZ_EXAMPLES = 50
