@@ -21,7 +21,9 @@ from torch import nn
 
 from pytest_qat.batches import call
 
-__all__ = ["Crash", "crash_of", "signal_of"]
+__all__ = ["HANGS", "Crash", "crash_of", "signal_of"]
+
+HANGS = "does not come back"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ def crash_of(model: nn.Module, batches: Sequence[Any], *, timeout_s: float = 120
     processes cannot be forked, nothing is contained and None is returned.
     """
     died = _death_of(lambda writer: _run_batches(model, batches, writer), timeout_s=timeout_s)
-    if died is None:
+    if died is None or died[0] == signal.SIGKILL:  # that one it got from here
         return None
     number, said = died
     entered = said.decode("utf-8", errors="replace").split("\n")[:-1]
@@ -55,13 +57,15 @@ def crash_of(model: nn.Module, batches: Sequence[Any], *, timeout_s: float = 120
                  module=entered[-1] if entered else None)
 
 
-def signal_of(function: Callable[[], object], *, timeout_s: float = 30.0) -> str | None:
-    """Call a function in a child process and return the signal that ended the child, or None.
+def signal_of(function: Callable[[], object], *, timeout_s: float = 10.0) -> str | None:
+    """Call a function in a child process and return the signal that ended the child, `HANGS`, or None.
 
-    What Python can catch, and hanging, are none of this function's business, as with `crash_of`.
+    What Python can catch is none of this function's business. A fork of a process with threads may hang by itself.
     """
     died = _death_of(lambda writer: function(), timeout_s=timeout_s)
-    return None if died is None else signal.Signals(died[0]).name
+    if died is None:
+        return None
+    return HANGS if died[0] == signal.SIGKILL else signal.Signals(died[0]).name
 
 
 def _death_of(work: Callable[[int], object], *, timeout_s: float) -> tuple[int, bytes] | None:
@@ -85,7 +89,7 @@ def _death_of(work: Callable[[int], object], *, timeout_s: float) -> tuple[int, 
     finally:
         os.close(reader)
         _, status = os.waitpid(child, 0)
-    return (os.WTERMSIG(status), said) if said is not None and os.WIFSIGNALED(status) else None
+    return (os.WTERMSIG(status), said or b"") if os.WIFSIGNALED(status) else None
 
 
 def _work_as_child(work: Callable[[int], object], writer: int) -> None:

@@ -49,4 +49,7 @@ def place_of(error: BaseException) -> str:
 
 def headline(error: BaseException) -> str:
     """Return the first line of an error's message, or `no message`."""
-    return (str(error).splitlines() or ["no message"])[0]
+    try:
+        return (str(error).splitlines() or ["no message"])[0]
+    except Exception:  # an exception whose text raises
+        return "no message"

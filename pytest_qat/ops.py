@@ -84,8 +84,9 @@ class QuantOps:
         name: Name in reports.
         quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a tensor of codes: any integer dtype, and the
             shape of x.
-        dequantize: `(codes, scale, zero_point)` returns a float32 tensor of the codes' shape. The codes have the dtype
-            that `quantize` returns.
+        dequantize: `(codes, scale, zero_point)` returns a float32 tensor of the codes' shape, and exactly 0.0 for
+            zero_point: padding relies on it, so fma(codes, scale, -zero_point * scale) is refused. The codes have the
+            dtype that `quantize` returns.
         fake_quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a float tensor, differentiable in x by the
             clipped straight-through estimator.
         quantize_per_channel: `(x, scales, zero_points, axis, quant_min, quant_max)`; scales is a float32 tensor and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,9 +127,10 @@ class LawItem(_Item):
         cache = getattr(self.config, "cache", None)
         again = f"pytest --qat-ops={reference} -k {self.law.name}"
         if cache is not None:
-            path = write_saved(failure, Path(cache.mkdir(_CACHE)), reference=reference,
-                               seed=qat.fuzz_seed if qat.fuzz_share_s else qat.options.seed)
-            again = f"pytest --qat-replay={_short(path, self.config)}"
+            with contextlib.suppress(OSError, QATError):  # a cache that cannot be written costs no finding
+                path = write_saved(failure, Path(cache.mkdir(_CACHE)), reference=reference,
+                                   seed=qat.fuzz_seed if qat.fuzz_share_s else qat.options.seed)
+                again = f"pytest --qat-replay={_short(path, self.config)}"
         return [*failure.lines, f"to see it again: {again}"]
 
 
@@ -180,6 +182,9 @@ class ReplayItem(_Item):
         if saved.ops not in found:
             raise DataError(f"{saved.reference} has no implementation named {saved.ops!r} any more, but "
                             f"{', '.join(found)}.", hint="Delete the file, or bring the implementation back.")
+        if not saved.law.applies(found[saved.ops]):
+            raise DataError(f"{saved.law.name} does not speak about {saved.ops!r} as it is now.",
+                            hint="Delete the file, or give the implementation the functions that it had.")
         failure = hold(saved.law, found[saved.ops], saved.example)
         if failure is not None:
             then = ", ".join(f"{package} {version}" for package, version in saved.versions.items())

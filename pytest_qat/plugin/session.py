@@ -191,7 +191,8 @@ class QATSession:
             measured = item.stash[RECORD]
             report.qat = {  # type: ignore[attr-defined]
                 **measured, "environment": describe_environment(seed=self.options.seed)}
-        if report.when == "call" and item.nodeid.startswith("qat-replay:") and not report.skipped:
+        known = report.passed or (call.excinfo is not None and type(call.excinfo.value).__name__ == "CheckFailed")
+        if report.when == "call" and item.nodeid.startswith("qat-replay:") and known:
             report.qat_outcome = "fixed" if report.passed else "still failing"  # type: ignore[attr-defined]
         if OUTCOME in item.stash and report.skipped:
             report.qat_outcome = item.stash[OUTCOME]  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ Values are exact: floats are written as hexadecimal text, so a saved example is 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ LAYOUTS = ("contiguous", "strided", "offset", "transposed", "channels_last")
 """How the elements lie in memory: every second one of a storage, from its second element on, and so on."""
 TAILS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Numbers of elements beside the lengths of vector registers."""
+_MOST_ELEMENTS = 10**6
+_FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 _Example = TypeVar("_Example")
 
 
@@ -43,6 +46,12 @@ class AffineExample:
     values: tuple[float, ...]
     size: int = 0
     layout: str = "contiguous"
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS or not 0 <= self.size <= _MOST_ELEMENTS or not (self.values or not self.size):
+            raise ValueError(f"layout {self.layout!r}, {len(self.values)} values, size {self.size}")
+        if any(abs(value) > _FLOAT32_MAX and not math.isinf(value) for value in self.values):
+            raise ValueError("a value is no float32 number")
 
     @property
     def lanes(self) -> tuple[float, ...]:
@@ -82,8 +91,10 @@ class ChannelExample:
         """Bring `(channels, n)` into the form of the tensor."""
         if self.ndim == 1:
             return rows[:, 0]
-        shape = (rows.shape[0], *[1] * (self.ndim - 2), rows.shape[1])
-        return rows.reshape(shape).movedim(0, self.axis)
+        channels, count = rows.shape
+        part = next((factor for factor in (3, 2) if count % factor == 0), 1)
+        rest = {2: (count,), 3: (part, count // part), 4: (part, 1, count // part)}[self.ndim]
+        return rows.reshape(channels, *rest).movedim(0, self.axis)
 
     def gathered(self, tensor: Tensor) -> Tensor:
         """Bring a tensor of that form back to `(channels, n)`."""
@@ -230,7 +241,7 @@ def decode(kind: type[_Example], data: Any) -> _Example:
     """
     try:
         return typing.cast("_Example", _decode(kind, data))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(f"a saved example is no {getattr(kind, '__name__', kind)}: {error}.",
                         hint="Fuzz again: the file is damaged, or from another version.") from error
 

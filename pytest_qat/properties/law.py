@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis.strategies import SearchStrategy
 
-__all__ = ["Law", "LawBroken", "law"]
+__all__ = ["Law", "LawBroken", "Raised", "law"]
 
 
 class LawBroken(AssertionError):
@@ -32,6 +32,10 @@ class LawBroken(AssertionError):
         """The sentence, and below it what was expected and what came."""
         compared = () if self.expected is None else (f"expected {self.expected}, got {self.actual}",)
         return (self.what, *compared)
+
+
+class Raised(LawBroken):
+    """A function of the implementation raised; some laws allow that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

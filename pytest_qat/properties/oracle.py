@@ -21,6 +21,7 @@ __all__ = ["NEAR_TIE", "Codes", "back_slack", "codes_of", "dequantized", "is_pow
 
 NEAR_TIE = Fraction(1, 2**22)
 _HALF = Fraction(1, 2)
+_OVERFLOWS = Fraction(2)**128 * (1 - Fraction(1, 2**25))
 
 
 class Codes(NamedTuple):
@@ -110,6 +111,8 @@ def stands_for(number: float, code: int, qparams: QParams, *, relative: Fraction
     if abs(number - product) <= abs(product) * 2.0**-24:
         return True
     exact = dequantized(code, qparams)
+    if abs(exact) >= _OVERFLOWS:  # float32 rounds it to infinity
+        return math.isinf(number) and (number > 0) is (exact > 0)
     return math.isfinite(number) and (
         abs(Fraction(number) - exact) <= back_slack(code, qparams) + abs(exact) * relative)
 

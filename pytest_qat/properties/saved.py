@@ -96,7 +96,7 @@ def read_saved(path: Path) -> SavedExample:
             reference=str(document["reference"]), ops=str(document["ops"]), law=law,
             example=decode(law.example, document["example"]), lines=tuple(map(str, document["lines"])),
             versions=dict(document["versions"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path.name} is no saved example: {type(error).__name__}: {error}.",
                         hint=_FUZZ_AGAIN) from error
 

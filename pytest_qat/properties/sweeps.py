@@ -63,12 +63,20 @@ def channel_grids(ops: QuantOps) -> Iterator[ChannelExample]:
     middle = (max(ops.quant_min, -WIDE) + min(ops.quant_max, WIDE)) // 2
     for ndim in (1, 2, 4):
         for axis in range(ndim):
-            params = ChannelQParams(scales=(1.0, _fl32(1 / 15), 0.25), zero_points=(middle, middle + 1, middle - 3),
-                                    axis=axis, quant_min=ops.quant_min, quant_max=ops.quant_max)
-            count = 1 if ndim == 1 else 9
-            rows = tuple(tuple(place_of(3 * code - 7, PLACES[code % len(PLACES)], scale) for code in range(count))
-                         for scale in params.scales)
-            yield ChannelExample(qparams=params, rows=rows, ndim=ndim)
+            yield _channels(ops, middle, channels=3, count=1 if ndim == 1 else 9, ndim=ndim, axis=axis)
+    for ndim, axis in ((2, 0), (2, 1), (4, 1)):  # more channels and values than fit a vector
+        yield _channels(ops, middle, channels=17, count=129, ndim=ndim, axis=axis)
+
+
+def _channels(ops: QuantOps, middle: int, *, channels: int, count: int, ndim: int, axis: int) -> ChannelExample:
+    scales = tuple(_fl32((1.0, 1 / 15, 0.25)[index % 3] * (1 + index // 3)) for index in range(channels))
+    zero_points = tuple(min(max(middle + (0, 1, -3)[index % 3], ops.quant_min), ops.quant_max)
+                        for index in range(channels))
+    rows = tuple(tuple(place_of((3 * code - 7) % 251 - 125 if code > 8 else 3 * code - 7, PLACES[code % len(PLACES)],
+                                scale) for code in range(count)) for scale in scales)
+    params = ChannelQParams(scales=scales, zero_points=zero_points, axis=axis, quant_min=ops.quant_min,
+                            quant_max=ops.quant_max)
+    return ChannelExample(qparams=params, rows=rows, ndim=ndim)
 
 
 @functools.lru_cache(maxsize=64)

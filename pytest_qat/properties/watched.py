@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pytest_qat.locate import headline, place_of
 from pytest_qat.ops import ChannelQParams, QParams, QuantOps
-from pytest_qat.properties.law import LawBroken
+from pytest_qat.properties.law import LawBroken, Raised
 
 __all__ = ["Watched", "same", "watched_call"]
 
@@ -18,13 +18,14 @@ def watched_call(function: Any, name: str, *arguments: Any) -> Tensor:
     """Call a function and return its tensor.
 
     Raises:
-        LawBroken: it raised, returned no tensor, or changed an argument.
+        Raised: it raised.
+        LawBroken: it returned no tensor, or changed an argument.
     """
     before = [value.detach().clone() if isinstance(value, Tensor) else value for value in arguments]
     try:
         result = function(*arguments)
     except Exception as error:
-        raise LawBroken(f"{name} raised {type(error).__name__}: {headline(error)} ({place_of(error)})",
+        raise Raised(f"{name} raised {type(error).__name__}: {headline(error)} ({place_of(error)})",
                         expected="a tensor", actual=type(error).__name__) from error
     for old, new in zip(before, arguments, strict=True):
         if isinstance(new, Tensor) and not same(old, new):
@@ -79,7 +80,8 @@ class Watched:
 
     def codes(self, values: list[int], params: QParams) -> Tensor:
         """Return given codes in the dtype that the implementation's `quantize` returns."""
-        return torch.tensor(values, dtype=torch.int64).to(self.quantize(torch.zeros(1), params).dtype)
+        like = self.quantize(torch.zeros(1, dtype=torch.float32), params)
+        return torch.tensor(values, dtype=torch.int64).to(like.dtype)
 
     def fake_quantize(self, x: Tensor, params: QParams) -> Tensor:
         """Return the float numbers, of x's shape and dtype.
@@ -122,14 +124,15 @@ class Watched:
                              *_along(params, zero_dtype), params.axis, params.quant_min, params.quant_max)
         return _codes(codes, x, name="quantize_per_channel")
 
-    def dequantize_channels(self, codes: Tensor, params: ChannelQParams) -> Tensor:
+    def dequantize_channels(self, codes: Tensor, params: ChannelQParams, *,
+                            zero_dtype: torch.dtype = torch.int64) -> Tensor:
         """Return the float32 numbers of codes with channels.
 
         Raises:
             LawBroken: the call failed, or the result has another form.
         """
         result = watched_call(self.ops.dequantize_per_channel, "dequantize_per_channel", codes,
-                              *_along(params, torch.int64), params.axis)
+                              *_along(params, zero_dtype), params.axis)
         return _floats(result, codes, name="dequantize_per_channel", dtype=torch.float32)
 
 

@@ -74,6 +74,7 @@ def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_la
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
     adapt = to_channels_last if channels_last else unchanged
+    pristine = copy.deepcopy(module) if _holds_packed_weights(state) else None
 
     session = engine_session(engine)
 
@@ -92,7 +93,7 @@ def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_la
         session=session,
         save_program=save_program,
         kernels=kernels_of(model.graph_module) if isinstance(model, ExportedModel) else None,
-        fresh=(lambda: partial(call, copy.deepcopy(module))) if _holds_packed_weights(state) else None,
+        fresh=None if pristine is None else lambda: partial(call, copy.deepcopy(pristine)),
     )
 
 

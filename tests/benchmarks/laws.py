@@ -4,7 +4,9 @@ Run from the repository root: `python -m tests.benchmarks.laws [SEEDS]`. It prin
 torch's qint8 ops; the same number of tensors with the same number of values drawn by this package's strategy and by
 `torch.testing._internal.hypothesis_utils.tensor`, in turn; which law kills each planted bug, and which of the bugs in
 quantize and dequantize that strategy kills with the checks of PyTorch's test suite (a round trip within `2 / scale`,
-and numpy's `round(x / scale + zero_point)`); with SEEDS, whether correct implementations survive so many.
+for the small scales that it is used with, and numpy's `round(x / scale + zero_point)` to within a code: it adds the
+zero point before rounding, so equality would fail correct code); with SEEDS, whether correct implementations survive
+so many. Needs the package expecttest, which PyTorch's test utilities import.
 """
 
 from __future__ import annotations
@@ -96,8 +98,8 @@ def speed_of_strategies() -> None:
 def their_checks_fail(ops: QuantOps) -> tuple[bool, bool]:
     """Whether an implementation fails PyTorch's round trip, and PyTorch's reference."""
     failed = [False, False]
-    strategy = theirs.tensor(shapes=theirs.array_shapes(1, 3, 1, 12), elements=theirs.floats(-1e6, 1e6),
-                             qparams=theirs.qparams(dtypes=torch.qint8))
+    strategy = theirs.tensor(shapes=theirs.array_shapes(1, 3, 1, 12), elements=theirs.floats(-10, 10),
+                             qparams=theirs.qparams(dtypes=torch.qint8, scale_min=2.0**-10, scale_max=0.125))
 
     def check(drawn: Any) -> None:
         array, (scale, zero_point, _) = drawn
@@ -107,7 +109,8 @@ def their_checks_fail(ops: QuantOps) -> tuple[bool, bool]:
             back = ops.dequantize(codes, float(np.float32(scale)), int(zero_point))
             clipped = np.clip(x.numpy(), (-128 - zero_point) * scale, (127 - zero_point) * scale)
             failed[0] |= not np.allclose(clipped, back.numpy(), atol=2 / scale)
-            failed[1] |= not np.array_equal(codes.numpy(), _quantize(x.numpy(), scale, zero_point, -128, 127, np.int8))
+            expected = _quantize(x.numpy(), scale, zero_point, -128, 127, np.int8)
+            failed[1] |= bool((np.abs(codes.numpy().astype(int) - expected.astype(int)) > 1).any())
         except Exception:
             failed[0] = failed[1] = True
 

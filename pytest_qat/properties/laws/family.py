@@ -96,6 +96,6 @@ def check_codes(ops: QuantOps, example: AffineExample) -> None:
 
 
 def all_codes(params: QParams) -> list[int]:
-    """Return all codes, or a thousand of those around the zero point."""
+    """Return all codes, or where there are more than 65,536 a thousand of those around the zero point."""
     low, high = max(params.quant_min, params.zero_point - WIDE), min(params.quant_max, params.zero_point + WIDE)
-    return list(range(low, high + 1, max(1, (high - low) // 2**10)))
+    return list(range(low, high + 1, 1 if high - low < 2**16 else (high - low) // 2**10))

@@ -68,10 +68,7 @@ def _linear(ops: IntegerOps, example: IntegerExample) -> Tensor:
     codes = watched_call(ops.linear, "linear", torch.tensor(example.x, dtype=torch.uint8), example.x_scale,
                          example.x_zero_point, torch.tensor(example.weight, dtype=torch.int8),
                          torch.tensor(example.weight_scales), bias, example.scale, example.zero_point)
-    expected = (len(example.x), len(example.weight))
-    if tuple(codes.shape) != expected or codes.dtype != torch.uint8:
-        raise LawBroken(f"linear, {example}", expected=f"uint8 codes of shape {expected}",
-                        actual=f"{codes.dtype} of shape {tuple(codes.shape)}")
+    _form(codes, (len(example.x), len(example.weight)), "linear", example)
     return codes
 
 
@@ -182,6 +179,7 @@ def _pairs(function: Any, name: str, example: IntegerExample) -> tuple[list[int]
     b = a.flip(0)
     codes = watched_call(function, name, a, example.x_scale, example.x_zero_point, b, example.weight_scales[0],
                          example.zero_point, example.scale, example.zero_point)
+    _form(codes, (len(a) * (2 if name == "cat" else 1), a.shape[1]), name, example)
     return a.flatten().tolist(), b.flatten().tolist(), codes.flatten().tolist()
 
 
@@ -208,6 +206,7 @@ def R4_relu(ops: IntegerOps, example: IntegerExample) -> None:
     """ReLU on codes is max(code, zero_point). No tolerance."""
     x = torch.arange(256, dtype=torch.int32).to(torch.uint8)
     codes = watched_call(ops.relu, "relu", x, example.x_scale, example.x_zero_point)
+    _form(codes, (256,), "relu", example)
     for code, found in zip(x.tolist(), codes.tolist(), strict=True):
         if found != max(code, example.x_zero_point):
             raise LawBroken(f"code {code}, zero_point {example.x_zero_point}", expected=max(code, example.x_zero_point),
@@ -218,7 +217,7 @@ def R4_relu(ops: IntegerOps, example: IntegerExample) -> None:
 def R5_padding(ops: IntegerOps, example: IntegerExample) -> None:
     """Padding is the number zero, whose code is the zero point: padding by hand gives the same.
 
-    No tolerance: both go through the same kernel.
+    No tolerance: both go through the same kernel. What it gives is compared with the exact sum as in R2.
     """
     code = example.x[0][0]
     x = torch.full((1, 1, 3, 3), code, dtype=torch.uint8)
@@ -233,6 +232,20 @@ def R5_padding(ops: IntegerOps, example: IntegerExample) -> None:
         raise LawBroken(f"a 3x3 convolution of code {code} with padding 1, {example}",
                         expected=f"{by_hand.flatten().tolist()}, as with zero points around it",
                         actual=padded.flatten().tolist())
+    _form(by_hand, (1, 1, 3, 3), "conv2d", example)
+    product = Fraction(example.x_scale) * Fraction(example.weight_scales[0]) / Fraction(example.scale)
+    for taps, found in zip((4, 6, 4, 6, 9, 6, 4, 6, 4), by_hand.flatten().tolist(), strict=True):
+        exact = taps * (code - example.x_zero_point) * example.weight[0][0] * product
+        right = _right(exact, example.zero_point, band=abs(exact) * _BAND, tolerance=ops.tolerance)
+        if found not in right:
+            raise LawBroken(f"{taps} taps of a 3x3 convolution of code {code}, {example}", expected=f"code {right}",
+                            actual=f"code {found}")
+
+
+def _form(codes: Tensor, shape: tuple[int, ...], name: str, example: IntegerExample) -> None:
+    if tuple(codes.shape) != shape or codes.dtype != torch.uint8:
+        raise LawBroken(f"{name}, {example}", expected=f"uint8 codes of shape {shape}",
+                        actual=f"{codes.dtype} of shape {tuple(codes.shape)}")
 
 
 @_integer_law()
