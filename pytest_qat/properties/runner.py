@@ -20,7 +20,7 @@ __all__ = ["EXAMPLES", "Failure", "check_law", "fuzz_law", "hold"]
 
 EXAMPLES = 30
 """Examples drawn for a law in CI mode, besides its sweep."""
-_FEWEST = 2
+_FEWEST = 1
 _FUZZ_EXAMPLES = 50
 _MOST_FAILURES = 5
 

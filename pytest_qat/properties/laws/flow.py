@@ -61,7 +61,8 @@ def _sweep(ops: FlowOps) -> Iterator[NetExample]:
 
 
 def _flow_law(*, when: Callable[[FlowOps], bool] = lambda _: True) -> Callable[[Callable[..., None]], Law]:
-    return law(kind=FlowOps, example=NetExample, examples=_examples, sweep=_sweep, share=0, when=when)
+    return law(kind=FlowOps, example=NetExample, examples=_examples, sweep=_sweep, when=when,
+               share=lambda ops: 0.0 if _in_graph(ops) else 0.1)
 
 
 def _in_graph(ops: FlowOps) -> bool:
