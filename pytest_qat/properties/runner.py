@@ -18,7 +18,7 @@ from pytest_qat.properties.law import Law, LawBroken
 
 __all__ = ["EXAMPLES", "Failure", "check_law", "fuzz_law", "hold"]
 
-EXAMPLES = 30
+EXAMPLES = 20
 """Examples drawn for a law in CI mode, besides its sweep."""
 _FEWEST = 1
 _FUZZ_EXAMPLES = 50
