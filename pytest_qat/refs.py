@@ -47,7 +47,7 @@ def load_case(reference: str, *, root: Path, shapes: str | None = None, seed: in
         InvalidCase: the function raised, or what it returned is not a model.
     """
     with preserved_torch_state(seed=seed):
-        return as_case(load_value(reference, root=root, seed=seed), source=reference, shapes=shapes)
+        return as_case(_value(reference, root), source=reference, shapes=shapes)
 
 
 def load_value(reference: str, *, root: Path, seed: int = 0) -> object:
@@ -58,7 +58,7 @@ def load_value(reference: str, *, root: Path, seed: int = 0) -> object:
         InvalidCase: the function raised.
     """
     with preserved_torch_state(seed=seed):
-        return _call(resolve(reference, root=root), reference)
+        return _value(reference, root)
 
 
 def as_case(value: object, *, source: str, shapes: str | None = None) -> QATCase:
@@ -140,7 +140,9 @@ def resolve(reference: str, *, root: Path) -> Any:
     return found
 
 
-def _call(named: Any, reference: str) -> object:
+def _value(reference: str, root: Path) -> object:
+    """Return what a reference gives; the caller has seeded torch, and what it draws next goes on from there."""
+    named = resolve(reference, root=root)
     if isinstance(named, (QATCase, nn.Module, str)) or not callable(named):
         return named
     if isinstance(named, type) and not issubclass(named, nn.Module):

@@ -282,6 +282,14 @@ def test_one_seed_gives_the_same_weights_and_inputs_twice_and_another_seed_other
     assert not torch.equal(first.model.weight, other.model.weight)
 
 
+def test_inputs_are_drawn_after_the_weights_and_not_from_the_same_numbers(write: Writer) -> None:
+    root = write("def build():\n    model = nn.Linear(4, 2)\n    nn.init.normal_(model.weight)\n    return model")
+    case = load_case("zoo:build", root=root, shapes="2x4", seed=1)
+    torch.manual_seed(1)
+    nn.Linear(4, 2), torch.randn(2, 4)
+    assert torch.equal(case.example_inputs[0], torch.randn(2, 4))
+
+
 @pytest.mark.parametrize("ending", ["return nn.Linear(4, 2)", "raise ValueError"])
 def test_the_generators_of_the_process_are_left_as_they_were(write: Writer, ending: str) -> None:
     root = write(f"import random, numpy\ndef build():\n    random.random(); numpy.random.rand()\n    {ending}")
