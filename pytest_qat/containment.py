@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -49,11 +49,11 @@ def crash_of(model: nn.Module, batches: Sequence[Any], *, timeout_s: float = 120
     processes cannot be forked, nothing is contained and None is returned.
     """
     died = _death_of(lambda writer: _run_batches(model, batches, writer), timeout_s=timeout_s)
-    if died is None or died[0] == signal.SIGKILL:  # that one it got from here
+    if died is None or died.said is None:
         return None
-    number, said = died
-    entered = said.decode("utf-8", errors="replace").split("\n")[:-1]
-    return Crash(signal_name=signal.Signals(number).name, meaning=signal.strsignal(number) or "unknown signal",
+    entered = died.said.decode("utf-8", errors="replace").split("\n")[:-1]
+    return Crash(signal_name=signal.Signals(died.number).name,
+                 meaning=signal.strsignal(died.number) or "unknown signal",
                  module=entered[-1] if entered else None)
 
 
@@ -65,11 +65,18 @@ def signal_of(function: Callable[[], object], *, timeout_s: float = 10.0) -> str
     died = _death_of(lambda writer: function(), timeout_s=timeout_s)
     if died is None:
         return None
-    return HANGS if died[0] == signal.SIGKILL else signal.Signals(died[0]).name
+    return HANGS if died.said is None else signal.Signals(died.number).name
 
 
-def _death_of(work: Callable[[int], object], *, timeout_s: float) -> tuple[int, bytes] | None:
-    """Do work in a forked child; return the number of the signal that ended it and what it had said, or None."""
+class _Death(NamedTuple):
+    """The signal that ended a child, and the tail of what it said; None if it hung and was killed from here."""
+
+    number: int
+    said: bytes | None
+
+
+def _death_of(work: Callable[[int], object], *, timeout_s: float) -> _Death | None:
+    """Do work in a forked child; return how it died, or None if it did not."""
     if not hasattr(os, "fork"):
         return None
     reader, writer = os.pipe()
@@ -89,7 +96,7 @@ def _death_of(work: Callable[[int], object], *, timeout_s: float) -> tuple[int, 
     finally:
         os.close(reader)
         _, status = os.waitpid(child, 0)
-    return (os.WTERMSIG(status), said or b"") if os.WIFSIGNALED(status) else None
+    return _Death(os.WTERMSIG(status), said) if os.WIFSIGNALED(status) else None
 
 
 def _work_as_child(work: Callable[[int], object], writer: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_qat.containment import crash_of
+from pytest_qat.containment import HANGS, crash_of, signal_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -59,6 +59,19 @@ def test_a_child_that_hangs_is_killed_and_is_no_crash() -> None:
             return x
 
     assert crash_of(Hanging(), [(torch.zeros(1),)], timeout_s=0.3) is None
+
+
+def test_a_child_that_the_system_kills_died_and_did_not_hang() -> None:
+    class Starved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            os.kill(os.getpid(), signal.SIGKILL)  # as Linux does when memory runs out
+            return x
+
+    crash = crash_of(Starved(), [(torch.zeros(1),)])
+    assert crash is not None
+    assert crash.signal_name == "SIGKILL"
+    assert signal_of(lambda: os.kill(os.getpid(), signal.SIGKILL)) == "SIGKILL"
+    assert signal_of(lambda: time.sleep(60), timeout_s=0.3) == HANGS
 
 
 def test_no_hooks_and_no_children_are_left() -> None:
