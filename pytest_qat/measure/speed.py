@@ -110,16 +110,17 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
     brief = replace(settings, max_time_s=settings.max_time_s * _SIDE_SHARE, max_pairs=SIDE_PAIRS, least_s=0.0)
     samples = sample_count(inputs)
     with fp32["contiguous"].session(), int8["contiguous"].session():
-        plain = {"fp32": fp32["contiguous"], "int8": int8["contiguous"]}
-        first = compare_latency(bound(plain["fp32"], inputs, "float"), bound(plain["int8"], inputs, "int8"),
-                                settings=replace(settings, max_pairs=1))
+        float_call = bound(fp32["contiguous"], inputs, "float")
+        int8_call = bound(int8["contiguous"], inputs, "int8")
+        first = compare_latency(float_call, int8_call, settings=replace(settings, max_pairs=1))
         if first.elapsed_s > settings.max_time_s * _TOO_SLOW_SHARE:
             return Speed(like_for_like=first, over_eager=None, noise=None, samples=samples, batches=(), energy=None,
-                         layouts={side: form.layout for side, form in plain.items()},
+                         layouts=dict.fromkeys(("fp32", "int8"), "contiguous"),
                          energy_note="no time left for it: see --qat-max-time")
         glance = replace(brief, max_pairs=LAYOUT_PAIRS)
-        chosen = {"fp32": _faster(fp32, inputs, glance, "float"), "int8": _faster(int8, inputs, glance, "int8")}
-        slow, fast = bound(chosen["fp32"], inputs, "float"), bound(chosen["int8"], inputs, "int8")
+        float_layout, slow = _faster(fp32, float_call, inputs, glance, "float")
+        int8_layout, fast = _faster(int8, int8_call, inputs, glance, "int8")
+        chosen = {"fp32": fp32[float_layout], "int8": int8[int8_layout]}
         noise = compare_latency(slow, slow, settings=brief)
         left_s = max(ends - time.monotonic() - brief.max_time_s, brief.max_time_s)
         main = compare_latency(slow, fast, floor=floor, settings=replace(settings, max_time_s=left_s))
@@ -129,7 +130,7 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
                  for batch in batches if batch != samples]
         energy, note = _energy({"fp32": slow, "int8": fast}, samples)
     return Speed(like_for_like=main, over_eager=over_eager, noise=noise, samples=samples, energy=energy,
-                 layouts={side: form.layout for side, form in chosen.items()}, energy_note=note,
+                 layouts={"fp32": float_layout, "int8": int8_layout}, energy_note=note,
                  batches=_with_overhead([*sweep, BatchSpeed(batch=samples, speedup=main)]) if batches else ())
 
 
@@ -166,14 +167,14 @@ def _energy(calls: Mapping[str, Call], samples: int) -> tuple[Energy | None, str
     return energy, NOT_MOVING if energy is None else None
 
 
-def _faster(forms: Mapping[str, Deployed], inputs: tuple[Any, ...], settings: TimingSettings,
-            side: str) -> Deployed:
-    """Return the form in the faster memory layout."""
-    if len(forms) == 1:
-        return next(iter(forms.values()))
-    gain = compare_latency(*(bound(forms[layout], inputs, side) for layout in ("contiguous", "channels_last")),
-                           settings=settings, floor=1.0).estimate
-    return forms["channels_last" if gain > 1 else "contiguous"]
+def _faster(forms: Mapping[str, Deployed], contiguous: Call, inputs: tuple[Any, ...], settings: TimingSettings,
+            side: str) -> tuple[str, Call]:
+    """Return the faster memory layout and the call of it."""
+    if "channels_last" not in forms:
+        return "contiguous", contiguous
+    channels_last = bound(forms["channels_last"], inputs, side)
+    gain = compare_latency(contiguous, channels_last, settings=settings, floor=1.0).estimate
+    return ("channels_last", channels_last) if gain > 1 else ("contiguous", contiguous)
 
 
 def bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:
