@@ -113,6 +113,14 @@ def _installed_modules_stay(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _share_of_the_cores(request: pytest.FixtureRequest) -> None:
+    """Under xdist each worker takes its part: more threads than cores slow training down tenfold."""
+    workers = getattr(request.config, "workerinput", {}).get("workercount", 1)
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     importlib.import_module("torch").manual_seed(0)
