@@ -16,8 +16,8 @@ from pytest_qat.errors import InvalidCase
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ChannelQParams", "FakeQuantizeModules", "FlowOps", "IntegerOps", "LearnableOps", "ObserverOps", "QParams",
-           "QuantOps", "QuantizedTensors"]
+__all__ = ["ChannelQParams", "FakeQuantizeConfig", "FakeQuantizeModules", "FlowOps", "IntegerOps", "LearnableOps",
+           "ObserverOps", "QParams", "QuantOps", "QuantizedTensors"]
 
 ROUNDINGS = ("half_even", "half_away", "half_up")
 NAN_PROMISES = ("quant_min", "quant_max", "zero_point", "raises")
@@ -224,19 +224,36 @@ class LearnableOps:
         _check_codes(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeQuantizeConfig:
+    """How a fake-quantize module is made.
+
+    Attributes:
+        quant_min: Smallest code.
+        quant_max: Largest code.
+        symmetric: Whether the scheme is `torch.per_tensor_symmetric`.
+        averaging_constant: Weight of the newest batch in its observer.
+    """
+
+    quant_min: int = 0
+    quant_max: int = 255
+    symmetric: bool = False
+    averaging_constant: float = 0.01
+
+
 @dataclass(frozen=True, kw_only=True)
 class FakeQuantizeModules:
     """Fake-quantize modules with an observer inside.
 
     Attributes:
         name: Name in reports.
-        make: From a `ModuleExample` to a fresh module, which has torch's `disable_observer`, `enable_fake_quant` etc.
-        observer: From a `ModuleExample` to the observer that it should behave like, for modules that fuse both steps.
+        make: From a config to a fresh module, which has torch's `disable_observer`, `enable_fake_quant` etc.
+        observer: From a config to the observer that it should behave like, for modules that fuse both steps.
     """
 
     name: str
-    make: Callable[[Any], Any]
-    observer: Callable[[Any], Any] | None = None
+    make: Callable[[FakeQuantizeConfig], Any]
+    observer: Callable[[FakeQuantizeConfig], Any] | None = None
 
     def __post_init__(self) -> None:
         _check_name(self)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,10 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from pytest_qat.errors import InvalidOption
-from pytest_qat.ops import ChannelQParams, QParams
-from pytest_qat.properties.examples import LAYOUTS, TAILS, AffineExample, ChannelExample, StreamExample
+from pytest_qat.ops import ChannelQParams, FakeQuantizeConfig, QParams
+from pytest_qat.properties.examples import FLOAT32_MAX, LAYOUTS, TAILS, AffineExample, ChannelExample, StreamExample
 
-__all__ = ["FakeQuantizeConfig", "affine_examples", "channel_examples", "code_range", "fake_quantize_configs",
+__all__ = ["affine_examples", "channel_examples", "code_range", "fake_quantize_configs",
            "observer_streams", "per_channel", "qparams", "quantizable_tensors", "values_for"]
 
 MIN_SCALE, MAX_SCALE = 2.0**-100, 2.0**119
@@ -37,24 +37,6 @@ _CODES = {"quint8": (0, 255), "uint8": (0, 255), "qint8": (-128, 127), "int8": (
           "qint32": (-2**31, 2**31 - 1), "int32": (-2**31, 2**31 - 1), "int16": (-2**15, 2**15 - 1),
           "uint16": (0, 2**16 - 1), "quint4x2": (0, 15), "uint4": (0, 15), "int4": (-8, 7), "quint2x4": (0, 3),
           "uint2": (0, 3), "int2": (-2, 1)}
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FakeQuantizeConfig:
-    """How a fake-quantize module is made.
-
-    Attributes:
-        quant_min: Smallest code.
-        quant_max: Largest code.
-        symmetric: Whether the scheme is `torch.per_tensor_symmetric`.
-        averaging_constant: Weight of the newest batch in its observer.
-    """
-
-    quant_min: int = 0
-    quant_max: int = 255
-    symmetric: bool = False
-    averaging_constant: float = 0.01
 
 
 def code_range(dtype: torch.dtype | str) -> tuple[int, int]:
@@ -69,15 +51,16 @@ def code_range(dtype: torch.dtype | str) -> tuple[int, int]:
     return _CODES[name]
 
 
-def _fl32(value: float) -> float:
-    if abs(value) > _FLOAT32_MAX:
-        return math.copysign(_FLOAT32_MAX, value)
+def fl32(value: float) -> float:
+    """Return the float32 number nearest to a value, never an infinity."""
+    if abs(value) > FLOAT32_MAX:
+        return math.copysign(FLOAT32_MAX, value)
     return float(np.float32(value))
 
 
 def _inward(bound: float, sign: int) -> float:
     """Return the float32 number nearest to a bound that is not beyond it."""
-    value = _fl32(bound)
+    value = fl32(bound)
     inside = sign * value >= sign * bound
     return value if inside else float(np.nextafter(np.float32(value), np.float32(sign * math.inf)))
 
@@ -105,7 +88,7 @@ def qparams(dtype: torch.dtype | str = torch.qint8, scheme: str = "affine", *, q
         raise InvalidOption(f"codes go from {low} to {high}, expected the smaller first.", hint="Swap them, say.")
     if scheme not in _SCHEMES:
         raise InvalidOption(f"scheme is {scheme!r}, expected one of {', '.join(_SCHEMES)}.", hint='Write "affine".')
-    if not (math.isfinite(min_scale) and 0 < min_scale <= max_scale <= _FLOAT32_MAX):
+    if not (math.isfinite(min_scale) and 0 < min_scale <= max_scale <= FLOAT32_MAX):
         raise InvalidOption(f"scales go from {min_scale} to {max_scale}, expected numbers over 0 within float32, the "
                             "smaller first.", hint="Leave them out, say.")
     max_scale = min(max_scale, largest_scale(low, high))
@@ -124,13 +107,13 @@ def largest_scale(quant_min: int, quant_max: int) -> float:
 def _scales(low: float, high: float, *, powers: bool) -> SearchStrategy[float]:
     low, high = _inward(low, 1), _inward(high, -1)
     first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
-    usual = [_fl32(scale) for scale in _SCALES if low <= scale <= high]
+    usual = [fl32(scale) for scale in _SCALES if low <= scale <= high]
     if first > last:
-        return st.floats(_fl32(low), _fl32(high), width=32)
+        return st.floats(fl32(low), fl32(high), width=32)
     exact = st.integers(first, last).map(lambda power: 2.0**power)
     if powers:
         return st.sampled_from([scale for scale in usual if math.frexp(scale)[0] == 0.5] or [2.0**last]) | exact
-    any_size = st.builds(lambda mantissa, power: min(max(_fl32(mantissa * 2.0**power), _fl32(low)), high),
+    any_size = st.builds(lambda mantissa, power: min(max(fl32(mantissa * 2.0**power), fl32(low)), high),
                          st.floats(1, 2, width=32), st.integers(first, last))
     return st.sampled_from(usual) | any_size | exact if usual else any_size | exact
 
@@ -202,7 +185,11 @@ def _value_at(spot: Any, params: QParams, *, huge: bool) -> float:
         edge: float = edges(params)[beyond % (_EDGES if huge else _EDGES - HUGE_EDGES)]
         return edge
     first, last = _reach(params)
-    return _fl32((first + (beyond + 0.37) / anywhere * (last - first)) * params.scale)
+    return fl32((first + (beyond + 0.37) / anywhere * (last - first)) * params.scale)
+
+
+def _sizes() -> SearchStrategy[int]:
+    return st.integers(0, 136) | st.sampled_from(TAILS)
 
 
 PLACES = ((0.0, 0), (0.5, 0), (-0.5, 0), (0.5, 1), (0.5, -1), (-0.5, 1), (-0.5, -1), (0.25, 0), (0.0, 1))
@@ -212,8 +199,8 @@ PLACES = ((0.0, 0), (0.5, 0), (-0.5, 0), (0.5, 1), (0.5, -1), (-0.5, 1), (-0.5, 
 def place_of(code: int, place: tuple[float, int], scale: float) -> float:
     """Return the float32 number at an offset from a code (counted from the zero point) in steps and ulps."""
     offset, ulps = place
-    value = np.float32(_fl32((code + offset) * scale))
-    return _fl32(float(np.nextafter(value, np.float32(math.copysign(math.inf, ulps))))) if ulps else float(value)
+    value = np.float32(fl32((code + offset) * scale))
+    return fl32(float(np.nextafter(value, np.float32(math.copysign(math.inf, ulps))))) if ulps else float(value)
 
 
 def _reach(params: QParams) -> tuple[int, int]:
@@ -226,8 +213,8 @@ def edges(params: QParams) -> tuple[float, ...]:
     first, last = _reach(params)
     found = [0.0, -0.0, 2.0**-149, -(2.0**-149), 2.0**-126, -(2.0**-126)]
     found += [place_of(code, place, params.scale) for code in (first, last) for place in PLACES]
-    sizes = (params.scale * 2.0**20, params.scale * 2.0**31, params.scale * 2.0**40, 1e30, _FLOAT32_MAX)
-    return tuple(found + [sign * _fl32(size) for size in sizes for sign in (1, -1)])
+    sizes = (params.scale * 2.0**20, params.scale * 2.0**31, params.scale * 2.0**40, 1e30, FLOAT32_MAX)
+    return tuple(found + [sign * fl32(size) for size in sizes for sign in (1, -1)])
 
 
 HUGE_EDGES = 10
@@ -245,7 +232,7 @@ def affine_examples(quant_min: int = -128, quant_max: int = 127, *, scheme: str 
                              layout=layout)
     return st.builds(example, qparams(scheme=scheme, quant_min=quant_min, quant_max=quant_max, min_scale=min_scale,
                                       max_scale=max_scale),
-                     st.integers(0, 136) | st.sampled_from(TAILS), st.sampled_from(list(layouts)),
+                     _sizes(), st.sampled_from(list(layouts)),
                      st.lists(_spots(quant_min, quant_max, huge=allow_huge), min_size=min_size, max_size=max_size))
 
 
@@ -269,7 +256,7 @@ def quantizable_tensors(params: QParams, *, max_size: int = 8, allow_nan: bool =
                             hint="Leave them out, say.")
     return st.builds(lambda size, layout, values: AffineExample(qparams=params, values=values, size=size,
                                                                 layout=layout).tensor(),
-                     st.integers(0, 136) | st.sampled_from(TAILS), st.sampled_from(list(layouts)),
+                     _sizes(), st.sampled_from(list(layouts)),
                      values_for(params, max_size=max_size, allow_nan=allow_nan, allow_infinity=allow_infinity))
 
 
@@ -341,7 +328,7 @@ def observer_streams(*, min_batches: int = 1, max_batches: int = 4, min_size: in
     if not (1 <= min_batches <= max_batches and 0 <= min_size <= max_size):
         raise InvalidOption(f"batches {min_batches} to {max_batches} of {min_size} to {max_size} values, expected the "
                             "smaller first and at least one batch.", hint="Leave them out, say.")
-    top = _fl32(max_value)
+    top = fl32(max_value)
     value = (st.sampled_from([0.0, 1.0, -1.0, 5.0, 0.1, -0.5, 255.0, -128.0, 2.0**-30, 2.0**-126])
              | st.floats(-8, 8, width=32) | st.floats(-top, top, width=32)).map(
                  lambda drawn: drawn if drawn == 0 or min_magnitude <= abs(drawn) <= top else 1.0)

@@ -23,7 +23,7 @@ LAYERS = (
     ("workflows",),
     ("containment", "refs", "batches", "locate", "isolation"),
     ("case", "ops"),
-    ("recipe", "tolerances", "findings", "errors", "checks", "shapes"),
+    ("recipe", "tolerances", "findings", "errors", "checks", "shapes", "versions"),
 )
 """From top to bottom. A part may import what is below it, and its neighbours as long as no cycle comes of it."""
 DEPTH = {part: depth for depth, layer in enumerate(LAYERS) for part in layer}

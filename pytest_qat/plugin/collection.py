@@ -9,13 +9,11 @@ import pytest
 
 from pytest_qat.checks import CHECKS
 from pytest_qat.errors import CheckFailed, QATError
+from pytest_qat.plugin.items import CommandLineItem
 from pytest_qat.plugin.keys import OUTCOME
-from pytest_qat.plugin.messages import failure_text
 from pytest_qat.recipe import AUTO
 
 if TYPE_CHECKING:
-    from _pytest._code.code import ExceptionInfo, TerminalRepr
-
     from pytest_qat.assessment import Assessment, Result
     from pytest_qat.case import QATCase
     from pytest_qat.plugin.session import QATSession
@@ -64,19 +62,15 @@ class RecipeCollector(pytest.Collector):
             yield CheckItem.from_parent(self, name=check)
 
 
-class _ModelItem(pytest.Item):
+class _ModelItem(CommandLineItem):
     """What a recipe of a model is made of."""
 
     parent: RecipeCollector
 
-    def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
-        """Print a finding or a tool error as text, anything unforeseen with its traceback."""
-        text = failure_text(excinfo.value, title=f"{self.parent.name} {self.name}")
-        return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)
-
-    def reportinfo(self) -> tuple[Any, int | None, str]:
-        """Return where the item comes from: the command line."""
-        return self.parent.nodeid, None, f"{self.parent.nodeid}::{self.name}"
+    @property
+    def title(self) -> str:
+        """Model, recipe and check."""
+        return f"{self.parent.name} {self.name}"
 
 
 class CheckItem(_ModelItem):

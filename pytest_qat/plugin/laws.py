@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_qat.errors import CheckFailed, DataError, QATError
-from pytest_qat.plugin.messages import failure_text
+from pytest_qat.plugin.items import CommandLineItem
 
 if TYPE_CHECKING:
-    from _pytest._code.code import ExceptionInfo, TerminalRepr
-
     from pytest_qat.plugin.session import QATSession
     from pytest_qat.properties.law import Law
     from pytest_qat.properties.runner import Failure
@@ -79,20 +77,7 @@ def _items(parent: OpsCollector | _OneOfSeveral, ops: Any) -> Iterator[LawItem]:
         yield item
 
 
-class _Item(pytest.Item):
-    """What laws and saved examples have in common."""
-
-    def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
-        """Print a broken law or a tool error as text, anything unforeseen with its traceback."""
-        text = failure_text(excinfo.value, title=self.nodeid)
-        return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)
-
-    def reportinfo(self) -> tuple[Any, int | None, str]:
-        """Return where the item comes from: the command line."""
-        return self.nodeid.rpartition("::")[0], None, self.nodeid
-
-
-class LawItem(_Item):
+class LawItem(CommandLineItem):
     """One law of one implementation."""
 
     parent: OpsCollector | _OneOfSeveral
@@ -112,24 +97,24 @@ class LawItem(_Item):
 
         qat = self.parent.qat
         share_s = qat.fuzz_share_s
+        seed = qat.options.seed if share_s is None else qat.fuzz_seed
         if share_s is None:
-            failure = check_law(self.law, self.ops, seed=qat.options.seed)
+            failure = check_law(self.law, self.ops, seed=seed)
             failures = [] if failure is None else [failure]
         else:
-            failures = fuzz_law(self.law, self.ops, seconds=share_s, seed=qat.fuzz_seed)
+            failures = fuzz_law(self.law, self.ops, seconds=share_s, seed=seed)
         if failures:
-            raise CheckFailed([self.law.summary, *(line for failure in failures for line in self._told(failure))])
+            raise CheckFailed([self.law.summary, *(line for failure in failures for line in self._told(failure, seed))])
 
-    def _told(self, failure: Failure) -> list[str]:
+    def _told(self, failure: Failure, seed: int) -> list[str]:
         from pytest_qat.properties.saved import write_saved
 
-        qat, reference = self.parent.qat, self.parent.reference
+        reference = self.parent.reference
         cache = getattr(self.config, "cache", None)
         again = f"pytest --qat-ops={reference} -k {self.law.name}"
         if cache is not None:
             with contextlib.suppress(OSError, QATError):  # a cache that cannot be written costs no finding
-                path = write_saved(failure, Path(cache.mkdir(_CACHE)), reference=reference,
-                                   seed=qat.fuzz_seed if qat.fuzz_share_s else qat.options.seed)
+                path = write_saved(failure, Path(cache.mkdir(_CACHE)), reference=reference, seed=seed)
                 again = f"pytest --qat-replay={_short(path, self.config)}"
         return [*failure.lines, f"to see it again: {again}"]
 
@@ -158,7 +143,7 @@ class ReplayCollector(pytest.Collector):
             yield ReplayItem.from_parent(self, name=file.stem, file=file)
 
 
-class ReplayItem(_Item):
+class ReplayItem(CommandLineItem):
     """One saved example; passes if its law holds now."""
 
     parent: ReplayCollector

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_qat.errors import CheckFailed
 from pytest_qat.plugin.keys import OUTCOME, RECORD, SESSION
 
 if TYPE_CHECKING:
@@ -129,15 +130,17 @@ class QATSession:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, Any, Any]:
-        """Add the models of the command line to what the session collects."""
+        """Add what the command line names to what the session collects."""
         report = yield
-        if self.models and isinstance(collector, pytest.Session) and report.outcome == "passed":
+        if not isinstance(collector, pytest.Session) or report.outcome != "passed":
+            return report
+        if self.models:
             from pytest_qat.plugin.collection import ModelCollector
 
             report.result.extend(
                 ModelCollector.from_parent(collector, name=reference, qat=self, reference=reference)
                 for reference in self.models)
-        if (self.ops or self._replays) and isinstance(collector, pytest.Session) and report.outcome == "passed":
+        if self.ops or self._replays:
             from pytest_qat.plugin.laws import OpsCollector, ReplayCollector
 
             report.result.extend(OpsCollector.from_parent(collector, name=reference, qat=self, reference=reference)
@@ -191,7 +194,7 @@ class QATSession:
             measured = item.stash[RECORD]
             report.qat = {  # type: ignore[attr-defined]
                 **measured, "environment": describe_environment(seed=self.options.seed)}
-        known = report.passed or (call.excinfo is not None and type(call.excinfo.value).__name__ == "CheckFailed")
+        known = report.passed or (call.excinfo is not None and isinstance(call.excinfo.value, CheckFailed))
         if report.when == "call" and item.nodeid.startswith("qat-replay:") and known:
             report.qat_outcome = "fixed" if report.passed else "still failing"  # type: ignore[attr-defined]
         if OUTCOME in item.stash and report.skipped:

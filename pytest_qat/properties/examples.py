@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from pytest_qat.errors import DataError
-from pytest_qat.ops import ChannelQParams, QParams
+from pytest_qat.ops import ChannelQParams, FakeQuantizeConfig, QParams
 
-__all__ = ["LAYOUTS", "TAILS", "AffineExample", "ChannelExample", "IntegerExample", "ModuleExample", "NetExample",
-           "StreamExample", "decode", "encode", "laid_out", "simpler"]
+__all__ = ["FLOAT32_MAX", "LAYOUTS", "TAILS", "AffineExample", "ChannelExample", "IntegerExample", "ModuleExample",
+           "NetExample", "StreamExample", "decode", "encode", "laid_out", "simpler"]
 
 LAYOUTS = ("contiguous", "strided", "offset", "transposed", "channels_last")
 """How the elements lie in memory: every second one of a storage, from its second element on, and so on."""
 TAILS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 """Numbers of elements beside the lengths of vector registers."""
 _MOST_ELEMENTS = 10**6
-_FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
+FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 _Example = TypeVar("_Example")
 
 
@@ -50,7 +50,7 @@ class AffineExample:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS or not 0 <= self.size <= _MOST_ELEMENTS or not (self.values or not self.size):
             raise ValueError(f"layout {self.layout!r}, {len(self.values)} values, size {self.size}")
-        if any(abs(value) > _FLOAT32_MAX and not math.isinf(value) for value in self.values):
+        if any(abs(value) > FLOAT32_MAX and not math.isinf(value) for value in self.values):
             raise ValueError("a value is no float32 number")
 
     @property
@@ -153,18 +153,12 @@ class ModuleExample:
     """A fake-quantize module's configuration and the batches that it sees.
 
     Attributes:
-        quant_min: Smallest code.
-        quant_max: Largest code.
-        symmetric: Whether the scheme is symmetric.
-        averaging_constant: Weight of the newest batch.
         batches: The values of each batch.
+        config: How the module is made.
     """
 
     batches: tuple[tuple[float, ...], ...]
-    quant_min: int = 0
-    quant_max: int = 255
-    symmetric: bool = False
-    averaging_constant: float = 0.01
+    config: FakeQuantizeConfig = FakeQuantizeConfig()
 
     def tensors(self) -> list[Tensor]:
         """Return the batches, each of shape `(n,)`."""

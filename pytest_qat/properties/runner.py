@@ -44,12 +44,8 @@ class Failure:
 
 def hold(law: Law, ops: Any, example: Any) -> Failure | None:
     """Try a law on one example."""
-    try:
-        with preserved_torch_state(), threads(1):
-            law(ops, example)
-    except LawBroken as broken:
-        return Failure(law=law.name, ops=ops.name, lines=broken.lines, example=example)
-    return None
+    with preserved_torch_state(), threads(1):
+        return _tried(law, ops, example)
 
 
 def check_law(law: Law, ops: Any, *, seed: int = 0, examples: int = EXAMPLES) -> Failure | None:

@@ -7,7 +7,6 @@ import json
 import platform
 import re
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from pytest_qat.properties.law import Law
 from pytest_qat.properties.laws import get_law
 from pytest_qat.properties.runner import Failure
 from pytest_qat.runtimes.files import write_whole
+from pytest_qat.versions import package_versions
 
 __all__ = ["SavedExample", "read_saved", "saved_files", "write_saved"]
 
 SCHEMA_VERSION = 1
-_PACKAGES = ("torch", "torchao", "hypothesis", "pytest-qat")
 _FUZZ_AGAIN = "Give a file that a failed law has written, or a folder of them."
 
 
@@ -54,7 +53,7 @@ def write_saved(failure: Failure, folder: Path, *, reference: str, seed: int) ->
     """
     document = {"schema_version": SCHEMA_VERSION, "reference": reference, "ops": failure.ops, "law": failure.law,
                 "example": encode(failure.example), "lines": list(failure.lines), "seed": seed,
-                "versions": _versions()}
+                "versions": {"python": platform.python_version(), **package_versions()}}
     text = json.dumps(document, indent=2)
     digest = hashlib.sha256(json.dumps([document["reference"], failure.ops, document["example"]]).encode()).hexdigest()
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{failure.law}-{failure.ops}")
@@ -99,8 +98,3 @@ def read_saved(path: Path) -> SavedExample:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path.name} is no saved example: {type(error).__name__}: {error}.",
                         hint=_FUZZ_AGAIN) from error
-
-
-def _versions() -> dict[str, str]:
-    installed = {str(found.name) for found in metadata.distributions() if found.name in _PACKAGES}
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in sorted(installed)}

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
-from pytest_qat.ops import ChannelQParams, QParams, QuantOps
+from pytest_qat.ops import ChannelQParams, LearnableOps, QParams, QuantOps
 from pytest_qat.properties.examples import LAYOUTS, TAILS, AffineExample, ChannelExample
-from pytest_qat.strategies import HUGE_EDGES, MAX_SCALE, PLACES, WIDE, edges, largest_scale, place_of
+from pytest_qat.strategies import HUGE_EDGES, MAX_SCALE, PLACES, WIDE, edges, fl32, largest_scale, place_of
 
 __all__ = ["channel_grids", "grids", "huge_grids", "qparams_grid", "tails", "tie_grids"]
 
@@ -16,12 +16,12 @@ _SCALES = (1.0, 1 / 15, 0.00214854861, 2.0**-100, MAX_SCALE)
 _MOST_CODES = 300
 
 
-def qparams_grid(ops: QuantOps) -> Iterator[QParams]:
+def qparams_grid(ops: QuantOps | LearnableOps) -> Iterator[QParams]:
     """Yield a few qparams: zero points in the middle, odd, and at both ends of the codes."""
     low, high = max(ops.quant_min, -WIDE), min(ops.quant_max, WIDE)
     zero_points = list(dict.fromkeys(code for code in (0, 3, low, high, 1) if low <= code <= high))
     for index, scale in enumerate(_SCALES):
-        yield QParams(scale=min(_fl32(scale), largest_scale(ops.quant_min, ops.quant_max)),
+        yield QParams(scale=min(fl32(scale), largest_scale(ops.quant_min, ops.quant_max)),
                       zero_point=zero_points[index % len(zero_points)], quant_min=ops.quant_min,
                       quant_max=ops.quant_max)
 
@@ -69,7 +69,7 @@ def channel_grids(ops: QuantOps) -> Iterator[ChannelExample]:
 
 
 def _channels(ops: QuantOps, middle: int, *, channels: int, count: int, ndim: int, axis: int) -> ChannelExample:
-    scales = tuple(_fl32((1.0, 1 / 15, 0.25)[index % 3] * (1 + index // 3)) for index in range(channels))
+    scales = tuple(fl32((1.0, 1 / 15, 0.25)[index % 3] * (1 + index // 3)) for index in range(channels))
     zero_points = tuple(min(max(middle + (0, 1, -3)[index % 3], ops.quant_min), ops.quant_max)
                         for index in range(channels))
     rows = tuple(tuple(place_of((3 * code - 7) % 251 - 125 if code > 8 else 3 * code - 7, PLACES[code % len(PLACES)],
@@ -89,7 +89,3 @@ def _grid(params: QParams) -> tuple[float, ...]:
     values = [place_of(code, place, params.scale) for code in codes for place in PLACES[:2]]
     values += [place_of(code, place, params.scale) for code in sorted(closely) for place in PLACES]
     return tuple(dict.fromkeys([*values, *edges(params)[:-HUGE_EDGES]]))
-
-
-def _fl32(value: float) -> float:
-    return place_of(1, (0.0, 0), value)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver, observer
-from torch.ao.quantization.fx import _decomposed as decomposed  # importing it registers the ops
+from torch.ao.quantization.fx import _decomposed  # noqa: F401 - importing it registers the ops
 
 from pytest_qat.containment import signal_of
 from pytest_qat.errors import InvalidCase
 from pytest_qat.isolation import quantized_engine
 from pytest_qat.ops import (
+    FakeQuantizeConfig,
     FakeQuantizeModules,
     FlowOps,
     IntegerOps,
@@ -26,7 +27,6 @@ from pytest_qat.ops import (
     QuantizedTensors,
     QuantOps,
 )
-from pytest_qat.properties.examples import ModuleExample
 from pytest_qat.properties.laws.nets import LAYERS
 from pytest_qat.refs import load_value
 
@@ -67,13 +67,14 @@ def torch_targets() -> Iterator[Any]:
     for name, low, high, dtype in (("int8", -128, 127, torch.int8), ("uint8", 0, 255, torch.uint8),
                                    ("int4", -8, 7, torch.int8), ("int2", -2, 1, torch.int8),
                                    ("int16", -2**15, 2**15 - 1, torch.int16)):
-        yield _decomposed(name, low, high, dtype)
+        yield _decomposed_ops(name, low, high, dtype)
     if importlib.util.find_spec("torchao") is not None:
         yield from (_torchao(name, low, high, dtype) for name, low, high, dtype in (
             ("int8", -128, 127, torch.int8), ("int4", -8, 7, torch.int8)))
     yield LearnableOps(name="learnable", fake_quantize=torch._fake_quantize_learnable_per_tensor_affine)  # noqa: SLF001 - it has no public name
-    yield FakeQuantizeModules(name="FakeQuantize", make=_fake_quantize)
-    yield FakeQuantizeModules(name="FusedMovingAvgObsFakeQuantize", make=_fused, observer=_moving_average)
+    yield FakeQuantizeModules(name="FakeQuantize", make=_module(FakeQuantize))
+    yield FakeQuantizeModules(name="FusedMovingAvgObsFakeQuantize", make=_module(FusedMovingAvgObsFakeQuantize),
+                              observer=_moving_average)
     yield from _observers()
     yield from filter(None, map(_integer, ("x86", "fbgemm", "onednn", "qnnpack")))
     yield QuantizedTensors()
@@ -97,7 +98,7 @@ def _kernels(dtype: torch.dtype) -> QuantOps:
         return torch.quantize_per_tensor(x, scale, zero_point, dtype).int_repr()
 
     def dequantize(codes: Tensor, scale: float, zero_point: int) -> Tensor:
-        return torch._make_per_tensor_quantized_tensor(codes, scale, zero_point).dequantize()  # noqa: SLF001 - the only way from codes
+        return _quantized(codes, scale, zero_point).dequantize()
 
     def per_channel(x: Tensor, scales: Tensor, zero_points: Tensor, axis: int, quant_min: int,
                     quant_max: int) -> Tensor:
@@ -114,7 +115,7 @@ def _kernels(dtype: torch.dtype) -> QuantOps:
         fake_quantize=None if dtype == torch.qint32 else torch.fake_quantize_per_tensor_affine)
 
 
-def _decomposed(name: str, low: int, high: int, dtype: torch.dtype) -> QuantOps:
+def _decomposed_ops(name: str, low: int, high: int, dtype: torch.dtype) -> QuantOps:
     ops: Any = torch.ops.quantized_decomposed
 
     def quantize(x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Tensor:
@@ -134,7 +135,6 @@ def _decomposed(name: str, low: int, high: int, dtype: torch.dtype) -> QuantOps:
         back: Tensor = ops.dequantize_per_channel(codes, scales, zero_points, axis, low, high, dtype)
         return back
 
-    assert decomposed is not None, "unreachable because importing it worked"
     return QuantOps(name=f"decomposed {name}", quantize=quantize, dequantize=dequantize, quant_min=low, quant_max=high,
                     quantize_per_channel=per_channel, dequantize_per_channel=back_per_channel)
 
@@ -182,28 +182,18 @@ def _scheme(symmetric: bool) -> torch.qscheme:
     return torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
 
 
-def _dtype(low: int) -> torch.dtype:
-    return torch.qint8 if low < 0 else torch.quint8
+def _moving_average(config: FakeQuantizeConfig) -> MovingAverageMinMaxObserver:
+    return MovingAverageMinMaxObserver(**_arguments(config))
 
 
-def _fake_quantize(config: ModuleExample) -> FakeQuantize:
-    return FakeQuantize(
-        observer=MovingAverageMinMaxObserver, quant_min=config.quant_min, quant_max=config.quant_max,
-        averaging_constant=config.averaging_constant, dtype=_dtype(config.quant_min),
-        qscheme=_scheme(config.symmetric))
+def _module(kind: Callable[..., Any]) -> Callable[[FakeQuantizeConfig], Any]:
+    return lambda config: kind(observer=MovingAverageMinMaxObserver, **_arguments(config))
 
 
-def _fused(config: ModuleExample) -> FusedMovingAvgObsFakeQuantize:
-    return FusedMovingAvgObsFakeQuantize(
-        observer=MovingAverageMinMaxObserver, quant_min=config.quant_min, quant_max=config.quant_max,
-        averaging_constant=config.averaging_constant, dtype=_dtype(config.quant_min),
-        qscheme=_scheme(config.symmetric))
-
-
-def _moving_average(config: ModuleExample) -> MovingAverageMinMaxObserver:
-    return MovingAverageMinMaxObserver(
-        quant_min=config.quant_min, quant_max=config.quant_max, averaging_constant=config.averaging_constant,
-        dtype=_dtype(config.quant_min), qscheme=_scheme(config.symmetric))
+def _arguments(config: FakeQuantizeConfig) -> dict[str, Any]:
+    return {"quant_min": config.quant_min, "quant_max": config.quant_max, "qscheme": _scheme(config.symmetric),
+            "dtype": torch.qint8 if config.quant_min < 0 else torch.quint8,
+            "averaging_constant": config.averaging_constant}
 
 
 def _observers() -> Iterator[ObserverOps]:
@@ -243,9 +233,7 @@ def _quantized(codes: Tensor, scale: float, zero_point: int) -> Tensor:
     return torch._make_per_tensor_quantized_tensor(codes, scale, zero_point)  # noqa: SLF001 - the only way from codes
 
 
-def _weights(codes: Tensor, scales: Tensor, *, per_channel: bool) -> Tensor:
-    if not per_channel:
-        return torch._make_per_tensor_quantized_tensor(codes, float(scales[0]), 0)  # noqa: SLF001 - the only way from codes
+def _weights(codes: Tensor, scales: Tensor) -> Tensor:
     return torch._make_per_channel_quantized_tensor(  # noqa: SLF001 - the only way from codes
         codes, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0)
 
@@ -274,7 +262,7 @@ def _integer(engine: str) -> IntegerOps | None:
     def linear(x: Tensor, x_scale: float, x_zero: int, weight: Tensor, weight_scales: Tensor, bias: Tensor,
                scale: float, zero_point: int) -> Tensor:
         with quantized_engine(engine):
-            packed = ops.linear_prepack(_weights(weight, weight_scales, per_channel=True), bias)
+            packed = ops.linear_prepack(_weights(weight, weight_scales), bias)
             result: Tensor = ops.linear(_quantized(x, x_scale, x_zero), packed, scale, zero_point)
             return result.int_repr()
 
@@ -283,7 +271,7 @@ def _integer(engine: str) -> IntegerOps | None:
                padding: int, scale: float, zero_point: int) -> Tensor:
         with quantized_engine(engine):
             ends: Sequence[int] = (padding, padding)
-            packed = ops.conv2d_prepack(_weights(weight, weight_scales, per_channel=True), bias, (1, 1), ends, (1, 1),
+            packed = ops.conv2d_prepack(_weights(weight, weight_scales), bias, (1, 1), ends, (1, 1),
                                         1)
             result: Tensor = ops.conv2d(_quantized(x, x_scale, x_zero), packed, scale, zero_point)
             return result.int_repr()

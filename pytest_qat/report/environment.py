@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe_environment"]
+from pytest_qat.versions import package_versions
 
-_PACKAGES = ("pytest-qat", "torch", "torchvision", "torchao", "pytest", "pytest-xdist", "hypothesis", "scipy")
+__all__ = ["describe_environment"]
 
 
 @functools.cache
@@ -24,16 +23,9 @@ def describe_environment(*, seed: int) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "quantized_engines": list(torch.backends.quantized.supported_engines),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "packages": package_versions(),
         "seed": seed,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_name() -> str:

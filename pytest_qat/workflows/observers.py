@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["fake_quantizers", "switch_fake_quantize", "switch_observers"]
+__all__ = ["fake_quantizers", "qparams_of", "switch_fake_quantize", "switch_observers"]
 
 
 def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -19,6 +19,11 @@ def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if hasattr(module, "fake_quant_enabled") or _is_dynamic(module):
             yield name, module
+
+
+def qparams_of(module: Any) -> tuple[list[float], list[int]]:
+    """Return the scales and zero points that a fake-quantizer holds, one of each per channel."""
+    return module.scale.flatten().tolist(), [int(code) for code in module.zero_point.flatten()]
 
 
 def switch_observers(model: nn.Module, *, on: bool) -> None:

@@ -11,12 +11,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from pytest_qat.ops import QParams, QuantOps
+from pytest_qat.ops import QuantOps
 from pytest_qat.properties.examples import AffineExample
 from pytest_qat.properties.law import Law, LawBroken
 from pytest_qat.properties.laws.family import (
     affine_law,
     all_codes,
+    check_back,
     check_codes,
     each_params,
     lanes,
@@ -26,10 +27,10 @@ from pytest_qat.properties.laws.family import (
     shown,
     usual,
 )
-from pytest_qat.properties.oracle import dequantized, round_trip_bound, stands_for, step, unclamped
+from pytest_qat.properties.oracle import round_trip_bound, step, unclamped
 from pytest_qat.properties.sweeps import tie_grids
 from pytest_qat.properties.watched import Watched
-from pytest_qat.strategies import WIDE
+from pytest_qat.strategies import WIDE, fl32
 
 __all__ = ["LAWS"]
 
@@ -68,7 +69,7 @@ def P2_saturation(ops: QuantOps, example: AffineExample) -> None:
                 if code != end:
                     raise LawBroken(f"{shown(x)} lies at or beyond the range's end, {params}", expected=f"code {end}",
                                     actual=f"code {code}")
-                _check_back(back, code, params)
+                check_back(back, code, params, str(params))
 
 
 @affine_law()
@@ -82,13 +83,7 @@ def P3_range(ops: QuantOps, example: AffineExample) -> None:
         if not params.quant_min <= code <= params.quant_max:
             raise LawBroken(f"{shown(x)} gets a code outside the range, {params}",
                             expected=f"{params.quant_min} to {params.quant_max}", actual=code)
-        _check_back(back, code, params)
-
-
-def _check_back(back: float, code: int, params: QParams) -> None:
-    if not stands_for(back, code, params):
-        raise LawBroken(f"dequantize of code {code}, {params}", expected=repr(float(dequantized(code, params))),
-                        actual=repr(back))
+        check_back(back, code, params, str(params))
 
 
 @affine_law(examples=params_alone, sweep=each_params)
@@ -153,7 +148,7 @@ def P7_exact_grid(ops: QuantOps, example: AffineExample) -> None:
     kept = [k for k in nearest if params.quant_min <= k + params.zero_point <= params.quant_max and abs(k) <= WIDE]
     if not kept:
         return
-    exact = dataclasses.replace(example, size=0, values=tuple(float(torch.tensor(k * params.scale)) for k in kept))
+    exact = dataclasses.replace(example, size=0, values=tuple(fl32(k * params.scale) for k in kept))
     for k, (x, code) in zip(kept, lanes(ops, exact), strict=True):
         if code != k + params.zero_point:
             raise LawBroken(f"{shown(x)}, which is {k} steps, {params}", expected=k + params.zero_point, actual=code)

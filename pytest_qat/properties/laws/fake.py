@@ -17,6 +17,7 @@ from pytest_qat.locate import headline
 from pytest_qat.ops import LearnableOps, QParams, QuantOps
 from pytest_qat.properties.examples import AffineExample
 from pytest_qat.properties.law import Law, LawBroken, Raised, law
+from pytest_qat.properties.laws.family import affine, scattered, shown
 from pytest_qat.properties.oracle import NEAR_TIE, codes_of, dequantized, stands_for, step, unclamped
 from pytest_qat.properties.sweeps import grids, huge_grids, qparams_grid, tails, tie_grids
 from pytest_qat.properties.watched import Watched
@@ -30,21 +31,13 @@ _GROUP = 5
 _ROUNDED = 2.0**-22
 
 
-def _affine(ops: Any) -> SearchStrategy[AffineExample]:
-    return affine_examples(ops.quant_min, ops.quant_max, allow_huge=False, layouts=("contiguous",))
-
-
-def _scattered(ops: Any) -> SearchStrategy[AffineExample]:
-    return affine_examples(ops.quant_min, ops.quant_max, allow_huge=False)
-
-
 def _usual(ops: Any) -> SearchStrategy[AffineExample]:
     return affine_examples(ops.quant_min, ops.quant_max, min_scale=2.0**-20, max_scale=2.0**6, allow_huge=False,
                            layouts=("contiguous",))
 
 
 def _fake_law(*, sweep: Callable[[Any], Iterable[Any]] = grids,
-              examples: Callable[[Any], SearchStrategy[Any]] = _affine) -> Callable[[Callable[..., None]], Law]:
+              examples: Callable[[Any], SearchStrategy[Any]] = affine) -> Callable[[Callable[..., None]], Law]:
     return law(kind=QuantOps, example=AffineExample, examples=examples, sweep=sweep, needs=("fake_quantize",))
 
 
@@ -56,11 +49,7 @@ def _all_sweeps(ops: Any) -> Iterable[AffineExample]:
     return itertools.chain(grids(ops), huge_grids(ops), tails(ops))
 
 
-def _shown(x: float) -> str:
-    return f"{x!r} ({x.hex()})"
-
-
-@_fake_law(examples=_scattered, sweep=_all_sweeps)
+@_fake_law(examples=scattered, sweep=_all_sweeps)
 def F1_forward(ops: QuantOps, example: AffineExample) -> None:
     """Fake-quantize gives what dequantize gives for the code that quantize gives.
 
@@ -71,7 +60,7 @@ def F1_forward(ops: QuantOps, example: AffineExample) -> None:
     for lane, (x, number) in enumerate(zip(example.lanes, numbers, strict=True)):
         right = codes_of(x, params, ops.rounding)
         if not any(stands_for(number, code, params) for code in range(right.low, right.high + 1)):
-            raise LawBroken(f"{_shown(x)} at element {lane} of {len(example.lanes)}, {example.layout}, {params}",
+            raise LawBroken(f"{shown(x)} at element {lane} of {len(example.lanes)}, {example.layout}, {params}",
                             expected=f"{float(dequantized(right.low, params))!r} (code {right})", actual=repr(number))
 
 
@@ -87,10 +76,10 @@ def F2_projection(ops: QuantOps, example: AffineExample) -> None:
     twice = calls.fake_quantize(once.detach(), params)
     for x, one, two in zip(ordered.lanes, once.flatten().tolist(), twice.flatten().tolist(), strict=True):
         if one != two:
-            raise LawBroken(f"{_shown(x)} fake-quantized twice, {params}", expected=repr(one), actual=repr(two))
+            raise LawBroken(f"{shown(x)} fake-quantized twice, {params}", expected=repr(one), actual=repr(two))
     for (x, one), (y, other) in itertools.pairwise(zip(ordered.lanes, once.flatten().tolist(), strict=True)):
         if not one <= other:
-            raise LawBroken(f"{_shown(x)} and the larger {_shown(y)}, {params}",
+            raise LawBroken(f"{shown(x)} and the larger {shown(y)}, {params}",
                             expected=f"at least {one!r} for the larger", actual=repr(other))
 
 
@@ -117,7 +106,7 @@ def F3_input_dtype(ops: QuantOps, example: AffineExample) -> None:
             if not math.isfinite(number) or not any(
                     stands_for(number, code, params, relative=cast)
                     or abs(Fraction(number) - dequantized(code, params)) <= tiny for code in right):
-                raise LawBroken(f"{_shown(value)} as {dtype}, {params}",
+                raise LawBroken(f"{shown(value)} as {dtype}, {params}",
                                 expected=f"{float(dequantized(right.low, params))!r} (code {right})",
                                 actual=repr(number))
 
@@ -140,10 +129,9 @@ def F5_gradient_mask(ops: QuantOps, example: AffineExample) -> None:
     gradient = Watched(ops).gradient(x, params, upstream).flatten().tolist()
     for value, passed, arrived in zip(example.lanes, upstream.flatten().tolist(), gradient, strict=True):
         found = unclamped(value, params, ops.rounding)
-        inside = {params.quant_min <= code <= params.quant_max for code in range(found.low, found.low + 2)
-                  if code <= found.high} | {params.quant_min <= found.high <= params.quant_max}
+        inside = {params.quant_min <= code <= params.quant_max for code in found}
         if not any(abs(arrived - passed * float(one)) <= abs(passed) * _ROUNDED for one in inside):
-            raise LawBroken(f"gradient {passed} at {_shown(value)}, whose code before clamping is {found}, {params}",
+            raise LawBroken(f"gradient {passed} at {shown(value)}, whose code before clamping is {found}, {params}",
                             expected=passed if True in inside else 0.0, actual=arrived)
 
 
@@ -154,7 +142,7 @@ def F6_gradient_form(ops: QuantOps, example: AffineExample) -> None:
     gradient = Watched(ops).gradient(x, example.qparams, torch.ones_like(x)).flatten().tolist()
     for value, arrived in zip(example.lanes, gradient, strict=True):
         if not math.isfinite(arrived):
-            raise LawBroken(f"gradient 1 at {_shown(value)}, {example.qparams}", expected="a finite number",
+            raise LawBroken(f"gradient 1 at {shown(value)}, {example.qparams}", expected="a finite number",
                             actual=arrived)
 
 
@@ -176,7 +164,7 @@ def F8_gradient_linear(ops: QuantOps, example: AffineExample) -> None:
         scaled = calls.gradient(x, params, upstream * factor)
         if not torch.equal(scaled, once * factor):
             lane = int((scaled != once * factor).flatten().nonzero()[0])
-            raise LawBroken(f"{factor} times the gradient at {_shown(example.lanes[lane])}, {params}",
+            raise LawBroken(f"{factor} times the gradient at {shown(example.lanes[lane])}, {params}",
                             expected=(once * factor).flatten()[lane].item(), actual=scaled.flatten()[lane].item())
 
 
@@ -201,9 +189,7 @@ def F12_nan(ops: QuantOps, example: AffineExample) -> None:
 
 
 def _learnable_grids(ops: LearnableOps) -> Iterable[AffineExample]:
-    codes = QuantOps(name="codes", quantize=torch.round, dequantize=torch.round, quant_min=ops.quant_min,
-                     quant_max=ops.quant_max)
-    for params in qparams_grid(codes):
+    for params in qparams_grid(ops):
         first, last = ops.quant_min - params.zero_point, ops.quant_max - params.zero_point
         if 2.0**-20 <= params.scale <= 2.0**6:
             yield AffineExample(qparams=params, values=tuple(
@@ -242,10 +228,10 @@ def F7_learnable(ops: LearnableOps, example: AffineExample) -> None:
             kept, result.flatten().tolist(), upstream.tolist(), clamped,
             [math.nan] * len(kept) if x.grad is None else x.grad.tolist(), strict=True):
         if not stands_for(number, codes_of(value, params).low, params):
-            raise LawBroken(f"{_shown(value)} fake-quantized, {params}", actual=repr(number),
+            raise LawBroken(f"{shown(value)} fake-quantized, {params}", actual=repr(number),
                             expected=repr(float(dequantized(codes_of(value, params).low, params))))
         if not abs(arrived - dy * float(inside)) <= abs(dy) * _ROUNDED:
-            raise LawBroken(f"gradient {dy} at {_shown(value)}, {params}", expected=dy * float(inside), actual=arrived)
+            raise LawBroken(f"gradient {dy} at {shown(value)}, {params}", expected=dy * float(inside), actual=arrived)
     for what, found, parts in (("scale", scale.grad, grad_scale), ("zero_point", zero_point.grad, grad_zero)):
         exact, size = sum(parts) * Fraction(factor), sum(map(abs, parts)) * Fraction(factor)
         actual = math.nan if found is None else float(found)

@@ -10,13 +10,13 @@ from hypothesis.strategies import SearchStrategy
 from pytest_qat.ops import QParams, QuantOps
 from pytest_qat.properties.examples import AffineExample
 from pytest_qat.properties.law import Law, LawBroken, law
-from pytest_qat.properties.oracle import codes_of
+from pytest_qat.properties.oracle import codes_of, dequantized, stands_for, step
 from pytest_qat.properties.sweeps import grids, qparams_grid
 from pytest_qat.properties.watched import Watched
 from pytest_qat.strategies import WIDE, affine_examples, qparams
 
-__all__ = ["affine", "affine_law", "all_codes", "check_codes", "each_params", "huge", "lanes", "params_alone", "powers",
-           "round_trips", "scattered", "shown", "usual"]
+__all__ = ["affine", "affine_law", "all_codes", "check_back", "check_code", "check_codes", "check_saturated",
+           "each_params", "huge", "lanes", "params_alone", "powers", "round_trips", "scattered", "shown", "usual"]
 
 _PLAIN = ("contiguous",)
 
@@ -89,10 +89,29 @@ def round_trips(ops: QuantOps, example: AffineExample) -> Iterator[tuple[float, 
 def check_codes(ops: QuantOps, example: AffineExample) -> None:
     """Compare each code with the exact ones."""
     for lane, (x, code) in enumerate(lanes(ops, example)):
-        right = codes_of(x, example.qparams, ops.rounding)
-        if code not in right:
-            raise LawBroken(f"{shown(x)} at element {lane} of {len(example.lanes)}, {example.layout}, "
-                            f"{example.qparams}", expected=f"code {right}", actual=f"code {code}")
+        check_code(x, code, example.qparams, ops.rounding,
+                   f"at element {lane} of {len(example.lanes)}, {example.layout}, {example.qparams}")
+
+
+def check_code(x: float, code: int, params: QParams, rounding: str, where: str) -> None:
+    """Compare a code with the exact ones."""
+    right = codes_of(x, params, rounding)
+    if code not in right:
+        raise LawBroken(f"{shown(x)} {where}", expected=f"code {right}", actual=f"code {code}")
+
+
+def check_back(back: float, code: int, params: QParams, where: str) -> None:
+    """Compare what a code comes back as with what it stands for."""
+    if not stands_for(back, code, params):
+        raise LawBroken(f"dequantize of code {code}, {where}", expected=repr(float(dequantized(code, params))),
+                        actual=repr(back))
+
+
+def check_saturated(x: float, code: int, params: QParams, where: str) -> None:
+    """Where a value lies three ranges outside, expect the end's code."""
+    expected = params.quant_max if x > 0 else params.quant_min
+    if abs(step(x, params.scale)) > 3 * (params.quant_max - params.quant_min) and code != expected:
+        raise LawBroken(f"{shown(x)} {where}", expected=f"code {expected}", actual=f"code {code}")
 
 
 def all_codes(params: QParams) -> list[int]:

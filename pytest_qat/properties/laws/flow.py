@@ -29,7 +29,7 @@ from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows import load_workflow
 from pytest_qat.workflows.base import PreparedModel
 from pytest_qat.workflows.exported import ExportedModel
-from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize, switch_observers
+from pytest_qat.workflows.observers import fake_quantizers, qparams_of, switch_fake_quantize, switch_observers
 
 __all__ = ["LAWS"]
 
@@ -119,8 +119,7 @@ def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
 
 
 def _qparams(module: nn.Module) -> dict[str, tuple[list[float], list[int]]]:
-    return {name: (fake.scale.flatten().tolist(), [int(code) for code in fake.zero_point.flatten()])
-            for name, fake in fake_quantizers(module)}
+    return {name: qparams_of(fake) for name, fake in fake_quantizers(module)}
 
 
 def _expect_equal(what: str, one: Sequence[Tensor], other: Sequence[Tensor], example: NetExample) -> None:

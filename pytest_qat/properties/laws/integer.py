@@ -16,6 +16,7 @@ from pytest_qat.properties.examples import IntegerExample
 from pytest_qat.properties.law import Law, LawBroken, law
 from pytest_qat.properties.oracle import Codes
 from pytest_qat.properties.watched import watched_call
+from pytest_qat.strategies import fl32
 
 __all__ = ["LAWS"]
 
@@ -29,7 +30,7 @@ def _examples(draw: st.DrawFn, *, square: bool = False) -> IntegerExample:
     length, samples, channels = draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     code = st.sampled_from([0, 255, 1, 128, 127]) | st.integers(0, 255)
     weight = st.sampled_from([0, 1, 127, -128, -1]) | st.integers(-128, 127)
-    scales = st.sampled_from(_SCALES).map(_fl32)
+    scales = st.sampled_from(_SCALES).map(fl32)
     x_scale = draw(scales)
     weight_scales = tuple(draw(scales) for _ in range(channels))
     biased = draw(st.booleans())
@@ -39,11 +40,11 @@ def _examples(draw: st.DrawFn, *, square: bool = False) -> IntegerExample:
         bias=tuple(draw(st.sampled_from([0.0, 1.0, -3.5]) | st.floats(-20, 20, width=32))
                    for _ in range(channels)) if biased else (),
         x_scale=x_scale, x_zero_point=draw(code), weight_scales=weight_scales,
-        scale=draw(st.sampled_from([1.0, 4.0, 50.0, 0.1, 0.5]).map(_fl32)), zero_point=draw(code))
+        scale=draw(st.sampled_from([1.0, 4.0, 50.0, 0.1, 0.5]).map(fl32)), zero_point=draw(code))
 
 
 def _sweep(ops: IntegerOps) -> Iterator[IntegerExample]:
-    yield IntegerExample(x=((255, 255),), weight=((127, 127),), scale=_fl32(64770 / 200))
+    yield IntegerExample(x=((255, 255),), weight=((127, 127),), scale=fl32(64770 / 200))
     yield IntegerExample(x=((255,) * 64,), weight=((-128,) * 64, (127,) * 64), weight_scales=(1.0, 1.0),
                          scale=16384.0, zero_point=128)
     yield IntegerExample(x=tuple((code, 3) for code in range(0, 256, 5)), weight=((1, 0), (-1, 1)), x_zero_point=7,
@@ -57,10 +58,6 @@ def _integer_law(*, needs: tuple[str, ...] = (), sweep: Callable[[Any], Iterable
                  ) -> Callable[[Callable[..., None]], Law]:
     return law(kind=IntegerOps, example=IntegerExample, examples=lambda ops: _examples(), sweep=sweep, needs=needs,
                share=0.5)
-
-
-def _fl32(value: float) -> float:
-    return float(torch.tensor(value, dtype=torch.float32))
 
 
 def _linear(ops: IntegerOps, example: IntegerExample) -> Tensor:
@@ -106,7 +103,7 @@ def R1_exact_accumulation(ops: IntegerOps, example: IntegerExample) -> None:
         example, x=tuple(tuple(255 for _ in row) for row in example.x), x_zero_point=0, bias=(),
         weight=tuple(tuple(127 if index % 2 == 0 else -128 for _ in row) for index, row in enumerate(example.weight)),
         weight_scales=(1.0,) * len(example.weight), x_scale=1.0, zero_point=128,
-        scale=_fl32(255 * 128 * len(example.x[0]) / 100))
+        scale=fl32(255 * 128 * len(example.x[0]) / 100))
     _check_linear(ops, extreme, tolerance=max(1, ops.tolerance))
 
 

@@ -8,53 +8,44 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from torch import Tensor
 
-from pytest_qat.ops import FakeQuantizeModules
+from pytest_qat.ops import FakeQuantizeConfig, FakeQuantizeModules
 from pytest_qat.properties.examples import ModuleExample
 from pytest_qat.properties.law import Law, LawBroken, law
 from pytest_qat.strategies import fake_quantize_configs, observer_streams
+from pytest_qat.workflows.observers import qparams_of
 
 __all__ = ["LAWS"]
 
 
 def _examples(ops: FakeQuantizeModules) -> SearchStrategy[ModuleExample]:
     return st.builds(
-        lambda config, stream: ModuleExample(
-            batches=stream.batches, quant_min=config.quant_min, quant_max=config.quant_max,
-            symmetric=config.symmetric, averaging_constant=config.averaging_constant),
+        lambda config, stream: ModuleExample(batches=stream.batches, config=config),
         fake_quantize_configs(), observer_streams(max_value=1e6))
 
 
 def _sweep(ops: FakeQuantizeModules) -> Iterator[ModuleExample]:
     batches = ((1.0, -1.0, 0.5), (3.0, 0.25), (-2.0,))
     yield ModuleExample(batches=batches)
-    yield ModuleExample(batches=batches, quant_min=-128, quant_max=127, symmetric=True, averaging_constant=0.5)
+    yield ModuleExample(batches=batches, config=FakeQuantizeConfig(quant_min=-128, quant_max=127, symmetric=True,
+                                                                   averaging_constant=0.5))
 
 
 def _module_law(when: Callable[[Any], bool] = lambda _: True) -> Callable[[Callable[..., None]], Law]:
     return law(kind=FakeQuantizeModules, example=ModuleExample, examples=_examples, sweep=_sweep, share=0.5, when=when)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one, other)
-
-
-def _qparams(module: Any) -> tuple[list[float], list[int]]:
-    return module.scale.flatten().tolist(), [int(code) for code in module.zero_point.flatten()]
-
-
 @_module_law()
 def F4_disabled(ops: FakeQuantizeModules, example: ModuleExample) -> None:
     """With fake-quantize switched off a module gives its input, bit by bit, whether it observes or not."""
     for observe in (True, False):
-        module = ops.make(example)
+        module = ops.make(example.config)
         module.disable_fake_quant()
         if not observe:
             module.disable_observer()
         for batch in example.tensors():
             result = module(batch.clone())
-            if not _same(result, batch):
+            if not torch.equal(result, batch):
                 raise LawBroken(f"{example}, fake-quantize off", expected=batch.tolist(), actual=result.tolist())
 
 
@@ -64,7 +55,7 @@ def F9_fused(ops: FakeQuantizeModules, example: ModuleExample) -> None:
 
     Tolerance: scales to 2^-20, and outputs to a step, since the last bit of a scale may move a tie.
     """
-    module, observer = ops.make(example), ops.observer(example)  # type: ignore[misc]
+    module, observer = ops.make(example.config), ops.observer(example.config)  # type: ignore[misc]
     for batch in example.tensors():
         result = module(batch.clone())
         observer(batch)
@@ -72,32 +63,32 @@ def F9_fused(ops: FakeQuantizeModules, example: ModuleExample) -> None:
         found, code = float(module.scale), int(module.zero_point)
         if abs(found - scale) > scale * 2.0**-20 or code != int(zero_point):
             raise LawBroken(f"qparams, {example}", expected=(scale, int(zero_point)), actual=(found, code))
-        expected = torch.fake_quantize_per_tensor_affine(batch, scale, int(zero_point), example.quant_min,
-                                                         example.quant_max)
+        expected = torch.fake_quantize_per_tensor_affine(batch, scale, int(zero_point), example.config.quant_min,
+                                                         example.config.quant_max)
         if bool(((result - expected).abs() > scale * 1.001).any()):
             raise LawBroken(f"output, {example}", expected=expected.tolist(), actual=result.tolist())
     module.disable_observer()
-    before = _qparams(module)
+    before = qparams_of(module)
     module(torch.tensor([1e3, -1e3]))
-    if _qparams(module) != before:
-        raise LawBroken(f"qparams with the observer off, {example}", expected=before, actual=_qparams(module))
+    if qparams_of(module) != before:
+        raise LawBroken(f"qparams with the observer off, {example}", expected=before, actual=qparams_of(module))
 
 
 @_module_law()
 def F10_frozen(ops: FakeQuantizeModules, example: ModuleExample) -> None:
     """`disable_observer` freezes scale and zero point, whatever comes; `enable_observer` lets them move again."""
-    module = ops.make(example)
+    module = ops.make(example.config)
     for batch in example.tensors():
         module(batch)
-    before = _qparams(module)
+    before = qparams_of(module)
     module.disable_observer()
     large = torch.tensor([2.0, -2.0]) * 1e7
     module(large)
-    if _qparams(module) != before:
-        raise LawBroken(f"qparams with the observer off, {example}", expected=before, actual=_qparams(module))
+    if qparams_of(module) != before:
+        raise LawBroken(f"qparams with the observer off, {example}", expected=before, actual=qparams_of(module))
     module.enable_observer()
     module(large)
-    if _qparams(module) == before:
+    if qparams_of(module) == before:
         raise LawBroken(f"qparams after larger data with the observer on, {example}", expected="others",
                         actual=before)
 
@@ -105,16 +96,16 @@ def F10_frozen(ops: FakeQuantizeModules, example: ModuleExample) -> None:
 @_module_law()
 def F11_state(ops: FakeQuantizeModules, example: ModuleExample) -> None:
     """A state_dict loaded into a fresh module brings everything along: the same outputs, the same switches."""
-    module, fresh = ops.make(example), ops.make(example)
+    module, fresh = ops.make(example.config), ops.make(example.config)
     for batch in example.tensors():
         module(batch)
     module.disable_observer()
     fresh.load_state_dict(module.state_dict())
     for batch in example.tensors():
         one, other = module(batch), fresh(batch)
-        if not _same(one, other) or _qparams(module) != _qparams(fresh):
-            raise LawBroken(f"after loading the state, {example}", expected=(one.tolist(), _qparams(module)),
-                            actual=(other.tolist(), _qparams(fresh)))
+        if not torch.equal(one, other) or qparams_of(module) != qparams_of(fresh):
+            raise LawBroken(f"after loading the state, {example}", expected=(one.tolist(), qparams_of(module)),
+                            actual=(other.tolist(), qparams_of(fresh)))
 
 
 LAWS: tuple[Law, ...] = (F4_disabled, F9_fused, F10_frozen, F11_state)
