@@ -1,7 +1,7 @@
 """Four models with and without two xdist workers: wall time, and how far the speedup estimates agree.
 
 Run from the repository root: `python -m tests.benchmarks.xdist [rounds]`. The model is MobileNetV2 under four names;
-trained for over a minute each; its many small operations gain little from a second thread meanwhile. The
+trained for three minutes each; its many small operations gain little from a second thread meanwhile. The
 floor is 10 % under the true ratio, so that timing goes on until the estimate is precise. Both ways run in turn, each in
 a fresh process, without a record of memory. `--fixtures` takes the shipped fixtures instead: training takes few
 seconds, so imports and timing, which cannot be split, weigh more, and floors are far from the ratios.
@@ -29,7 +29,7 @@ NETS = tuple(f"tests.benchmarks.xdist:net_{letter}" for letter in "abcd")
 FIXTURES = ("fixtures.vgg:digits", "fixtures.mobilenet:digits", "fixtures.edge_model:digits",
             "tests.benchmarks.pairs:convnet")
 FLOOR = "PYTEST_QAT_BENCHMARK_FLOOR"
-EPOCHS = 20
+EPOCHS = 40
 
 
 def net(letter: str) -> QATCase:
