@@ -1,14 +1,18 @@
 """Our latency of an artefact against a minimal loop written for its runtime alone, in a fresh process.
 
-Run from the repository root: `python -W ignore -m tests.benchmarks.runtime_agreement [rounds] [REF] [SHAPE]`. Both are
-taken in turn, and what is compared is the median of one call; the loops know nothing of this package.
+Run from the repository root: `python -W ignore -m tests.benchmarks.runtime_agreement [rounds] [REF] [SHAPE]`. The
+loops know nothing of this package; each waits in a process of its own until it is asked for the median of its next
+calls. Ours and theirs are taken in turn on one core, every half a second: cores differ, and their speed may change by a
+half within seconds. What is printed is the median of the rounds' differences, and their quartiles.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +26,18 @@ from pytest_qat.runtimes import Deployed
 from tests.benchmarks.pairs import run_of
 
 RECIPES = ("pt2e-executorch", "pt2e-litert", "pt2e-onnxruntime")
+OURS_S, CALLS = 0.4, 40
 TIMING = """
-import statistics, time
-for _ in range(50):
-    call()
-times = []
-for _ in range(300):
-    started = time.perf_counter()
-    call()
-    times.append(time.perf_counter() - started)
-print("median", statistics.median(times))
+import statistics, sys, time
+for asked in sys.stdin:
+    for _ in range(10):
+        call()
+    times = []
+    for _ in range(int(asked)):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    print("median", statistics.median(times), flush=True)
 """
 LOOPS = {
     "executorch": """
@@ -70,9 +76,10 @@ call = lambda: session.run(None, feed)
 
 
 def main() -> None:
-    """Print a line a round and recipe, and the medians of the differences."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    """Print a line a recipe and side."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 40
     reference = sys.argv[2] if len(sys.argv) > 2 else "fixtures.mobilenet:digits"
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     for name in RECIPES:
         recipe = get_recipe(name)
         try:
@@ -83,36 +90,54 @@ def main() -> None:
         run = run_of(reference, sys.argv[3] if len(sys.argv) > 3 else None, name)
         pair = run.deployed()
         sides = {"fp32": pair.fp32["contiguous"], "int8": pair.int8["contiguous"]}
-        folder = sides["fp32"].artefact.parent
-        inputs = folder / "loop-inputs.pt"
-        torch.save(sides["fp32"].adapt(run.case.example_inputs), inputs)
+        inputs = sides["fp32"].artefact.parent / "loop-inputs.pt"
         adapted = sides["fp32"].adapt(run.case.example_inputs)
-        apart: dict[str, list[float]] = {"fp32": [], "int8": []}
-        for _ in range(rounds):
-            ours = ours_s(sides["fp32"], sides["int8"], adapted)
-            for side, form in sides.items():
-                loop = minimal_s(recipe.runtime, form.artefact, inputs)
-                apart[side].append(ours[side] / loop - 1)
-                print(f"{name} {side}: ours {ours[side] * 1e3:.3f} ms, loop {loop * 1e3:.3f} ms, "
-                      f"{apart[side][-1]:+.1%}", flush=True)
-        print(f"{name}: median difference fp32 {statistics.median(apart['fp32']):+.1%}, "
-              f"int8 {statistics.median(apart['int8']):+.1%}", flush=True)
+        torch.save(adapted, inputs)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {min(cores)})
+        loops = {side: Loop(recipe.runtime, form.artefact, inputs) for side, form in sides.items()}
+        taken = [{side: (ours, loops[side].median_s()) for side, ours in ours_s(sides, adapted).items()}
+                 for _ in range(rounds)]
+        for side, loop in loops.items():
+            loop.end()
+            apart = [ours / theirs - 1 for ours, theirs in (entry[side] for entry in taken)]
+            low, middle, high = statistics.quantiles(apart, n=4)
+            ours, theirs = (statistics.median(entry[side][index] for entry in taken) * 1e3 for index in (0, 1))
+            print(f"{name} {side}: ours {ours:.3f} ms, loop {theirs:.3f} ms, {middle:+.1%} "
+                  f"({low:+.1%} to {high:+.1%}), {rounds} rounds", flush=True)
         run.close()
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
 
 
-def ours_s(fp32: Deployed, int8: Deployed, inputs: Any) -> dict[str, float]:
+def ours_s(sides: Mapping[str, Deployed], inputs: Any) -> dict[str, float]:
     """Return the medians that this package measures, in seconds."""
     with threads(1), torch.inference_mode():
-        found = compare_latency(lambda: fp32.run(inputs), lambda: int8.run(inputs),
-                                settings=TimingSettings(max_time_s=3, precision=1e-6))
+        found = compare_latency(lambda: sides["fp32"].run(inputs), lambda: sides["int8"].run(inputs),
+                                settings=TimingSettings(max_time_s=OURS_S, precision=1e-6))
     return {"fp32": found.baseline.p50, "int8": found.candidate.p50}
 
 
-def minimal_s(runtime: str, artefact: Path, inputs: Path) -> float:
-    """Return the median that the minimal loop prints, in seconds."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", LOOPS[runtime] + TIMING, str(artefact), str(inputs)],
-                          check=True, capture_output=True, text=True)
-    return float(next(line for line in done.stdout.splitlines() if line.startswith("median")).split()[1])
+class Loop:
+    """A minimal loop in a fresh process, which runs only while it is asked."""
+
+    def __init__(self, runtime: str, artefact: Path, inputs: Path) -> None:
+        command = [sys.executable, "-W", "ignore", "-c", LOOPS[runtime] + TIMING, str(artefact), str(inputs)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         stderr=subprocess.DEVNULL, text=True)
+        self.median_s()  # imports, loads and warms up
+
+    def median_s(self) -> float:
+        """Return the median of its next calls, in seconds."""
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("the loop was started without pipes")
+        self._process.stdin.write(f"{CALLS}\n")
+        self._process.stdin.flush()
+        return float(next(line for line in self._process.stdout if line.startswith("median")).split()[1])
+
+    def end(self) -> None:
+        """Let it end."""
+        self._process.communicate()
 
 
 if __name__ == "__main__":
