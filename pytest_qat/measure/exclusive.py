@@ -2,7 +2,8 @@
 
 The lock is SQLite's, through filelock: the operating system frees it when its holder dies. Whoever wants the lock
 first passes a gate, and whoever waits for it keeps the gate meanwhile: stages that begin later do not overtake a
-timing. A long stage looks at the gate between its steps and lets a timing go first.
+timing. A long stage looks at the gate between its steps and lets a timing go first. A process that was suspended (by
+Ctrl-Z, say) holds what it had: nobody waits for that for ever.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import contextlib
 import getpass
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock, ReadWriteLock, Timeout
@@ -24,9 +28,11 @@ class MachineLock:
 
     Args:
         folder: Where the lock file lies; default: one folder per user in the machine's temporary directory.
+        patience_s: Most seconds to wait for others, before going on beside them with a warning, and without a lock.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, patience_s: float = 1800.0) -> None:
+        self._patience_s = patience_s
         folder = folder or Path(tempfile.gettempdir()) / f"pytest-qat-{_user()}"
         self._lock: ReadWriteLock | None
         self._gate = FileLock(folder / "gate.lock")
@@ -45,8 +51,7 @@ class MachineLock:
             yield
             return
         with contextlib.ExitStack() as held:
-            with self._gate:
-                held.enter_context(self._lock.write_lock())
+            self._enter(held, self._lock.write_lock)
             yield
 
     @contextlib.contextmanager
@@ -73,8 +78,18 @@ class MachineLock:
             self._share(self._lock)
 
     def _share(self, lock: ReadWriteLock) -> None:
-        with self._gate:
-            self._held.enter_context(lock.read_lock())
+        self._enter(self._held, lock.read_lock)
+
+    def _enter(self, held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[None]]) -> None:
+        """Pass the gate and take the lock; if they are not let go, do without a lock from now on."""
+        ends = time.monotonic() + self._patience_s
+        try:
+            with self._gate.acquire(timeout=self._patience_s):
+                held.enter_context(lock(max(0.0, ends - time.monotonic())))
+        except Timeout:
+            self._lock = None
+            warnings.warn(f"another pytest-qat process has held this machine for {self._patience_s:g} s; is it "
+                          "suspended? Going on beside it, so timings are noisier.", RuntimeWarning, stacklevel=2)
 
 
 def _user() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -302,6 +303,22 @@ def test_two_sessions_of_one_user_exclude_each_other_without_being_told_where(
     before.release()
     assert after.holds()
     assert holder("alone", folder=tmp_path / "elsewhere").holds(), "another place is another machine"
+
+
+@pytest.mark.parametrize(("held", "asked"), [("alone", "alone"), ("alone", "shared"), ("shared", "alone")])
+def test_a_suspended_holder_is_not_waited_for_for_ever(tmp_path: Path, holder: Callable[..., Holder], held: str,
+                                                       asked: str) -> None:
+    first = holder(held)
+    assert first.says("held")
+    first.process.send_signal(signal.SIGSTOP)
+    lock = MachineLock(tmp_path, patience_s=0.3)
+    with pytest.warns(RuntimeWarning, match=r"held this machine for 0\.3 s; is it suspended"), getattr(lock, asked)():
+        lock.give_way()
+    started = time.monotonic()
+    with lock.shared():
+        lock.give_way()
+    assert time.monotonic() - started < 0.3, "it waited again"
+    first.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("how", ["shared", "alone"])
