@@ -30,7 +30,7 @@ _LEAST_SAMPLES = 3
 _SHORTEST_SAMPLE_NS = 200_000  # keeps the clock's own cost, about 2 µs, to a percent
 _MOST_CALLS = 2**20
 _LEAST_NS = 1e-3
-_DISCARDED, _DISCARDED_BLOCKS = 3, 20
+_DISCARDED, _DISCARDED_BLOCKS = 2, 20
 _COIN_SEED = 0
 
 
@@ -42,8 +42,8 @@ class TimingSettings:
         max_time_s: Budget for one comparison, in seconds. Each side is called at least once whatever it says.
         confidence: Confidence of the interval, over all looks at it.
         block_s: Aimed length of a block's timed part; at least three calls.
-        discard_s: Aimed length of the calls thrown away at a block's head; at least three calls, or as many as fit 20
-            times `block_s` where they are longer than that; never none.
+        discard_s: Aimed length of the calls thrown away at a block's head; at least two calls, or one where two
+            take longer than 20 times `block_s`.
         margin: An interval whose near end is this factor away from the floor is clear: measuring stops.
         precision: Nearer to the floor it goes on until the interval is within this fraction of the estimate.
         least_s: Once the answer is sure, go on for the sake of the estimate until it is as precise as that, or until
@@ -268,7 +268,8 @@ def _least_discarded(per_call_ns: float, *, block_ns: float) -> int:
     """Return how many calls a side needs after the other one until its own time is steady again.
 
     Measured on MobileNetV2 in ExecuTorch and LiteRT, calls of 1 to 9 ms: the first takes up to 27 % longer, the second
-    14 %, the third 6 %, and float suffers more than int8. What caches lose weighs little in a call of 100 ms.
+    14 %, and float suffers more than int8; the third 6 %, which the median of three leaves out. What caches lose
+    weighs little in a call of 100 ms.
     """
     return max(1, min(_DISCARDED, int(_DISCARDED_BLOCKS * block_ns / per_call_ns)))
 
