@@ -61,7 +61,7 @@ class MachineLock:
             yield
             return
         try:
-            self._share(self._lock)
+            self._enter(self._held, self._lock.read_lock)
             yield
         finally:
             self._held.close()
@@ -75,10 +75,7 @@ class MachineLock:
                 return  # nobody waits
         except Timeout:
             self._held.close()
-            self._share(self._lock)
-
-    def _share(self, lock: ReadWriteLock) -> None:
-        self._enter(self._held, lock.read_lock)
+            self._enter(self._held, self._lock.read_lock)
 
     def _enter(self, held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[None]]) -> None:
         """Pass the gate and take the lock; if they are not let go, do without a lock from now on."""
