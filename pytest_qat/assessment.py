@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_qat import verdict as judge
 from pytest_qat.case import Tolerances
-from pytest_qat.checks import CHECKS, STAGE_OWNERS
+from pytest_qat.checks import CHECK_OF_TOLERANCE, CHECKS, STAGE_OWNERS
 from pytest_qat.diagnosis.ranges import collapsed_ranges
 from pytest_qat.errors import CheckFailed, MissingPackage, QATError
 from pytest_qat.findings import Finding
@@ -63,7 +63,7 @@ class Assessment:
         self._record: dict[str, Any] = {
             "model": reference, "recipe": run.recipe.name, "name": run.case.label, "workflow": run.recipe.workflow,
             "runtime": run.recipe.runtime, "engine": run.recipe.engine, "threads": run.settings.threads,
-            "batch": None, "fine_tuning": None, "tolerances": _tolerances(run.settings.tolerances),
+            "batch": None, "fine_tuning": None, "tolerances": run.settings.tolerances.as_dict(),
             "metrics": {"accuracy": None, "latency_s": None, "throughput_per_s": None, "speedup": None,
                         "speedup_over_eager": None, "size_bytes": None, "size_reduction": None, "coverage": None,
                         "parity": None, "energy_j_per_sample": None, "throughput_per_w": None,
@@ -84,9 +84,13 @@ class Assessment:
                 first check that needs it, so that no failure gets lost.
             tolerances: Instead of the run's.
         """
-        result = self._result(name, selected, tolerances or self.run.settings.tolerances)
+        own = self.run.settings.tolerances
+        result = self._result(name, selected, tolerances or own)
         verdict = result.verdict
-        self._record["checks"][name] = {"outcome": verdict.outcome.value, "reasons": list(verdict.reasons)}
+        entry = {"outcome": verdict.outcome.value, "reasons": list(verdict.reasons)}
+        held = {field: value for field, value in (tolerances or own).as_dict().items()
+                if CHECK_OF_TOLERANCE[field] == name and value != getattr(own, field)}
+        self._record["checks"][name] = {**entry, "tolerances": held} if held else entry
         known = self._record["findings"]
         known.extend(entry for entry in (finding.as_dict() for finding in verdict.findings) if entry not in known)
         return result
@@ -163,7 +167,7 @@ class Assessment:
         parity = self.run.parity()
         self._metrics["parity"] = {"sqnr_db": _number(parity.sqnr_db), "finite": parity.finite,
                                    "quantization_sqnr_db": _number(parity.quantization_sqnr_db)}
-        broken = parity.sqnr_db < judge.parity_limit_db(parity)
+        broken = parity.sqnr_db < parity.limit_db
         return judge.judge_parity(parity, self.run.divergence() if broken else None)
 
     def _accuracy(self, tolerances: Tolerances) -> Verdict:
@@ -238,19 +242,16 @@ def _headline(error: Exception) -> str:
     return f"{type(error).__name__}: {headline(error)}"
 
 
-def _tolerances(tolerances: Tolerances) -> dict[str, float | None]:
-    return {name: getattr(tolerances, name) for name in tolerances.__slots__}
-
-
 def _accuracy_metrics(accuracy: Accuracy) -> dict[str, Any]:
     return {"fp32": accuracy.fp32, "int8": accuracy.int8, "ptq": accuracy.ptq, "fine_tuned": accuracy.fine_tuned,
             "drop": accuracy.drop, "drop_ci": [_number(end) for end in accuracy.drop_ci],
-            "relative_drop": accuracy.relative_drop, "p_value": accuracy.p_value, "ptq_p_value": accuracy.ptq_p_value,
-            "fine_tuned_p_value": accuracy.fine_tuned_p_value, "samples": accuracy.samples,
+            "relative_drop": _number(accuracy.relative_drop), "p_value": accuracy.p_value,
+            "ptq_p_value": accuracy.ptq_p_value, "fine_tuned_p_value": accuracy.fine_tuned_p_value,
+            "samples": accuracy.samples,
             "provable_drop": _number(accuracy.provable_drop), "kind": accuracy.kind,
             "is_fraction": accuracy.is_fraction, "sqnr_db": _number(accuracy.sqnr_db), "flipped": accuracy.flipped,
-            "flips": [{"index": flip.index, "target": flip.target, "before": flip.before, "after": flip.after}
-                      for flip in accuracy.flips]}
+            "flips": [{"index": flip.index, "target": _number(flip.target), "before": flip.before,
+                       "after": flip.after} for flip in accuracy.flips]}
 
 
 def _census_metrics(census: SizeCensus) -> dict[str, Any]:
@@ -290,5 +291,6 @@ def _percentiles(latency: Latency | None) -> dict[str, float] | None:
     return None if latency is None else {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99}
 
 
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _number(value: Any) -> float | None:
+    """Return a number that JSON can say, or None."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None

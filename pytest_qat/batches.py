@@ -24,6 +24,7 @@ __all__ = [
     "float_tensors",
     "labelled",
     "move",
+    "named_float_tensors",
     "sample_count",
     "to_channels_last",
     "with_batch",
@@ -41,13 +42,18 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 def float_tensors(value: Any) -> list[Tensor]:
     """Return every floating-point tensor in a nested value, in order; quantized ones are dequantized."""
+    return list(named_float_tensors(value).values())
+
+
+def named_float_tensors(value: Any) -> dict[str, Tensor]:
+    """Return the same under the place of each, such as `['scores']` or `[1]`; a lone tensor's is ""."""
     if hasattr(value, "__dict__") and not isinstance(value, (Tensor, Mapping, tuple, list)):
-        value = list(vars(value).values())
+        value = vars(value)
     if isinstance(value, Mapping):
-        value = list(value.values())
-    leaves = [leaf.dequantize() if leaf.is_quantized else leaf
-              for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    return [leaf for leaf in leaves if leaf.is_floating_point()]
+        value = dict(value)
+    leaves = {pytree.keystr(place): leaf.dequantize() if leaf.is_quantized else leaf
+              for place, leaf in pytree.tree_flatten_with_path(value)[0] if isinstance(leaf, Tensor)}
+    return {place: leaf for place, leaf in leaves.items() if leaf.is_floating_point()}
 
 
 def classify(output: Any, *, source: str) -> Tensor:

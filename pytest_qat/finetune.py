@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize
 
 __all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "Progress", "calibrate", "fine_tune", "silent"]
 
+_MOST_BATCHES = 100_000
 FREEZE_OBSERVERS_AT = 0.6
 FREEZE_BATCHNORM_AT = 0.8
 
@@ -62,6 +64,9 @@ class FineTuning:
 def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
     """Let the observers see the batches, in place, with fake-quantize off and in eval mode.
 
+    Raises:
+        DataError: a batch makes NaN or infinity somewhere that is observed.
+
     Moving-average observers end on the mean of the batches' extremes, whatever their order; torch's own constant of
     0.01 would keep the first batch's range nearly unchanged. A batch's extremes are those of all calls: an observer
     is called more than once where a module is, or where ops share one range as those before and after pooling do.
@@ -75,9 +80,10 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
         observer.averaging_constant = 1.0  # each call shows its own extremes
     means: dict[Any, tuple[int, Tensor, Tensor]] = {}
     with torch.no_grad(), _extremes(prepared) as extremes:
-        for inputs in batches:
+        for index, inputs in enumerate(batches):
             extremes.clear()
             call(prepared, inputs)
+            _refuse_unbounded(prepared, batch=index)
             for observer, (low, high) in extremes.items():
                 count, mean_low, mean_high = means.get(observer, (0, low, high))
                 count += 1
@@ -91,6 +97,20 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
     for _, module in fake_quantizers(prepared):
         if hasattr(module, "activation_post_process") and isinstance(getattr(module, "scale", None), Tensor):
             _take_over_range(module)
+
+
+def _refuse_unbounded(prepared: nn.Module, *, batch: int) -> None:
+    """An observer that saw NaN keeps it, and ignores all later batches in silence."""
+    for name, module in prepared.named_modules():
+        low, high = getattr(module, "min_val", None), getattr(module, "max_val", None)
+        if not (isinstance(low, Tensor) and isinstance(high, Tensor)) or not low.numel():
+            continue
+        unseen = torch.isposinf(low) & torch.isneginf(high)
+        if not bool((unseen | (torch.isfinite(low) & torch.isfinite(high))).all()):
+            raise DataError(
+                f"batch {batch} of the calibration data makes values from {low.min().item()} to {high.max().item()} at "
+                f"{name.removesuffix('.activation_post_process')}, expected finite ones.",
+                hint="Drop such samples or fill them in, and mask with a large finite number instead of infinity.")
 
 
 @contextlib.contextmanager
@@ -233,7 +253,15 @@ def _shape(value: object) -> str:
 
 
 def _length(data: Iterable[Any]) -> int:
-    count = len(data) if isinstance(data, Sized) else sum(1 for _ in data)
+    """Count the batches; a DataLoader has `__len__`, but raises where its data set has none."""
+    count: int | None = None
+    with contextlib.suppress(TypeError):
+        count = len(data)  # type: ignore[arg-type]
+    if count is None:
+        count = sum(1 for _ in itertools.islice(data, _MOST_BATCHES + 1))
+    if count > _MOST_BATCHES:
+        raise DataError(f"train_data has not ended after {_MOST_BATCHES:,} batches.",
+                        hint="Fine-tuning in a test takes seconds to minutes: use itertools.islice, say.")
     if count == 0:
         raise DataError("train_data is empty, expected at least one (inputs, target) batch.",
                         hint="Make train_data yield batches, or leave it out for calibration only.")

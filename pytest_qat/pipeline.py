@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pytest_qat import soundness
-from pytest_qat.batches import calibration_batches, call
+from pytest_qat.batches import calibration_batches, call, sample_count
 from pytest_qat.case import QATCase, Tolerances
 from pytest_qat.diagnosis.divergence import Divergence, first_divergence
 from pytest_qat.diagnosis.explain import explain
@@ -179,13 +179,8 @@ class ModelRun:
         if done.prepared is None:
             raise NotApplicable("the case gives converted= without prepared=, so there is nothing to compare with.")
         fake = done.prepared.module
-        plain = copy.deepcopy(fake)
-        switch_fake_quantize(plain, on=False)
-        batches = calibration_batches(self.case, limit=PARITY_BATCHES)
         shipped = self.deployed().int8["contiguous"]
-        with torch.no_grad():
-            return self._stage("parity", lambda: compare_parity(
-                partial(call, plain), partial(call, fake), partial(self._run_shipped, shipped), batches))
+        return self._stage("parity", lambda: self._parity(fake, shipped))
 
     def divergence(self) -> Divergence | None:
         """Return the first module whose int8 kernel leaves what the prepared model simulated, if there is one."""
@@ -293,12 +288,13 @@ class ModelRun:
             try_once(module, self.case, engine=self.recipe.engine)
             return _Converted(converted=ConvertedModel(module=module), prepared=given, ptq=None,
                               fine_tuning=FineTuning(kind="given"))
+        probes = self._start_probes() if self.settings.memory else None  # they import torch meanwhile
         trained = self._once("trained", self._train)
-        if self.settings.memory:
-            self._start_probes()  # they import torch while this process evaluates
         converted = self._once(f"converted, folded={self.recipe.fold_quantize}", lambda: load_workflow(
             self.recipe.workflow).convert(trained.prepared, self.recipe))
         try_once(converted.module, self.case, engine=self.recipe.engine)
+        if probes is not None:
+            probes.wait_until_ready()  # or they would disturb a timing, of this process or of another
         return _Converted(converted=converted, prepared=trained.prepared, ptq=trained.ptq,
                           fine_tuning=trained.fine_tuning)
 
@@ -360,18 +356,23 @@ class ModelRun:
             self._folder = tempfile.TemporaryDirectory(prefix="pytest-qat-")
         return Path(self._folder.name)
 
+    def _parity(self, fake: nn.Module, shipped: Deployed) -> Parity:
+        plain = copy.deepcopy(fake)
+        switch_fake_quantize(plain, on=False)
+        with torch.no_grad():
+            return compare_parity(partial(call, plain), partial(call, fake), partial(self._run_shipped, shipped),
+                                  calibration_batches(self.case, limit=PARITY_BATCHES))
+
     def _accuracy(self) -> Accuracy:
         pair, ptq = self.deployed(), self.converted().ptq
         fp32, int8 = pair.fp32["contiguous"], pair.int8["contiguous"]
         if self.case.eval_data is None:
             batches = calibration_batches(self.case, limit=CALIBRATION_BATCHES)
             reference = self._outputs(fp32, batches)
-            agreed, sqnr = agreement_scores(reference, self._outputs(int8, batches))
-            same, _ = agreement_scores(reference, reference)
-            twin = None
-            if ptq is not None:
-                with torch.inference_mode():
-                    twin, _ = agreement_scores(reference, [call(ptq.module, inputs) for inputs in batches])
+            agreement = partial(agreement_scores, reference, samples=[sample_count(inputs) for inputs in batches])
+            (agreed, sqnr), (same, _) = agreement(self._outputs(int8, batches)), agreement(reference)
+            with torch.inference_mode():
+                twin = None if ptq is None else agreement([call(ptq.module, inputs) for inputs in batches])[0]
             return compare_scores(same, agreed, twin, higher_is_better=True, kind="agreement", sqnr=sqnr)
         prepared = self.converted().prepared
         twins = [None if twin is None else self._score_with(partial(call, twin.module)) for twin in (ptq, prepared)]

@@ -20,6 +20,7 @@ from pytest_qat.batches import calibration_batches
 from pytest_qat.case import QATCase
 from pytest_qat.checks import CHECKS
 from pytest_qat.errors import CheckFailed, MissingPackage, QATError
+from pytest_qat.isolation import preserved_torch_state
 from pytest_qat.locate import headline
 from pytest_qat.measure.macs import count_macs
 from pytest_qat.pipeline import StageFailed
@@ -123,8 +124,10 @@ def _fastest_engine(case: QATCase, workflow: str,
 
 
 def _untrained(case: QATCase) -> QATCase:
+    with preserved_torch_state(seed=0):
+        batches = calibration_batches(case, limit=1)
     return dataclasses.replace(case, train=None, train_data=None, loss_fn=None, optimizer=None, eval_data=None,
-                               calibration_data=calibration_batches(case, limit=1))
+                               calibration_data=batches)
 
 
 def _judged(assessment: Assessment, done: Callable[[Assessment], None]) -> Entry:

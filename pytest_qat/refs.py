@@ -151,7 +151,7 @@ def _value(reference: str, root: Path) -> object:
         return named()
     except QATError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may parse its arguments when it is imported
         raise InvalidCase(
             f"{reference} raised {type(error).__name__}: {error} ({place_of(error)}).",
             hint="Make the function run without arguments; call it once in a Python shell to see it fail.",
@@ -176,7 +176,7 @@ def _load_module(name: str, *, root: Path) -> Any:
             raise ReferenceNotFound(f"module {name} imports {missing}, which is not installed.",
                                     hint=f"Install {missing}, or drop the import.") from error
         raise ReferenceNotFound(f"no module is named {missing!r}.", hint=_near_modules(name, root)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may parse its arguments when it is imported
         raise ReferenceNotFound(
             f"importing {name} raised {type(error).__name__}: {error} ({place_of(error)}).",
             hint=f"Run `python -c 'import {name}'` to see the whole traceback.") from error
@@ -214,7 +214,7 @@ def _load_file(path_text: str, *, root: Path) -> Any:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may parse its arguments when it is imported
         del sys.modules[name]
         raise ReferenceNotFound(
             f"importing {path_text} raised {type(error).__name__}: {error} ({place_of(error)}).",

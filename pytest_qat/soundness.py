@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from pytest_qat.batches import call, float_tensors, labelled
 from pytest_qat.case import QATCase
@@ -19,7 +21,8 @@ def checked_model(case: QATCase) -> nn.Module:
     """Return a copy of the case's model in eval mode, after one call on its example inputs.
 
     Raises:
-        InvalidCase: the model cannot be copied, is not float32, does not take its inputs, or returns NaN.
+        InvalidCase: the model cannot be copied, is not float32, does not take its inputs or changes them, or returns
+            NaN.
         DataError: training or evaluation data are empty, or their first batch is no pair.
     """
     for field in ("train_data", "eval_data"):
@@ -38,15 +41,19 @@ def checked_model(case: QATCase) -> nn.Module:
     if other:
         raise InvalidCase(f"{case.label} has parameters of {', '.join(other)}, expected torch.float32.",
                           hint="Call .float() on the model.")
+    given = copy.deepcopy(case.example_inputs)
     try:
         with torch.inference_mode():
-            output = call(model, case.example_inputs)
+            output = call(model, given)
     except Exception as error:
         shapes = [tuple(leaf.shape) for leaf in case.example_inputs if isinstance(leaf, torch.Tensor)]
         raise InvalidCase(
             f"{case.label} raised {type(error).__name__} on example_inputs of shape {shapes}: "
             f"{headline(error)} ({place_of(error)}).",
             hint="Give the arguments of one forward call as example_inputs.") from error
+    if not _same(given, case.example_inputs):
+        raise InvalidCase(f"{case.label} changes its inputs in place, so that no two calls see the same.",
+                          hint="Write x = (x - mean) / std instead of x.sub_(mean).div_(std), for one.")
     tensors = float_tensors(output)
     if not tensors:
         raise InvalidCase(f"{case.label} returned {type(output).__name__} without a floating-point tensor.",
@@ -58,3 +65,10 @@ def checked_model(case: QATCase) -> nn.Module:
             f"{case.label} returns NaN or infinity in {bad} of {total} output values on example_inputs.",
             hint="Look for NaN in the weights, and check that the inputs are normalised as in training.")
     return model
+
+
+def _same(after: Any, before: Any) -> bool:
+    """Whether two batches hold the same values; NaN is equal to itself."""
+    pairs = zip(pytree.tree_leaves(after), pytree.tree_leaves(before), strict=True)
+    return all(torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)) for one, other in pairs
+               if isinstance(one, torch.Tensor))

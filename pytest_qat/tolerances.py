@@ -57,6 +57,10 @@ def _finite(text: str, *, seen: object, name: str, example: str) -> float:
     return number
 
 
+class _Builtin(float):
+    """A default of the class, which nobody has given."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerances:
     """What a quantized model must hold to pass. Fractions may be written as `0.01` or `"1%"`.
@@ -72,33 +76,39 @@ class Tolerances:
         InvalidOption: a value is not a number, not finite, negative, or a fraction over 1.
     """
 
-    accuracy_drop: float = 0.01
+    accuracy_drop: float = _Builtin(0.01)
     min_accuracy: float | None = None
-    min_speedup: float = 1.0
-    min_size_reduction: float = 1.5
+    min_speedup: float = _Builtin(1.0)
+    min_size_reduction: float = _Builtin(1.5)
     min_coverage: float | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None:
+            if value is not None and not isinstance(value, _Builtin):
                 object.__setattr__(self, field.name, _parser(field.name)(value, name=field.name))
-            elif field.default is not None:
+            elif value is None and field.default is not None:
                 raise InvalidOption(f"{field.name} is None, but it needs a number.", hint="Leave it out instead.")
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Return the values by name, as plain numbers."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: None if value is None else float(value) for name, value in values.items()}
 
     def override(self, **changes: Any) -> Tolerances:
         """Return a copy in which every change that is not None takes the place of the value here."""
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def or_else(self, defaults: Tolerances) -> Tolerances:
-        """Return a copy in which values that still are the class's own defaults come from `defaults`."""
-        builtin = Tolerances()
+        """Return a copy in which values that nobody gave come from `defaults`; one given as the default stays."""
         return Tolerances(**{
-            field.name: getattr(defaults, field.name)
-            if getattr(self, field.name) == getattr(builtin, field.name)
-            else getattr(self, field.name)
+            field.name: getattr(self if _is_given(getattr(self, field.name)) else defaults, field.name)
             for field in dataclasses.fields(self)
         })
+
+
+def _is_given(value: float | None) -> bool:
+    return value is not None and not isinstance(value, _Builtin)
 
 
 _FRACTIONS = frozenset({"accuracy_drop", "min_accuracy", "min_coverage"})

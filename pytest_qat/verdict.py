@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from pytest_qat.tolerances import Tolerances
 
 __all__ = ["Outcome", "Verdict", "judge_accuracy", "judge_coverage", "judge_parity", "judge_size", "judge_speedup",
-           "parity_limit_db", "strictly"]
+           "strictly"]
 
-HEALTHY_PARITY_DB = 25.0
-"""Prepared against converted, end to end: rounding ties travel, and 25 to 35 dB is what healthy models show."""
-PARITY_MARGIN_DB = 6.0
-"""How much louder than quantization's own noise the conversion's may be: a factor of two."""
 SIGNIFICANCE = 0.05
 NAMED_LEFTOVERS = 5
 OVERHEAD_BOUND = 0.5
@@ -105,11 +101,6 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
     return Verdict(outcome=Outcome.PASSED, reasons=(f"{share}.",), findings=findings)
 
 
-def parity_limit_db(parity: Parity) -> float:
-    """Return the SQNR that conversion must keep: 25 dB, or half of quantization's own noise if that is louder."""
-    return min(HEALTHY_PARITY_DB, parity.quantization_sqnr_db - PARITY_MARGIN_DB)
-
-
 def judge_parity(parity: Parity, culprit: Divergence | None = None) -> Verdict:
     """Conversion may add as much noise as quantization itself does, not more than twice that below 25 dB.
 
@@ -119,9 +110,13 @@ def judge_parity(parity: Parity, culprit: Divergence | None = None) -> Verdict:
     """
     if not parity.finite:
         return Verdict(outcome=Outcome.FAILED, reasons=("the converted model returns NaN or infinity.",))
-    numbers = (f"converted agrees with prepared to {_db(parity.sqnr_db)}; quantization itself leaves "
+    if not parity.prepared_finite:
+        return Verdict(outcome=Outcome.FAILED, reasons=(
+            "the prepared model returns NaN or infinity, so there is nothing to hold the converted one to.",))
+    where = f" in output {parity.output}" if parity.output else ""
+    numbers = (f"converted agrees with prepared to {_db(parity.sqnr_db)}{where}; quantization itself leaves "
                f"{_db(parity.quantization_sqnr_db)}")
-    limit = parity_limit_db(parity)
+    limit = parity.limit_db
     if parity.sqnr_db >= limit:
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))
     finding = Finding(
@@ -152,12 +147,6 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
 
 
 def _judge_drop(accuracy: Accuracy, allowed: float, *, strict: bool) -> tuple[Outcome, str]:
-    if accuracy.at_chance:
-        assert accuracy.majority is not None, "unreachable because chance is what the majority gives"
-        return Outcome.INCONCLUSIVE, (
-            "eval_data holds a single class, so nothing can be told from it." if accuracy.majority >= 1 else
-            f"the float model scores {accuracy.fp32:.2%}, no better than naming the most frequent class "
-            f"({accuracy.majority:.2%}), so a drop cannot show. Give the trained model.")
     low, high = accuracy.drop_ci
     say = partial(_score, accuracy)
     what = "agreement with float drops" if accuracy.kind == "agreement" else (
@@ -167,9 +156,11 @@ def _judge_drop(accuracy: Accuracy, allowed: float, *, strict: bool) -> tuple[Ou
     numbers = (f"{what} by {say(accuracy.drop)} (from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}), 95 % "
                f"interval [{say(low)}, {say(high)}] on {accuracy.samples:,} samples, of which {accuracy.flipped:,} "
                f"changed; allowed is {say(allowed)}")
+    if accuracy.drop > allowed and accuracy.p_value < SIGNIFICANCE:
+        return Outcome.FAILED, f"{numbers}."
+    if accuracy.at_chance:
+        return Outcome.INCONCLUSIVE, _no_better_than_chance(accuracy)
     if accuracy.drop > allowed:
-        if accuracy.p_value < SIGNIFICANCE:
-            return Outcome.FAILED, f"{numbers}."
         return Outcome.INCONCLUSIVE, (
             f"{numbers}. The difference is not significant (p = {accuracy.p_value:.2f}): evaluate more samples.")
     if high <= allowed:
@@ -180,6 +171,18 @@ def _judge_drop(accuracy: Accuracy, allowed: float, *, strict: bool) -> tuple[Ou
     if strict:
         return Outcome.INCONCLUSIVE, f"{numbers}. Strict mode wants proof, but {missing}."
     return Outcome.PASSED, f"{numbers}; not proven: {missing}."
+
+
+def _no_better_than_chance(accuracy: Accuracy) -> str:
+    assert accuracy.majority is not None, "unreachable because chance is what the majority gives"
+    if accuracy.majority >= 1:
+        return "eval_data holds a single class, so nothing can be told from it."
+    scores = f"the float model scores {accuracy.fp32:.2%}"
+    if accuracy.fp32 > accuracy.majority:
+        return (f"{scores}, and {accuracy.samples:,} samples are too few to tell that from naming the most frequent "
+                f"class ({accuracy.majority:.2%}). Evaluate more samples, of the rarer classes above all.")
+    return (f"{scores}, no better than naming the most frequent class ({accuracy.majority:.2%}), so a drop cannot "
+            "show. Give the trained model.")
 
 
 def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: bool) -> tuple[Outcome, str] | None:

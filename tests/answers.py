@@ -37,5 +37,5 @@ def sqnr_db(reference: Tensor, found: Tensor) -> float:
 
 def agree(reference: Any, found: Any, *, least_db: float) -> bool:
     assert pytree.tree_structure(reference) == pytree.tree_structure(found)
-    return all(sqnr_db(*pair) > least_db for pair in zip(
+    return all(sqnr_db(one, other) > least_db if isinstance(one, Tensor) else one == other for one, other in zip(
         pytree.tree_leaves(reference), pytree.tree_leaves(found), strict=True))

@@ -301,3 +301,16 @@ def test_the_generators_of_the_process_are_left_as_they_were(write: Writer, endi
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.array_equal(np.random.get_state()[1], before[2])
+
+
+@pytest.mark.parametrize("reference", ["zoo:build", "zoo.py:build"])
+def test_a_script_that_ends_python_when_it_is_imported_is_named(write: Writer, reference: str) -> None:
+    error = refused(ReferenceNotFound, reference, write("import argparse\nparser = argparse.ArgumentParser()\n"
+                                                        "parser.add_argument('--lr', required=True)\n"
+                                                        "parser.parse_args([])\n"))
+    assert "raised SystemExit: 2 (zoo.py:7)" in error.message
+
+
+def test_a_function_that_ends_python_is_named(write: Writer) -> None:
+    assert "zoo:build raised SystemExit" in refused(
+        InvalidCase, "zoo:build", write("def build():\n    raise SystemExit")).message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -135,6 +136,21 @@ def test_override_by_zero_is_an_override() -> None:
     ({"accuracy_drop": 0.02}, {"accuracy_drop": 0.05}, {"accuracy_drop": 0.02}),
     ({"accuracy_drop": 0.02}, {"min_speedup": 2}, {"accuracy_drop": 0.02, "min_speedup": 2}),
     ({"min_accuracy": 0.9}, {"min_accuracy": 0.5, "min_coverage": 0.1}, {"min_accuracy": 0.9, "min_coverage": 0.1}),
+    ({"accuracy_drop": 0.01, "min_speedup": 1}, {"accuracy_drop": 0.05, "min_speedup": 0.5, "min_size_reduction": 3},
+     {"accuracy_drop": 0.01, "min_speedup": 1.0, "min_size_reduction": 3}),
 ])
 def test_a_case_s_own_values_win_over_defaults(own: dict, defaults: dict, expected: dict) -> None:
     assert Tolerances(**own).or_else(Tolerances(**defaults)) == Tolerances(**expected)
+
+
+def test_a_dict_of_tolerances_holds_plain_numbers_alone() -> None:
+    values = Tolerances(min_speedup="2x").as_dict()
+    assert values == {"accuracy_drop": 0.01, "min_accuracy": None, "min_speedup": 2.0, "min_size_reduction": 1.5,
+                      "min_coverage": None}
+    assert {type(value) for value in values.values()} == {float, type(None)}
+
+
+def test_a_copy_still_knows_what_was_given() -> None:
+    own = copy.deepcopy(Tolerances(min_speedup=1.0)).override(min_accuracy=0.5)
+    assert own.or_else(Tolerances(min_speedup=0.5, accuracy_drop=0.1)) == Tolerances(
+        min_speedup=1.0, min_accuracy=0.5, accuracy_drop=0.1)

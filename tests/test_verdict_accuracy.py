@@ -110,7 +110,8 @@ def test_strict_mode_says_what_proof_is_missing(changes: dict, needed: str) -> N
 
 @pytest.mark.parametrize(("changes", "tolerances", "missing"), [
     ({"drop": 0.03, "drop_ci": (-0.01, 0.07), "p_value": 0.2}, {}, "evaluate more samples"),
-    ({"at_chance": True, "majority": 0.5}, {}, "Give the trained model"),
+    ({"at_chance": True, "majority": 0.9, "fp32": 0.9}, {}, "Give the trained model"),
+    ({"at_chance": True, "majority": 0.5}, {}, "samples are too few to tell that from naming the most frequent"),
     ({"at_chance": True, "majority": 1.0}, {}, "a single class"),
     ({"kind": "agreement"}, {"min_accuracy": 0.5}, "without eval_data"),
 ])
@@ -323,3 +324,11 @@ def test_strict_turns_only_what_is_inconclusive_into_a_failure(outcome: Outcome,
     assert after.outcome is (FAILED if strict and outcome is INCONCLUSIVE else outcome)
     assert after.reasons[0] == "so it is."
     assert (after == before) is (after.outcome is outcome)
+
+
+@pytest.mark.parametrize("majority", [0.98, 1.0])
+def test_data_that_cannot_show_skill_still_show_a_fall(majority: float) -> None:
+    verdict = judge_accuracy(accuracy(at_chance=True, majority=majority, fp32=1.0, int8=0.4, drop=0.6,
+                                      drop_ci=(0.5, 0.7), p_value=1e-18), Tolerances())
+    assert verdict.outcome is FAILED
+    assert "accuracy drops by 60.00%" in verdict.reasons[0]

@@ -109,6 +109,18 @@ def test_parity_is_judged_by_25_db_or_by_quantization_s_own_noise(sqnr_db: float
     assert judge_parity(measured).outcome is outcome
 
 
+def test_a_prepared_model_that_returns_nan_holds_nobody_to_anything() -> None:
+    verdict = judge_parity(Parity(sqnr_db=-math.inf, quantization_sqnr_db=-math.inf, finite=True,
+                                  prepared_finite=False))
+    assert verdict.outcome is FAILED
+    assert "the prepared model returns NaN or infinity" in verdict.reasons[0]
+
+
+def test_the_output_that_differs_most_is_named() -> None:
+    verdict = judge_parity(Parity(sqnr_db=3, quantization_sqnr_db=30, finite=True, output="['scores']"))
+    assert "to 3.0 dB in output ['scores']" in verdict.reasons[0]
+
+
 def test_kernels_that_disagree_are_a_finding_with_a_remedy_in_plain_json() -> None:
     verdict = judge_parity(Parity(sqnr_db=-math.inf, quantization_sqnr_db=math.inf, finite=True))
     assert codes(verdict) == ["kernels-disagree"]

@@ -226,24 +226,39 @@ def _scores(metric: Metric, output: Any, target: Any, *, expected: int, batch: i
     return result
 
 
-def agreement_scores(reference: Sequence[Any], candidate: Sequence[Any]) -> tuple[Scores, float]:
+def agreement_scores(reference: Sequence[Any], candidate: Sequence[Any], *,
+                     samples: Sequence[int]) -> tuple[Scores, float]:
     """Score how far a candidate's outputs agree with a reference's, batch by batch.
 
     A sample of logits `(N, classes, ...)` scores the share of positions with the same argmax; of any other output it
-    scores 1 if its SQNR is at least 20 dB (an error of a tenth), else 0.
+    scores 1 if its SQNR is at least 20 dB (an error of a tenth), else 0. Outputs without a row for each sample (an
+    auxiliary loss, the state of an LSTM) count in the SQNR only.
+
+    Args:
+        reference: Outputs of each batch.
+        candidate: The same of the other model.
+        samples: Number of samples of each batch.
 
     Returns:
         The scores, and the SQNR over all outputs in dB.
+
+    Raises:
+        DataError: no output is a floating-point tensor with a row for each sample, or the two differ in shape.
     """
     values: list[Tensor] = []
     expected_flat: list[Tensor] = []
     seen_flat: list[Tensor] = []
-    for before, after in zip(reference, candidate, strict=True):
+    for before, after, count in zip(reference, candidate, samples, strict=True):
         pairs = list(zip(float_tensors(before), float_tensors(after), strict=True))
         if not pairs:
             raise DataError("the model returned no floating-point tensor, so float and int8 cannot be compared.",
                             hint="Give eval_data and metric.")
-        values.append(torch.stack([_agreement(*pair) for pair in pairs]).mean(dim=0))
+        agreed = [scores for scores in (_agreement(*pair) for pair in pairs) if len(scores) == count]
+        if not agreed:
+            shapes = ", ".join(str(tuple(pair[0].shape)) for pair in pairs)
+            raise DataError(f"the model returned tensors of shape {shapes} for a batch of {count} samples, none with "
+                            "a row for each, so float and int8 cannot be compared.", hint="Give eval_data and metric.")
+        values.append(torch.stack(agreed).mean(dim=0))
         expected_flat.extend(pair[0].flatten() for pair in pairs)
         seen_flat.extend(pair[1].flatten() for pair in pairs)
     scores = torch.cat(values).double().numpy()

@@ -23,6 +23,7 @@ NOT_MOVING = "counters are there, but stood still or wrapped around during the m
 
 _PLACES = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
 _DAEMON = ("ZEUSD_SOCK_PATH", "ZEUSD_HOST_PORT")
+_MOST_WATTS = 2e4
 _WINDOWS = ("fp32", "int8", "int8", "fp32")
 
 
@@ -80,7 +81,7 @@ def find_meter(places: tuple[Path, ...] = _PLACES) -> tuple[EnergyMeter | None, 
 
 
 def measure_energy(meter: EnergyMeter, calls: Mapping[str, Callable[[], object]], *, samples: int, seconds: float,
-                   clock: Callable[[], float] = time.perf_counter) -> Energy | None:
+                   settle_s: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> Energy | None:
     """Measure both sides in ABBA order.
 
     Args:
@@ -88,16 +89,25 @@ def measure_energy(meter: EnergyMeter, calls: Mapping[str, Callable[[], object]]
         calls: One call of `fp32` and of `int8`.
         samples: Samples that a call computes.
         seconds: Length of each of the four windows.
+        settle_s: Length of a window before them that does not count: the reader starts processes of its own when it
+            reads for the first time.
         clock: Seconds.
 
     Returns:
-        The energy of a sample; None if a counter did not advance.
+        The energy of a sample; None if a counter did not advance, or by more than any machine draws, as it seems to
+        where it wraps around.
     """
+    if settle_s > 0:
+        meter.joules(_Repeated(calls["fp32"], settle_s, clock))
     used: dict[str, dict[str, float]] = {"fp32": {}, "int8": {}}
     count = {"fp32": 0, "int8": 0}
     for side in _WINDOWS:
         made = _Repeated(calls[side], seconds, clock)
-        for name, joules in meter.joules(made).items():
+        began = clock()
+        window = meter.joules(made)
+        if max(window.values(), default=0.0) > _MOST_WATTS * max(clock() - began, 1.0):
+            return None
+        for name, joules in window.items():
             used[side][name] = used[side].get(name, 0.0) + joules
         count[side] += made.calls
     domains = {side: {name: joules / count[side] / samples for name, joules in parts.items()}

@@ -22,6 +22,8 @@ from filelock import FileLock, ReadWriteLock, Timeout
 
 __all__ = ["MachineLock"]
 
+_WAIT_S = 0.2
+
 
 class MachineLock:
     """A read-write lock that every pytest-qat process of this user on this machine respects.
@@ -39,8 +41,10 @@ class MachineLock:
         self._held = contextlib.ExitStack()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._gate:
+            with self._gate.acquire(timeout=patience_s):
                 self._lock = ReadWriteLock(folder / "timing.lock.db")
+        except Timeout:
+            self._go_on_without()
         except (OSError, sqlite3.Error):
             self._lock = None  # nowhere to put a lock: measure without one rather than not at all
 
@@ -82,11 +86,27 @@ class MachineLock:
         ends = time.monotonic() + self._patience_s
         try:
             with self._gate.acquire(timeout=self._patience_s):
-                held.enter_context(lock(max(0.0, ends - time.monotonic())))
+                _take(held, lock, ends)
         except Timeout:
-            self._lock = None
-            warnings.warn(f"another pytest-qat process has held this machine for {self._patience_s:g} s; is it "
-                          "suspended? Going on beside it, so timings are noisier.", RuntimeWarning, stacklevel=2)
+            self._go_on_without()
+
+    def _go_on_without(self) -> None:
+        self._lock = None
+        warnings.warn(f"another pytest-qat process has held this machine for {self._patience_s:g} s; is it suspended? "
+                      "Going on beside it, so timings are noisier.", RuntimeWarning, stacklevel=3)
+
+
+def _take(held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[None]], ends: float) -> None:
+    """Take a lock in short waits, because SQLite's own cannot be interrupted by Ctrl-C.
+
+    Raises:
+        Timeout: it was not to be had until `ends`.
+    """
+    while (left := ends - time.monotonic()) > _WAIT_S:
+        with contextlib.suppress(Timeout):
+            held.enter_context(lock(_WAIT_S))
+            return
+    held.enter_context(lock(max(0.0, left)))
 
 
 def _user() -> str:

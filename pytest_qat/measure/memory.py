@@ -11,6 +11,7 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,20 @@ class MemoryProbes:
         self._processes = {side: subprocess.Popen(  # noqa: S603 - this module, run by this interpreter
             [sys.executable, "-m", __name__, runtime], env=environment, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for side in SIDES}
+
+    def wait_until_ready(self, *, timeout_s: float = 120.0) -> None:
+        """Wait until both have imported the runtime, so that they take no time from what is measured next.
+
+        One that takes longer than `timeout_s` is ended; `measure` then says so.
+        """
+        for process in self._processes.values():
+            assert process.stdout is not None, "unreachable because it was opened as a pipe"
+            reader = threading.Thread(target=process.stdout.readline, daemon=True)
+            reader.start()
+            reader.join(timeout_s)
+            if reader.is_alive():
+                process.kill()
+                reader.join()
 
     def measure(self, programs: Mapping[str, Path], *, timeout_s: float = 120.0) -> Memory:
         """Run each program in its process and return the peaks; works once.
@@ -110,6 +125,8 @@ def _main(runtime: str) -> None:
     warnings.simplefilter("ignore")
     made: Any = importlib.import_module(f"pytest_qat.runtimes.{runtime}")
     idle = _peak_bytes()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     program = sys.stdin.readline().strip()
     if not program:
         return  # not wanted after all

@@ -10,26 +10,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_qat.batches import float_tensors
+from pytest_qat.batches import named_float_tensors
 from pytest_qat.errors import DataError
 
 __all__ = ["Parity", "compare_parity", "sqnr_db"]
 
 
+HEALTHY_DB = 25.0
+"""Prepared against converted, end to end: rounding ties travel, and 25 to 35 dB is what healthy models show."""
+MARGIN_DB = 6.0
+"""How much louder than quantization's own noise the conversion's may be: a factor of two."""
+_FEWEST = 64
+"""Values from which on an output is looked at by itself: a ratio of few values is chance."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """Prepared against converted, end to end.
+    """Prepared against converted, end to end, at the output where they differ most.
 
     Attributes:
         sqnr_db: SQNR of the converted model's outputs, the prepared model's being the signal.
         quantization_sqnr_db: SQNR of the prepared model's outputs, those with fake-quantize off being the signal:
             how much noise quantization itself adds, which travelling rounding ties may equal.
         finite: Whether every output of the converted model is finite.
+        prepared_finite: The same of the prepared model.
+        output: Place of that output, such as `['scores']`; "" where all outputs together are meant.
     """
 
     sqnr_db: float
     quantization_sqnr_db: float
     finite: bool
+    prepared_finite: bool = True
+    output: str = ""
+
+    @property
+    def limit_db(self) -> float:
+        """The SQNR that conversion must keep: 25 dB, or half of quantization's own noise if that is louder."""
+        return min(HEALTHY_DB, self.quantization_sqnr_db - MARGIN_DB)
 
 
 def sqnr_db(signal: Tensor, noisy: Tensor) -> float:
@@ -58,16 +75,31 @@ def compare_parity(unquantized: Callable[[Any], Any], prepared: Callable[[Any], 
         batches: Inputs.
 
     Raises:
-        DataError: the model returns no floating-point tensor.
+        DataError: the model returns no floating-point tensor, or its forms not as many.
     """
     plain, fake, real = (_outputs(run, batches) for run in (unquantized, prepared, converted))
-    return Parity(sqnr_db=sqnr_db(fake, real), quantization_sqnr_db=sqnr_db(plain, fake),
-                  finite=bool(torch.isfinite(real).all()))
+    if not len(plain) == len(fake) == len(real):
+        raise DataError(f"the model's forms return {len(plain)}, {len(fake)} and {len(real)} floating-point tensors.",
+                        hint="Look for an output that depends on the mode or the dtype.")
+    whole = tuple(torch.cat(list(outputs.values())) for outputs in (plain, fake, real))
+    parts = {"": whole}
+    if len(real) > 1:
+        forms = zip(plain.values(), fake.values(), real.values(), strict=True)
+        parts |= {place: form for place, form in zip(fake, forms, strict=True) if form[0].numel() >= _FEWEST}
+    found = [Parity(sqnr_db=sqnr_db(signal, noisy), quantization_sqnr_db=sqnr_db(ideal, signal), output=place,
+                    finite=bool(torch.isfinite(whole[2]).all()), prepared_finite=bool(torch.isfinite(whole[1]).all()))
+             for place, (ideal, signal, noisy) in parts.items()]
+    return min(found, key=lambda parity: (
+        parity.sqnr_db if math.isinf(parity.sqnr_db) else parity.sqnr_db - parity.limit_db))
 
 
-def _outputs(run: Callable[[Any], Any], batches: Sequence[Any]) -> Tensor:
-    tensors = [tensor.flatten() for inputs in batches for tensor in float_tensors(run(inputs))]
-    if not tensors:
+def _outputs(run: Callable[[Any], Any], batches: Sequence[Any]) -> dict[str, Tensor]:
+    """Return the values of each output over all batches."""
+    found: dict[str, list[Tensor]] = {}
+    for inputs in batches:
+        for place, tensor in named_float_tensors(run(inputs)).items():
+            found.setdefault(place, []).append(tensor.flatten())
+    if not found:
         raise DataError("the model returned no floating-point tensor, so its forms cannot be compared.",
                         hint="Return the logits as a tensor, or in a tuple or dict.")
-    return torch.cat(tensors)
+    return {place: torch.cat(tensors) for place, tensors in found.items()}

@@ -27,7 +27,7 @@ SIDE_PAIRS = 12
 LAYOUT_PAIRS = 5
 """Enough to choose the faster layout: where they are as close as that, either will do."""
 _TOO_SLOW_SHARE = 0.25
-_ENERGY_WINDOW_S = 0.5
+_ENERGY_WINDOW_S, _ENERGY_SETTLE_S = 0.5, 2.0
 
 Call = Callable[[], object]
 
@@ -161,7 +161,8 @@ def _energy(calls: Mapping[str, Call], samples: int) -> tuple[Energy | None, str
     if meter is None:
         return None, reason
     try:
-        energy = measure_energy(meter, calls, samples=samples, seconds=_ENERGY_WINDOW_S)
+        energy = measure_energy(meter, calls, samples=samples, seconds=_ENERGY_WINDOW_S,
+                                settle_s=_ENERGY_SETTLE_S)
     except Exception as error:  # a counter that vanishes must not cost the speed verdict
         return None, f"counting failed: {type(error).__name__}: {headline(error)}"
     return energy, NOT_MOVING if energy is None else None

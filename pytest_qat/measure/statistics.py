@@ -96,29 +96,46 @@ def paired_drop_interval(before: NDArray[np.float64], after: NDArray[np.float64]
                          confidence: float) -> tuple[float, float]:
     """Return an interval of `mean(before) - mean(after)` for paired scores of shape `(N,)`.
 
-    0/1 scores get Agresti and Min's adjusted Wald interval, which stays honest when nothing flipped; other scores
-    a percentile bootstrap over pairs with a fixed seed.
+    0/1 scores get Agresti and Min's adjusted Wald interval, which stays honest when nothing flipped; so do others
+    where most samples did not change or all by the same, with the range of the scores in place of one. The rest get
+    a percentile bootstrap over pairs with a fixed seed, or Student's interval where that is wider: a bootstrap of few
+    samples is too narrow.
     """
     differences = before - after
     count = len(differences)
-    if is_binary(before) and is_binary(after):
-        worse, better = np.sum(differences > 0) + 0.5, np.sum(differences < 0) + 0.5
-        adjusted = count + 2
-        centre = (worse - better) / adjusted
-        spread = np.sqrt((worse + better) / adjusted - centre**2) / np.sqrt(adjusted)
-        reach = special.ndtri(0.5 + confidence / 2) * spread
-        return float(max(-1.0, centre - reach)), float(min(1.0, centre + reach))
-    if count < 2:
+    binary = is_binary(before) and is_binary(after)
+    if count < 2 and not binary:
         return -np.inf, np.inf
-    if not np.any(differences != differences[0]):
-        return float(differences.mean()), float(differences.mean())
+    uniform = not np.any(differences != differences[0])
+    if binary or uniform or 2 * np.count_nonzero(differences) < count:
+        return _adjusted_wald(differences, confidence, span=_span(before, after))
     from scipy import stats
 
+    mean, spread = float(differences.mean()), float(differences.std(ddof=1)) / np.sqrt(count)
+    reach = special.stdtrit(count - 1, 0.5 + confidence / 2) * spread
     found = stats.bootstrap((differences,), np.mean, confidence_level=confidence, n_resamples=_RESAMPLES,
                             batch=max(1, _BATCH // count), method="percentile", rng=np.random.default_rng(0))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    low, high = found.confidence_interval
+    return float(min(low, mean - reach)), float(max(high, mean + reach))
 
 
+def _adjusted_wald(differences: NDArray[np.float64], confidence: float, *, span: float) -> tuple[float, float]:
+    """Return Agresti and Min's interval of a mean difference.
+
+    It is as if two more pairs had been seen, of which half a pair got worse by the whole span and half a pair better.
+    """
+    adjusted = len(differences) + 2
+    centre = float(differences.sum()) / adjusted
+    spread = math.sqrt((float(np.sum(differences**2)) + span**2) / adjusted - centre**2) / math.sqrt(adjusted)
+    reach = float(special.ndtri(0.5 + confidence / 2)) * spread
+    return max(-span, centre - reach), min(span, centre + reach)
+
+
+def _span(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
+    """Return how far two scores can be apart: 1 for fractions, else the range of those seen."""
+    seen = np.concatenate([before, after])
+    low, high = float(seen.min()), float(seen.max())
+    return 1.0 if low >= 0 and high <= 1 else (high - low or abs(high))
 def samples_to_prove(*, reach: float, samples: int, distance: float) -> int | None:
     """Return about how many samples an interval needs to reach no further than `distance`.
 

@@ -7,13 +7,17 @@ what is measured and how it is judged is below, in `pytest_qat.assessment`.
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_qat.plugin.fixtures import qat_case, qat_compare_latency, qat_converted, qat_prepared, qat_run
 from pytest_qat.plugin.options import add_options, given
 
-__all__ = ["qat_case", "qat_compare_latency", "qat_converted", "qat_prepared", "qat_run"]
+if TYPE_CHECKING:
+    from pytest_qat.plugin.session import QATSession
+
+__all__ = ["qat_case", "qat_compare_latency", "qat_converted", "qat_prepared", "qat_run", "start"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,14 +41,15 @@ def pytest_configure(config: pytest.Config) -> None:
         "quantize the model and hold it to these tolerances after the test's body; "
         "fixtures: qat_case, qat_prepared, qat_converted, qat_run.")
     if given(config) or config.getoption("tx", None):  # an xdist controller cannot see what its workers collect
-        _start(config)
+        start(config)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start the session's hooks if a test has the marker or uses a fixture."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Start the session's hooks if a test has the marker or uses a fixture, in the end: a conftest may add it."""
+    yield
     if not config.pluginmanager.has_plugin("qat-session") and any(map(_concerned, items)):
-        _start(config)
+        start(config)
 
 
 def _concerned(item: pytest.Item) -> bool:
@@ -52,7 +57,12 @@ def _concerned(item: pytest.Item) -> bool:
         any(name.startswith("qat_") for name in getattr(item, "fixturenames", ())))
 
 
-def _start(config: pytest.Config) -> None:
+def start(config: pytest.Config) -> QATSession:
+    """Register the session's hooks and return it.
+
+    Raises:
+        pytest.UsageError: an option makes no sense.
+    """
     from pytest_qat.errors import QATError
     from pytest_qat.plugin.session import QATSession
 
@@ -63,3 +73,4 @@ def _start(config: pytest.Config) -> None:
         except QATError as error:
             raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(session, "qat-session")
+    return session

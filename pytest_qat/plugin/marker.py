@@ -24,21 +24,15 @@ class MarkerArguments:
 
     Attributes:
         model: A reference, or the object itself (a QATCase, a module, a function that returns one).
+        reference: A name for it that is the same in every process, and of no other model.
         recipe: Recipe name, or None.
         tolerances: Only the tolerances that were given, parsed.
     """
 
     model: Any
+    reference: str
     recipe: str | None
     tolerances: dict[str, float]
-
-    @property
-    def reference(self) -> str:
-        """A name for the model that is the same in every process."""
-        if isinstance(self.model, str):
-            return self.model
-        module, name = getattr(self.model, "__module__", ""), getattr(self.model, "__qualname__", None)
-        return f"{module}:{name}" if name else f"{type(self.model).__name__} object"
 
     @property
     def key(self) -> object:
@@ -74,5 +68,16 @@ def read_marker(item: pytest.Item) -> MarkerArguments | None:
         get_recipe(recipe)
     given = {name: arguments[name] for name in _TOLERANCES if arguments.get(name) is not None}
     parsed = Tolerances(**given)
-    return MarkerArguments(model=arguments["model"], recipe=recipe,
+    return MarkerArguments(model=arguments["model"], reference=_reference(arguments["model"], item), recipe=recipe,
                            tolerances={name: getattr(parsed, name) for name in given})
+
+
+def _reference(model: Any, item: pytest.Item) -> str:
+    if isinstance(model, str):
+        return model
+    name: str = getattr(model, "__qualname__", "<>")
+    if "<" not in name:  # neither a lambda nor made inside a function
+        return f"{model.__module__}:{name}"
+    module = getattr(item, "module", None)
+    known = next((name for name, value in vars(module).items() if value is model), None) if module else None
+    return f"{module.__name__}:{known}" if module and known else f"{type(model).__name__} of {item.nodeid}"

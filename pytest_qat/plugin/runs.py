@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_qat.checks import CHECK_OF_TOLERANCE
 from pytest_qat.errors import CheckFailed, InvalidOption, QATError
+from pytest_qat.plugin import start
 from pytest_qat.plugin.collection import raise_result
 from pytest_qat.plugin.keys import SESSION
 from pytest_qat.plugin.marker import MarkerArguments, read_marker
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
     from pytest_qat.plugin.session import QATSession
 
 __all__ = ["AsTestFailure", "QATRun", "hold_to_marker", "latency_comparison", "started_run"]
-
-_CHECK_OF = {"accuracy_drop": "accuracy", "min_accuracy": "accuracy", "min_speedup": "speedup",
-             "min_size_reduction": "size", "min_coverage": "coverage"}
 
 
 class QATRun:
@@ -121,7 +120,7 @@ class QATRun:
         Raises:
             CheckFailed: a check failed.
         """
-        wanted = {_CHECK_OF[name] for name in self._arguments.tolerances}
+        wanted = {CHECK_OF_TOLERANCE[name] for name in self._arguments.tolerances}
         if everything and not wanted:
             wanted = {"accuracy", "size", "speedup"}
         for check in sorted(wanted - self._asserted):
@@ -182,17 +181,22 @@ class AsTestFailure:
             pytest.fail(text, pytrace=False)
 
 
+def _session(config: pytest.Config) -> QATSession:
+    """Return the session; a fixture that is asked for by `getfixturevalue` is the first to need one."""
+    return config.stash.get(SESSION, None) or start(config)
+
+
 def started_run(request: pytest.FixtureRequest) -> QATRun:
     """Return the run of the test that asks for it; a bad marker or case fails the test with one sentence."""
     with AsTestFailure():
-        run = _run_of(request.node, request.config.stash[SESSION])
+        run = _run_of(request.node, _session(request.config))
         _ = run.assessment
     return run
 
 
 def latency_comparison(request: pytest.FixtureRequest) -> Callable[..., Speedup]:
     """Return `compare_latency` under the session's threads and budget, holding the machine's timing lock."""
-    session = request.config.stash[SESSION]
+    session = _session(request.config)
 
     def compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], object], *,
                 floor: float | None = None) -> Speedup:

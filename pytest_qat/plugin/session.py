@@ -41,6 +41,7 @@ class QATSession:
         self._replayed: Counter[str] = Counter()
         self._implementations: dict[str, tuple[Any, ...]] = {}
         self._config = config
+        self._unwritten: str | None = None
         self._is_worker = hasattr(config, "workerinput")
         self._selected: dict[tuple[str, str], set[str]] = {}
         config.stash[SESSION] = self
@@ -120,10 +121,12 @@ class QATSession:
 
     def pytest_report_header(self) -> str | None:
         """Name what the results depend on."""
+        if not self.models and not self.ops:
+            return None
         options = self.options
         if not self.models:
             mode = "" if options.fuzz_s is None else f", fuzzing for {options.fuzz_s:g} s"
-            return f"qat: laws of {', '.join(self.ops)}, seed {options.seed}{mode}" if self.ops else None
+            return f"qat: laws of {', '.join(self.ops)}, seed {options.seed}{mode}"
         return (f"qat: {len(self.models)} model{'s' if len(self.models) > 1 else ''}, "
                 f"recipe {', '.join(options.recipes) or 'of each model, else fx-x86'}, "
                 f"threads {options.threads}, seed {options.seed}{', strict' if options.strict else ''}")
@@ -206,8 +209,10 @@ class QATSession:
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Tell an inconclusive or blocked check from an ordinary skip, and what became of a saved example."""
         word = getattr(report, "qat_outcome", None)
+        if word is None:  # other plugins' reports have outcomes of their own, such as "rerun"
+            return None
         letter = {"passed": ".", "failed": "F", "skipped": "s"}[report.outcome]
-        return (report.outcome, letter, word.upper()) if word else None
+        return report.outcome, letter, word.upper()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Merge what a test measured, here or on the xdist controller, and keep the file up to date."""
@@ -245,7 +250,10 @@ class QATSession:
         terminalreporter.section("quantized models")
         terminalreporter.write(render(self.store.runs, width=writer.fullwidth, colour=writer.hasmarkup,
                                       rankings=self.store.rankings))
-        if self.options.json is not None:
+        if self._unwritten is not None:
+            terminalreporter.write_line(f"the record could not be written to {self.options.json}: {self._unwritten}",
+                                        red=True)
+        elif self.options.json is not None:
             terminalreporter.write_line(f"record written to {self.options.json}")
 
     def pytest_unconfigure(self) -> None:
@@ -257,4 +265,9 @@ class QATSession:
         if self._config.getoption("qat_json") is not None and self.options.json is not None:
             from pytest_qat.report.json import write_json
 
-            write_json(self.store.document(), self.options.json)
+            try:
+                write_json(self.store.document(), self.options.json)
+            except OSError as error:  # a full disk must not lose the session; the next check tries again
+                self._unwritten = error.strerror or str(error)
+            else:
+                self._unwritten = None

@@ -21,7 +21,7 @@ def check_writable(path: Path, *, name: str) -> None:
     Raises:
         InvalidOption: the folder is missing or read-only, or the path is a folder.
     """
-    folder = path.absolute().parent
+    folder = path.resolve().parent
     if path.is_dir():
         raise InvalidOption(f"{name} is {path}, which is a folder, expected a file.",
                             hint=f"Write {name}={path}/qat.json.")
@@ -29,17 +29,24 @@ def check_writable(path: Path, *, name: str) -> None:
         raise InvalidOption(f"{name} is {path}, but there is no folder {folder}.",
                             hint=f"Run `mkdir -p {folder}` first.")
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if _is_device(path):
+            path.open("a").close()
+        else:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     except OSError as error:
         raise InvalidOption(f"{name} is {path}, but {folder} cannot be written to ({error.strerror}).",
                             hint="Choose another folder.") from None
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write the document, replacing an older file in one step."""
+    """Write the document, replacing an older file in one step; a link stays one, and so does `/dev/stdout`."""
     text = json.dumps(document, indent=2, allow_nan=False)
-    handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    path = path.resolve()
+    if _is_device(path):
+        path.write_text(text + "\n", encoding="utf-8")
+        return
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -52,3 +59,7 @@ def write_json(document: Mapping[str, Any], path: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _is_device(path: Path) -> bool:
+    return path.exists() and not path.is_file()

@@ -88,7 +88,9 @@ def _table(run: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("", "fp32", "PTQ", "int8", "ratio", "required", "verdict"):
         table.add_column(name, justify="left" if name in ("", "verdict") else "right", no_wrap=True)
-    metrics, tolerances = run["metrics"], run["tolerances"]
+    metrics, tolerances = run["metrics"], dict(run["tolerances"])
+    for entry in run["checks"].values():
+        tolerances.update(entry.get("tolerances", {}))
     for cells in (*_accuracy_row(metrics, tolerances), *_speed_rows(metrics, tolerances),
                   *_size_row(metrics, tolerances), *_memory_row(metrics), *_coverage_row(metrics, tolerances)):
         label, *numbers, check = cells

@@ -28,7 +28,7 @@ from pytest_qat.findings import Finding
 from pytest_qat.isolation import threads as intra_op_threads
 from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
 from pytest_qat.runtimes.graphs import kernels_of, op_name, products, quantized
-from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported
+from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported, without_wrapper
 from pytest_qat.runtimes.torch import stored_tensors
 from pytest_qat.workflows.exported import module_of
 
@@ -163,7 +163,8 @@ def seen_in(path: Path, kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
 def stored_in(path: Path) -> tuple[StoredTensor, ...]:
     """Return the tensors of the program."""
     program = load_exported(path)
-    return stored_tensors({**program.state_dict, **program.constants})
+    tensors = {**program.state_dict, **program.constants}
+    return stored_tensors({without_wrapper(name): tensor for name, tensor in tensors.items()})
 
 
 def load_program(path: Path) -> Callable[[], object]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import importlib.util
 import inspect
 import io
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +27,7 @@ from pytest_qat.runtimes.child import Built, build
 from pytest_qat.runtimes.files import save_whole, write_whole
 from pytest_qat.workflows.exported import ExportedModel, export_program
 
-__all__ = ["Call", "deploy_lowered", "load_exported", "load_flat_program"]
+__all__ = ["Call", "deploy_lowered", "in_order", "load_exported", "load_flat_program", "named_after", "without_wrapper"]
 
 Call = Callable[[Sequence[Tensor]], list[Tensor]]
 """One call of a loaded artefact: input tensors in order, output tensors in order."""
@@ -58,8 +61,7 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     programs: dict[str, Path] = {}
     exported: dict[str, torch.export.ExportedProgram] = {}
     for side, module in (("fp32", fp32), ("int8", int8)):
-        plain = module.graph_module if isinstance(module, ExportedModel) else module
-        exported[side] = export_program(*_on_tensors_alone(plain, example_inputs), any_batch=False)
+        exported[side] = export_program(_flat(module, example_inputs), _tensors(example_inputs), any_batch=False)
         if inspect_program is not None:
             inspect_program(exported[side])
         programs[side] = folder / f"{side}.pt2"
@@ -70,7 +72,8 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     built = build(name, programs, artefacts, module=runtime.__name__, threads=settings.threads,
                   timeout_s=settings.timeout_s)
     names = tuple(inspect.signature(fp32.forward).parameters)
-    forms = {side: _form(runtime, built[side], exported[side], threads=settings.threads, names=names,
+    outputs = _Outputs(fp32, example_inputs)
+    forms = {side: _form(runtime, built[side], outputs, threads=settings.threads, names=names,
                          batch=sample_count(example_inputs)) for side in built}
     if getattr(runtime, "COMPILES", False):  # now, so that nobody times it
         for form in forms.values():
@@ -78,28 +81,59 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     return DeployedPair(fp32={"contiguous": forms["fp32"]}, int8={"contiguous": forms["int8"]})
 
 
-class _TensorsAlone(nn.Module):
-    """A model whose other arguments, such as flags, are those of the example: runtimes take tensors."""
+def _flat(module: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Module:
+    """Return a model that takes and gives tensors in a row, as runtimes do; other arguments are those of the example.
+
+    Names and containers stay on this side: files keep neither in a way that all runtimes tell again. A graph stays a
+    graph, because only then its nodes keep the names of the user's modules.
+    """
+    if not isinstance(module, ExportedModel):
+        return _Flat(module, example_inputs)
+    graph = copy.deepcopy(module.graph_module.graph)
+    graph.set_codegen(torch.fx.graph.CodeGen())
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, leaf in zip(placeholders, pytree.tree_leaves(example_inputs), strict=True):
+        if not isinstance(leaf, Tensor):
+            graph.erase_node(node)
+    output = graph.output_node()
+    output.args = (tuple(leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, torch.fx.Node)),)
+    return torch.fx.GraphModule(module.graph_module, graph)
+
+
+class _Flat(nn.Module):
+    """Such a model around one that is no graph."""
 
     def __init__(self, model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
         super().__init__()
+        self.training = False
         self.graph_module = model  # the name that modules are told without
         leaves, self._form = pytree.tree_flatten(example_inputs)
         self._others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
 
-    def forward(self, *tensors: Tensor) -> Any:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = iter(tensors)
         leaves = [next(given) if other is None else other[0] for other in self._others]
-        return self.graph_module(*pytree.tree_unflatten(leaves, self._form))
+        return _tensors(self.graph_module(*pytree.tree_unflatten(leaves, self._form)))
 
 
-def _on_tensors_alone(model: nn.Module, example_inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Any, ...]]:
-    """Return a model and example inputs without anything but tensors."""
-    leaves = pytree.tree_leaves(example_inputs)
-    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    if len(tensors) == len(leaves):
-        return model, example_inputs
-    return _TensorsAlone(model, example_inputs).eval(), tensors
+class _Outputs:
+    """What a model returns around its tensors, learned from one call."""
+
+    def __init__(self, model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
+        with torch.no_grad():
+            leaves, self._form = pytree.tree_flatten(model(*example_inputs))
+        self._others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+        self.single = self._form.is_leaf()
+
+    def around(self, tensors: Sequence[Tensor]) -> Any:
+        """Return tensors in the place that they have in the model's output."""
+        given = iter(tensors)
+        return pytree.tree_unflatten([next(given) if other is None else other[0] for other in self._others],
+                                     self._form)
+
+
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    return tuple(leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _refuse_unfit(name: str, model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
@@ -121,17 +155,14 @@ def _refuse_unfit(name: str, model: nn.Module, example_inputs: tuple[Any, ...]) 
                               remedy="split the model, or use a recipe with another runtime.")])
 
 
-def _form(runtime: ModuleType, built: Built, exported: torch.export.ExportedProgram, *, threads: int,
-          names: Sequence[str], batch: int) -> Deployed:
+def _form(runtime: ModuleType, built: Built, outputs: _Outputs, *, threads: int, names: Sequence[str],
+          batch: int) -> Deployed:
     call: Call = runtime.load(built.artefact, threads=threads)
-    spec = exported.call_spec.out_spec
-    single, outputs = spec is not None and spec.is_leaf(), None if spec is None else spec.num_leaves
+    single = outputs.single
 
     def run(inputs: list[Tensor]) -> Any:
         made = call(inputs)
-        if len(made) != outputs:
-            return made
-        return made[0] if single else pytree.tree_unflatten(made, spec)  # calls are timed: the usual case comes first
+        return made[0] if single else outputs.around(made)  # calls are timed: the usual case comes first
 
     def adapt(inputs: Any) -> list[Tensor]:
         return leaves_of(inputs, names)
@@ -174,7 +205,18 @@ def load_exported(path: Path) -> torch.export.ExportedProgram:
 
     with contextlib.suppress(ImportError):
         import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401 - registers ops
-    return torch.export.load(path)
+    try:
+        return torch.export.load(path)
+    except Exception:  # an op that torchvision registers, say deform_conv2d, is unknown until it is imported
+        if importlib.util.find_spec("torchvision") is None or "torchvision" in sys.modules:
+            raise
+        importlib.import_module("torchvision")
+        return torch.export.load(path)
+
+
+def without_wrapper(name: str) -> str:
+    """Return the name of a tensor as the user's model has it."""
+    return name.removeprefix("graph_module.")
 
 
 def in_order(kernels: Sequence[Kernel], named: Sequence[Kernel]) -> tuple[Kernel, ...]:

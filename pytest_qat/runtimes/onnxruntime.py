@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
 from pytest_qat.runtimes.graphs import kernels_of
-from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported, load_flat_program, named_after
+from pytest_qat.runtimes.lowered import (
+    Call,
+    deploy_lowered,
+    in_order,
+    load_exported,
+    load_flat_program,
+    named_after,
+    without_wrapper,
+)
 
 __all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
 
@@ -72,7 +80,7 @@ def stored_in(path: Path) -> tuple[StoredTensor, ...]:
     found = []
     for tensor in onnx.load(str(path)).graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
-        found.append(StoredTensor(name=tensor.name, dtype=str(array.dtype), shape=tuple(array.shape),
+        found.append(StoredTensor(name=without_wrapper(tensor.name), dtype=str(array.dtype), shape=tuple(array.shape),
                                   size_bytes=int(array.nbytes)))
     return tuple(found)
 

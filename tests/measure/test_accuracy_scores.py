@@ -203,7 +203,7 @@ def test_targets_of_any_floating_type_are_listed() -> None:
 def test_agreement_of_logits_is_the_share_of_equal_classes() -> None:
     other = LOGITS.clone()
     other[0] = torch.tensor([1.0, 2.0, 0.0])
-    found, sqnr = agreement_scores([LOGITS[:2], LOGITS[2:]], [other[:2], other[2:]])
+    found, sqnr = agreement_scores([LOGITS[:2], LOGITS[2:]], [other[:2], other[2:]], samples=[2, len(LOGITS) - 2])
     assert found.values.tolist() == [0, 1, 1, 1]
     noise = math.sqrt(2) / float(LOGITS.norm())
     assert sqnr == pytest.approx(-20 * math.log10(noise), abs=1e-4)
@@ -211,21 +211,34 @@ def test_agreement_of_logits_is_the_share_of_equal_classes() -> None:
 
 def test_agreement_of_other_outputs_allows_an_error_of_a_tenth() -> None:
     reference = torch.tensor([[10.0], [10.0], [10.0], [0.0]])
-    found, _ = agreement_scores([reference], [torch.tensor([[10.5], [10.999], [11.5], [0.0]])])
+    found, _ = agreement_scores([reference], [torch.tensor([[10.5], [10.999], [11.5], [0.0]])], samples=[4])
     assert found.values.tolist() == [1, 1, 0, 1]
 
 
 def test_a_model_agrees_with_itself_entirely() -> None:
-    found, sqnr = agreement_scores([{"a": LOGITS, "b": LOGITS[:, :1]}], [{"a": LOGITS, "b": LOGITS[:, :1]}])
+    found, sqnr = agreement_scores([{"a": LOGITS, "b": LOGITS[:, :1]}], [{"a": LOGITS, "b": LOGITS[:, :1]}],
+                                    samples=[len(LOGITS)])
     assert found.mean == 1
     assert sqnr == math.inf
 
 
 def test_outputs_of_different_shape_cannot_agree() -> None:
     with pytest.raises(DataError, match="differ in shape"):
-        agreement_scores([LOGITS], [LOGITS[:, :2]])
+        agreement_scores([LOGITS], [LOGITS[:, :2]], samples=[len(LOGITS)])
 
 
 def test_outputs_without_a_float_tensor_cannot_be_compared() -> None:
     with pytest.raises(DataError, match="no floating-point tensor"):
-        agreement_scores([HITS], [HITS])
+        agreement_scores([HITS], [HITS], samples=[len(HITS)])
+
+
+@pytest.mark.parametrize(("extra", "samples"), [(torch.ones(1), 4), (torch.tensor(1.0), 4), (torch.ones(2, 4, 5), 4)])
+def test_outputs_that_have_no_row_for_each_sample_count_in_the_ratio_only(extra: torch.Tensor, samples: int) -> None:
+    found, sqnr = agreement_scores([(extra, LOGITS)], [(extra * 0.5, LOGITS)], samples=[samples])
+    assert found.values.tolist() == [1, 1, 1, 1]
+    assert sqnr < math.inf
+
+
+def test_outputs_without_any_row_for_each_sample_are_told_by_their_shapes() -> None:
+    with pytest.raises(DataError, match=r"tensors of shape \(1,\), \(2, 3\) for a batch of 4 samples"):
+        agreement_scores([(torch.ones(1), torch.ones(2, 3))], [(torch.ones(1), torch.ones(2, 3))], samples=[4])

@@ -285,3 +285,18 @@ def test_a_reader_that_fails_in_its_own_way_gives_its_reason(tree: Tree) -> None
     meter, reason = find_meter((tree.root,))
     assert meter is None
     assert reason == "counters are there, but reading them fails: Error reading package energy"
+
+
+def test_what_the_reader_draws_while_it_starts_is_not_counted() -> None:
+    monitor = monitor_of(cpu_energy={0: 2.0})
+    made: list[str] = []
+    found = measure_energy(EnergyMeter(monitor), {"fp32": lambda: made.append("fp32"), "int8": lambda: None},
+                           samples=1, seconds=0, settle_s=3, clock=ticking(1))
+    assert found is not None
+    assert found.joules["fp32"] == 2.0
+    assert len(made) > 2, "two windows count, and one before them does not"
+
+
+def test_a_wrap_around_that_the_reader_takes_for_energy_gives_no_figure() -> None:
+    meter = EnergyMeter(monitor_of(cpu_energy={0: 65_000.0}))
+    assert measure_energy(meter, {"fp32": int, "int8": int}, samples=1, seconds=0, clock=ticking(1)) is None

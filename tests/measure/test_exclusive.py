@@ -322,6 +322,32 @@ def test_a_suspended_holder_is_not_waited_for_for_ever(tmp_path: Path, holder: C
     first.process.send_signal(signal.SIGCONT)
 
 
+def test_a_suspended_process_at_the_gate_is_not_waited_for_for_ever(tmp_path: Path,
+                                                                    holder: Callable[..., Holder]) -> None:
+    before = holder("shared")
+    assert before.holds()
+    waiting = holder("alone")
+    assert waiting.says("asks")
+    wait_for_a_queue(tmp_path)
+    waiting.process.send_signal(signal.SIGSTOP)
+    with pytest.warns(RuntimeWarning, match="is it suspended"):
+        lock = MachineLock(tmp_path, patience_s=0.3)
+    with lock.alone(), lock.shared():
+        lock.give_way()
+    waiting.process.send_signal(signal.SIGCONT)
+
+
+def test_ctrl_c_ends_a_wait_for_the_machine(tmp_path: Path, holder: Callable[..., Holder]) -> None:
+    before = holder("shared")
+    assert before.holds()
+    waiting = holder("alone")
+    assert waiting.says("asks")
+    wait_for_a_queue(tmp_path)
+    waiting.process.send_signal(signal.SIGINT)
+    assert waiting.process.wait(timeout=20) != 0, "the lock is still held, and the wait is over"
+    assert before.process.poll() is None
+
+
 @pytest.mark.parametrize("how", ["shared", "alone"])
 def test_the_lock_is_freed_when_the_work_raises(tmp_path: Path, holder: Callable[..., Holder], how: str) -> None:
     def fail() -> None:

@@ -150,19 +150,33 @@ def as_the_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], 
         yield run
 
 
-def test_the_process_tells_its_figures_as_one_line_of_json(programs: dict[str, Path],
+def test_the_process_says_when_it_is_ready_and_tells_its_figures_as_one_line_of_json(programs: dict[str, Path],
                                                            as_the_process: Callable[[str], None],
                                                            capsys: pytest.CaptureFixture[str]) -> None:
     as_the_process(f"{programs['int8']}\n")
-    figures = json.loads(capsys.readouterr().out)
+    ready, line = capsys.readouterr().out.splitlines()
+    figures = json.loads(line)
+    assert ready == "ready"
     assert set(figures) == {"idle", "peak"}
     assert 0 < figures["idle"] <= figures["peak"]
 
 
-def test_a_process_that_is_told_nothing_says_nothing(as_the_process: Callable[[str], None],
+def test_a_process_that_is_told_nothing_tells_no_figures(as_the_process: Callable[[str], None],
                                                      capsys: pytest.CaptureFixture[str]) -> None:
     as_the_process("")
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "ready\n"
+
+
+def test_processes_that_are_ready_measure_as_ever(programs: dict[str, Path], probes: MemoryProbes) -> None:
+    probes.wait_until_ready()
+    found = probes.measure(programs)
+    assert 0 < found.idle_bytes <= min(found.peak_bytes.values())
+
+
+def test_a_process_that_never_gets_ready_is_ended_and_told(programs: dict[str, Path], probes: MemoryProbes) -> None:
+    probes.wait_until_ready(timeout_s=0.01)
+    with pytest.raises(MeasurementError, match="the fp32 model cannot run in a process of its own"):
+        probes.measure(programs)
 
 
 def test_a_peak_is_the_same_from_both_sources(monkeypatch: pytest.MonkeyPatch) -> None:

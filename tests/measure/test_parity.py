@@ -88,3 +88,36 @@ def test_a_quantized_output_is_compared_by_its_values() -> None:
 def test_outputs_without_a_float_tensor_are_refused() -> None:
     with pytest.raises(DataError, match="no floating-point tensor"):
         compare_parity(torch.argmax, torch.argmax, torch.argmax, [torch.ones(3)])
+
+
+def outputs(noise: dict[str, float], *, fewer: bool = False) -> Any:
+    """A detector's outputs: boxes in pixels, and scores a thousand times smaller."""
+    generator = torch.Generator().manual_seed(0)
+    made = {"boxes": 300 * torch.rand(8, 400, generator=generator), "scores": torch.rand(8, 100, generator=generator),
+            "loss": torch.rand(1, generator=generator)}
+    changed = {name: values * (1 + noise.get(name, 0.0)) for name, values in made.items()}
+    return lambda _: {"boxes": changed["boxes"]} if fewer else changed
+
+
+def test_a_large_output_does_not_hide_what_became_of_a_small_one() -> None:
+    found = compare_parity(outputs({}), outputs({"boxes": 0.01, "scores": 0.01}),
+                           outputs({"boxes": 0.011, "scores": 1.0}), [None])
+    assert found.output == "['scores']"
+    assert found.sqnr_db == pytest.approx(20 * math.log10(1.01 / 0.99), abs=1e-2)
+    assert found.sqnr_db < found.limit_db
+
+
+def test_a_few_values_are_no_output_of_their_own() -> None:
+    found = compare_parity(outputs({}), outputs({"boxes": 0.01}), outputs({"boxes": 0.011, "loss": 1.0}), [None])
+    assert found.output in ("", "['boxes']")
+    assert found.sqnr_db > found.limit_db
+
+
+def test_forms_that_return_more_or_fewer_tensors_cannot_be_compared() -> None:
+    with pytest.raises(DataError, match="return 3, 3 and 1 floating-point tensors"):
+        compare_parity(outputs({}), outputs({}), outputs({}, fewer=True), [None])
+
+
+def test_nan_of_the_prepared_model_is_told() -> None:
+    found = compare_parity(lambda x: x, lambda x: x * math.nan, lambda x: x, [torch.ones(3)])
+    assert (found.finite, found.prepared_finite) == (True, False)

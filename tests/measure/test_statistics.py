@@ -372,3 +372,32 @@ def test_no_number_of_samples_is_named_where_none_is_within_reason(reach: float,
 
 def test_one_sample_of_a_score_between_proves_nothing() -> None:
     assert paired_drop_interval(np.array([0.5]), np.array([0.5]), confidence=0.95) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ([0.5, 0.7], [0.5, 0.7]),  # nothing changed
+    ([0.506, 0.504], [0.5, 0.5]),  # two drops, both under a percent
+    ([0.5] * 3, [0.495] * 3),  # the same drop three times
+    ([1.0] * 19 + [0.5], [1.0] * 19 + [0.5]),  # hits, but for one
+    ([3.0, 40.0, 7.0], [3.0, 40.0, 7.0]),  # of unknown range
+])
+def test_a_handful_of_scores_on_a_scale_does_not_prove_a_drop_of_a_percent(before: list[float],
+                                                                           after: list[float]) -> None:
+    low, high = paired_drop_interval(np.array(before), np.array(after), confidence=0.95)
+    assert low <= np.mean(np.array(before) - np.array(after)) <= high
+    assert high > 0.01
+
+
+def test_scores_that_hardly_ever_change_get_the_width_of_hits_and_misses() -> None:
+    before = np.linspace(0, 1, 1000)
+    after = before.copy()
+    after[500] -= 0.2
+    low, high = paired_drop_interval(before, after, confidence=0.95)
+    assert (low * 1002, high * 1002) == pytest.approx((0.2 - 1.959964 * 1.0198, 0.2 + 1.959964 * 1.0198), rel=0.01)
+
+
+def test_few_scores_on_a_scale_get_student_s_interval_where_the_bootstrap_is_narrower() -> None:
+    differences = np.array([0.02, 0.05, 0.01, 0.04])
+    low, high = paired_drop_interval(0.5 + differences, np.full(4, 0.5), confidence=0.95)
+    reach = 3.182446 * differences.std(ddof=1) / 2
+    assert (low, high) == pytest.approx((0.03 - reach, 0.03 + reach), abs=1e-6)

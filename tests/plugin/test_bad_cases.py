@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import Any
 
@@ -63,6 +64,25 @@ BAD_CASES = '''
 
         def shuffled():
             return case(eval_data=Shuffled())
+
+        class InPlace(Net):
+            def forward(self, x):
+                return super().forward(x.sub_(0.5).div_(2.0))
+
+        def in_place():
+            return case(model=InPlace().eval())
+
+        def nan_in_calibration():
+            bad = [images.clone() for images, _ in batches(4)]
+            bad[2][3, 0, 0, 0] = float("nan")
+            return case(calibration_data=bad)
+
+        class Endless:
+            def __iter__(self):
+                return itertools.cycle(batches())
+
+        def endless():
+            return case(train_data=Endless())
 '''
 
 
@@ -78,6 +98,9 @@ BAD_CASES = '''
     ("loss_vector", "convert", "loss_fn gave a tensor of shape (16,), expected a scalar tensor"),
     ("metric_nan", "accuracy", "the metric gave NaN or infinity on batch 0"),
     ("metric_scalar", "accuracy", "the metric gave a result of shape () on a batch of 16 samples, expected (16,)"),
+    ("in_place", "prepare", "Net changes its inputs in place, so that no two calls see the same"),
+    ("nan_in_calibration", "convert", "batch 2 of the calibration data makes values from nan to nan at "),
+    ("endless", "convert", "train_data has not ended after 100,000 batches"),
     ("shuffled", "accuracy", "two passes over eval_data gave different samples or another order"),
 ])
 def test_a_bad_case_fails_the_check_of_its_stage_and_blocks_the_rest(
@@ -271,3 +294,58 @@ def test_an_unforeseen_error_keeps_its_traceback(project: Project, monkeypatch: 
     result.assert_outcomes(passed=1, failed=1, skipped=6)
     assert "something new" in everything(result)
     result.stdout.fnmatch_lines(["*KeyError: 'something new'*"])
+
+
+def test_targets_that_json_cannot_say_are_left_out_of_the_list_of_flips(project: Project) -> None:
+    project.add('''
+        def metric(output, target):
+            return -(output[:, 0] - torch.nan_to_num(target)).abs()
+
+        def missing_labels():
+            data = [(images, torch.where(target == 3, float("nan"), target.float())) for images, target in batches()]
+            return case(train_data=None, loss_fn=None, eval_data=data, metric=metric)
+    ''')
+    text = everything(project.run("--qat-model=models:missing_labels", "-k", "accuracy", "--qat-json=qat.json",
+                                  "--qat-accuracy-drop=100%"))
+    flips = recorded(project, "missing_labels")["metrics"]["accuracy"]["flips"]
+    assert {flip["target"] for flip in flips} == {0.0, 1.0, 2.0, None}, text
+
+
+def test_a_model_with_an_output_that_has_no_samples_is_compared_by_the_others(project: Project) -> None:
+    project.add('''
+        class Two(Net):
+            def forward(self, x):
+                found = super().forward(x)
+                return found, found.mean()
+
+        def two():
+            model = Two()
+            model.load_state_dict(trained().state_dict())
+            return case(model=model.eval(), train_data=None, loss_fn=None, eval_data=None)
+    ''')
+    project.run("--qat-model=models:two", "-k", "accuracy or parity").assert_outcomes(passed=2, deselected=6)
+
+
+def test_a_data_loader_over_a_stream_trains(project: Project) -> None:
+    project.add('''
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                return iter(batches())
+
+        def stream():
+            return case(train_data=torch.utils.data.DataLoader(Stream(), batch_size=None))
+    ''')
+    text = everything(project.run("--qat-model=models:stream", "-k", "convert"))
+    assert "fine-tuned for 3 steps" in text
+
+
+def test_a_record_that_cannot_be_written_loses_neither_session_nor_table(project: Project,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pytest_qat.report.json.write_json", full_disk)
+    result = project.run("--qat-model=models:good", "-k", "prepare", "--qat-json=qat.json")
+    result.assert_outcomes(passed=1, deselected=7)
+    assert "the record could not be written to" in everything(result)
+    assert "Net [fx-x86]" in everything(result)

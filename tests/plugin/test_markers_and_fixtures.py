@@ -229,3 +229,100 @@ def test_skipped(qat_run):
     result.assert_outcomes(failed=3, skipped=1)
     result.stdout.fnmatch_lines(["*required is 1000.00x*", "INCONCLUSIVE*min_accuracy 50.00% cannot be checked*"])
     project.run("test_mine.py", "--qat-strict").assert_outcomes(failed=4)
+
+
+RERUNS = """
+import pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call" and report.failed:
+        report.outcome = "rerun"  # as pytest-rerunfailures says it
+    return report
+
+def pytest_report_teststatus(report):
+    if report.outcome == "rerun":
+        return "rerun", "R", "RERUN"
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("-n", "1")])
+def test_outcomes_of_other_plugins_are_left_to_them(project: Project, arguments: tuple[str, ...]) -> None:
+    project.pytester.makeconftest(RERUNS)
+    project.pytester.makepyfile(test_flaky="""
+        import pytest
+
+        def test_flaky():
+            assert False
+
+        @pytest.mark.qat(model="models:good", min_size_reduction=1000)
+        def test_marked():
+            pass
+    """)
+    result = project.subprocess("test_flaky.py", *arguments)
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+    result.stdout.fnmatch_lines(["*2 rerun*"])
+
+
+def test_a_marker_that_a_conftest_adds_is_held_to(project: Project) -> None:
+    project.pytester.makeconftest("""
+        import pytest
+
+        def pytest_collection_modifyitems(items):
+            for item in items:
+                item.add_marker(pytest.mark.qat(model="models:good", min_size_reduction=1000))
+    """)
+    project.pytester.makepyfile("def test_plain():\n    pass\n")
+    project.pytester.runpytest_inprocess().assert_outcomes(failed=1)
+
+
+def test_fixtures_may_be_asked_for_in_the_body(project: Project) -> None:
+    project.pytester.makepyfile('''
+        def test_faster(request):
+            assert callable(request.getfixturevalue("qat_compare_latency"))
+    ''')
+    project.pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_what_a_test_demands_is_in_record_and_table(project: Project) -> None:
+    result = run(project, '''
+@pytest.mark.qat(model="models:good", min_size_reduction=1000)
+def test_size():
+    pass
+''', "--qat-json=qat.json")
+    (made,) = json.loads((project.path / "qat.json").read_text())["runs"]
+    assert made["checks"]["size"]["tolerances"] == {"min_size_reduction": 1000.0}
+    result.stdout.fnmatch_lines(["size *>= 1000.00x  failed"])
+
+
+def test_models_given_as_objects_have_a_record_each(project: Project) -> None:
+    run(project, '''
+import models
+
+CASE = models.case(name="First")
+
+@pytest.mark.qat(model=CASE, min_size_reduction=0.1)
+def test_named():
+    pass
+
+@pytest.mark.qat(model=CASE, min_size_reduction=0.1)
+def test_named_again():
+    pass
+
+@pytest.mark.qat(model=models.case(name="Second"), min_size_reduction=0.1)
+def test_unnamed():
+    pass
+
+@pytest.mark.qat(model=lambda: models.case(name="Third"), min_size_reduction=0.1)
+def test_lambda():
+    pass
+
+@pytest.mark.qat(model=models.good, min_size_reduction=0.1)
+def test_function():
+    pass
+''', "--qat-json=qat.json").assert_outcomes(passed=5)
+    runs = json.loads((project.path / "qat.json").read_text())["runs"]
+    assert {made["model"]: made["name"] for made in runs} == {
+        "test_user:CASE": "First", "QATCase of test_user.py::test_unnamed": "Second",
+        "function of test_user.py::test_lambda": "Third", "models:good": "Net"}

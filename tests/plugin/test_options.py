@@ -35,6 +35,22 @@ def test_tolerances_of_the_command_line_win_over_case_and_ini(project: Project) 
                           "min_size_reduction": 4.0, "min_coverage": None}
 
 
+def test_a_case_s_value_wins_over_the_ini_file_even_if_it_is_the_default(project: Project) -> None:
+    project.add("def strict():\n    return case(tolerances=Tolerances(min_speedup=1.0))\n")
+    project.pytester.makeini("[pytest]\nqat_min_speedup = 0.5\nqat_min_size_reduction = 1.1\n")
+    project.run("--qat-model=models:strict", "--qat-json=qat.json", "-k", "prepare")
+    (run,) = json.loads((project.path / "qat.json").read_text())["runs"]
+    assert (run["tolerances"]["min_speedup"], run["tolerances"]["min_size_reduction"]) == (1.0, 1.1)
+
+
+def test_a_bad_ini_value_hurts_no_session_that_does_not_ask(project: Project) -> None:
+    project.pytester.makeini("[pytest]\nqat_threads = 0\n")
+    project.pytester.makepyfile(test_plain="def test_one(): pass")
+    result = project.pytester.runpytest_subprocess("-n", "1", "test_plain.py")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
 def test_a_bad_ini_value_is_a_usage_error(project: Project) -> None:
     project.pytester.makeini("[pytest]\nqat_min_speedup = quick\n")
     result = project.run("--qat-model=models:good")

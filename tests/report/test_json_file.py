@@ -129,3 +129,27 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     folder.mkdir(mode=0o555)
     with pytest.raises(InvalidOption, match="cannot be written to"):
         check_writable(folder / "qat.json", name="--qat-json")
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    link = tmp_path / "latest.json"
+    link.symlink_to(tmp_path / "runs" / "today.json")
+    check_writable(link, name="--qat-json")
+    write_json({"runs": []}, link)
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "runs" / "today.json").read_text()) == {"runs": []}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs named pipes")
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_writable(pipe, name="--qat-json")
+        write_json({"runs": []}, pipe)
+        assert json.loads(os.read(reader, 1000)) == {"runs": []}
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()

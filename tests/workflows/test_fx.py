@@ -62,3 +62,44 @@ def test_an_embedding_beside_int8_layers_does_not_break_the_default_mapping() ->
     with quantized_engine("x86"):
         prepared = fx.prepare(QATCase(model=model, example_inputs=(torch.arange(4),)), RECIPE)
     assert list(prepared.float_modules) == ["0"]
+
+
+class Optional(nn.Module):
+    """Arguments that are left out when it is served, as models bring them from training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, targets: Tensor | None = None, mask: Tensor | None = None, flag: bool = False,
+                **others: Tensor) -> Tensor:
+        found = self.fc(x)
+        if flag or others:
+            raise ValueError
+        if mask is not None:
+            found = found * mask
+        return found if targets is None else nn.functional.cross_entropy(found, targets)
+
+
+@pytest.mark.parametrize("given", [(), (None,), (None, None, False)])
+def test_arguments_that_the_example_leaves_out_are_not_traced(given: tuple[bool | None, ...]) -> None:
+    model = Optional().eval()
+    case = QATCase(model=model, example_inputs=(*INPUTS, *given))
+    with quantized_engine("x86"):
+        prepared = fx.prepare(case, RECIPE)
+        calibrate(prepared.module, [case.example_inputs])
+        assert fx.convert(prepared, RECIPE).module(*case.example_inputs).shape == (4, 6)
+        assert torch.allclose(fx.float_twin(case)(*case.example_inputs), model(*INPUTS), atol=1e-6)
+    assert type(model) is Optional
+
+
+class Counting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.zeros(len(x), 6)
+
+
+def test_a_length_is_not_traceable_either() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), Counting()).eval()
+    with quantized_engine("x86"), pytest.raises(CheckFailed) as caught:
+        fx.prepare(QATCase(model=model, example_inputs=INPUTS), RECIPE)
+    assert [finding.code for finding in caught.value.findings] == ["not-fx-traceable"]
