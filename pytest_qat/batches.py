@@ -7,7 +7,7 @@ tensor, or tensors in tuples, lists, dicts and dataclass-like containers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "call",
     "classify",
     "float_tensors",
+    "in_parts",
     "labelled",
     "move",
     "named_float_tensors",
@@ -142,3 +143,44 @@ def calibration_batches(case: QATCase, *, limit: int) -> list[Any]:
     if not batches:
         raise DataError(f"{field} is empty, expected at least one batch.", hint=f"Make {field} yield a batch.")
     return batches
+
+
+def in_parts(run: Callable[[Any], Any], inputs: Any, *, size: int) -> Any:
+    """Return the outputs for a batch of any size from calls on parts of one size.
+
+    The last part is filled up with its first sample, whose further outputs are cut off again.
+
+    Raises:
+        DataError: an output depends on the samples, but has no rows of theirs.
+    """
+    samples = sample_count(inputs)
+    parts = [run(_part(inputs, start, size, samples)) for start in range(0, samples, size)]
+    leaves, spec = zip(*(pytree.tree_flatten(part) for part in parts), strict=True)
+    joined = [_joined(values, size, samples) for values in zip(*leaves, strict=True)]
+    return pytree.tree_unflatten(joined, spec[0])
+
+
+def _part(inputs: Any, start: int, size: int, samples: int) -> Any:
+    index = torch.arange(start, start + size)
+    index[index >= samples] = start
+
+    def cut(leaf: Tensor) -> Tensor:
+        return leaf[index] if leaf.dim() > 0 and leaf.shape[0] == samples else leaf
+
+    return pytree.tree_map_only(Tensor, cut, inputs if not hasattr(inputs, "items") else dict(inputs))
+
+
+def _joined(values: tuple[Any, ...], size: int, samples: int) -> Any:
+    """Join one output of all parts: a row a sample, several rows a sample, or something that no sample changes."""
+    first = values[0]
+    if not isinstance(first, Tensor) or first.dim() == 0:
+        return first
+    if first.shape[0] == size:
+        return torch.cat(values)[:samples]
+    if all(torch.equal(first, value) for value in values[1:]):
+        return first
+    if first.shape[0] % size:
+        raise DataError(
+            f"an output of shape {tuple(first.shape)} for a batch of {size} cannot be told apart by samples, and the "
+            f"model takes no other.", hint=f"Give batches of {size}, or return one row a sample.")
+    return torch.cat(values)[:samples * (first.shape[0] // size)]

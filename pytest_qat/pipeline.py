@@ -352,8 +352,7 @@ class ModelRun:
         return self._probes
 
     def _artefacts(self) -> Path:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="pytest-qat-")
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="pytest-qat-")
         return Path(self._folder.name)
 
     def _parity(self, fake: nn.Module, shipped: Deployed) -> Parity:

@@ -48,6 +48,9 @@ _KNOWN = (
     _Known(code="fusion-in-wrong-mode", pattern=r"(Fusion only for eval|must be in the same mode)",
            message="modules are fused in the wrong mode.",
            remedy="call fuse_modules_qat on a model in train mode for QAT."),
+    _Known(code="shape-fixed-by-export", pattern=r"Guard failed: (?P<what>[^\n]+)",
+           message="an input has another shape than the example that torch.export saw ({what} must hold).",
+           remedy="bring every batch to one shape (pad token ids to one length, say), or use an fx recipe."),
     _Known(code="prepare-in-eval-mode", pattern=r"prepare_qat only works on models in training mode",
            message="the model is in eval mode when it is prepared.", remedy="call .train() before prepare_qat."),
 )

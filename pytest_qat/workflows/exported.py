@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pytest_qat.batches import sample_count, with_batch
-from pytest_qat.errors import CheckFailed
+from pytest_qat.batches import in_parts, sample_count, with_batch
+from pytest_qat.errors import CheckFailed, DataError
 from pytest_qat.findings import Finding
 from pytest_qat.locate import headline, locate_module
 
@@ -29,6 +29,9 @@ _FLAGS = ("training", "train")
 class ExportedModel(nn.Module):
     """An exported graph that can be switched between train and eval mode.
 
+    Attributes:
+        batch: The one batch size that it was exported for; None: any. Others are run in parts in eval mode.
+
     Args:
         graph_module: What `ExportedProgram.module()` gave, prepared or converted or neither.
         always_on: Names of nodes that are in train mode whatever the model's mode is, as the user wrote them.
@@ -38,10 +41,24 @@ class ExportedModel(nn.Module):
         super().__init__()
         self.graph_module = graph_module
         self.always_on = always_on
+        self.batch = _fixed_batch(graph_module)
         self._batchnorm_frozen = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph; arguments that were exported by position may also be given by name."""
+        """Run the graph; arguments that were exported by position may also be given by name.
+
+        Raises:
+            DataError: in train mode, the batch has another size than the graph was exported for.
+        """
+        samples = sample_count((args, kwargs))
+        if self.batch is None or samples in (self.batch, 0):
+            return self._run(*args, **kwargs)
+        if self.training:
+            raise DataError(f"torch.export has fixed the batch size of this model at {self.batch}, but a batch has "
+                            f"{samples}.", hint=f"Give batches of {self.batch} (drop_last=True), or use an fx recipe.")
+        return in_parts(lambda part: self._run(*part[0], **part[1]), (args, kwargs), size=self.batch)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs and not self._takes_keywords():
             bound = inspect.signature(self.graph_module.forward).bind(*args, **kwargs)
             args, kwargs = bound.args, bound.kwargs
@@ -122,7 +139,7 @@ def export_program(model: nn.Module, inputs: Any, *, any_batch: bool) -> torch.e
 
         try:
             program = _export(model, wider, shapes=side)
-            if wider is inputs or _has_open_batch(program):
+            if wider is inputs or _fixed_batch(program.graph_module) is None:
                 return program
         except Exception:  # noqa: S110 - whatever it is, it shows again below if it is not the open batch
             pass
@@ -147,10 +164,14 @@ def _export(model: nn.Module, inputs: Any, *, shapes: Any) -> torch.export.Expor
         return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
 
 
-def _has_open_batch(program: torch.export.ExportedProgram) -> bool:
-    """Whether any input may have another first side: torch.export fixes it silently where the model does."""
-    sides = [getattr(node.meta.get("val"), "shape", ())[:1] for node in program.graph.nodes if node.op == "placeholder"]
-    return any(not str(side).isdigit() for first in sides for side in first)  # fixed symbols show as their number
+def _fixed_batch(graph_module: torch.fx.GraphModule) -> int | None:
+    """Return the first side of the first input, or None if an input may have another one.
+
+    torch.export fixes it silently where the model does.
+    """
+    sides = [str(side) for node in graph_module.graph.nodes if node.op == "placeholder"
+             for side in getattr(node.meta.get("val"), "shape", ())[:1]]
+    return int(sides[0]) if sides and all(side.isdigit() for side in sides) else None  # fixed symbols show as numbers
 
 
 def _by_position(model: nn.Module, shapes: tuple[Any, ...]) -> Any:

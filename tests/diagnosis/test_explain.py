@@ -228,3 +228,21 @@ def test_errors_that_have_nothing_to_do_with_quantization_are_left_alone(action:
 
 def test_an_error_without_a_message_is_left_alone() -> None:
     assert explain(ValueError(), model=nn.Identity(), stage="convert") is None
+
+
+def test_a_shape_that_export_fixed_is_told_with_what_must_hold() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(10, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.words(ids).mean(1)
+
+    model = Tokens()
+    program = torch.export.export(model, (torch.zeros(2, 8, dtype=torch.int64),)).module()
+    finding = explained(model, lambda: program(torch.zeros(2, 5, dtype=torch.int64)))
+    assert finding is not None
+    assert finding.code == "shape-fixed-by-export"
+    assert "== 8 must hold" in finding.message
+    assert "pad token ids" in finding.remedy

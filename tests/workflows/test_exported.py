@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pytest_qat.batches import with_batch
-from pytest_qat.errors import CheckFailed
+from pytest_qat.errors import CheckFailed, DataError
 from pytest_qat.workflows.border import user_names
 from pytest_qat.workflows.exported import (
     ExportedModel,
@@ -252,9 +252,20 @@ def test_any_batch_fits_a_model_exported_on_one_of(model: nn.Module, inputs: Any
 def test_a_model_that_fixes_its_batch_is_exported_for_that_batch(kind: Any, size: int) -> None:
     model = kind(size) if kind is Fixed else kind()
     program = exported(model, (batch := sample(size),))
+    assert program.batch == size
     assert torch.allclose(program(batch), model(batch), atol=1e-6)
-    with pytest.raises(AssertionError, match="Guard failed"):
+    program.train()
+    with pytest.raises(DataError, match=f"fixed the batch size of this model at {size}, but a batch has {size + 1}"):
         program(sample(size + 1))
+
+
+def test_a_model_that_fixes_its_batch_answers_others_in_parts() -> None:
+    model = RowByRow()
+    program = exported(model, (sample(4),)).eval()
+    for size in (1, 3, 4, 9):
+        batch = sample(size)
+        assert torch.allclose(program(batch), model(batch), atol=1e-6)
+        assert torch.allclose(program(x=batch), model(batch), atol=1e-6)
 
 
 def test_a_program_for_one_batch_refuses_others_also_after_an_export_for_any() -> None:
