@@ -129,6 +129,11 @@ class QATCase:
                     f"{type(self.model).__name__} has no parameters, so there is nothing to quantize.",
                     hint="Give the trained float model with its weights.",
                 )
+        scripted = next((name for name, part in self.model.named_modules() if isinstance(part, torch.jit.ScriptModule)),
+                        None)
+        if scripted is not None:
+            raise InvalidCase(f"{scripted or 'the model'} is a TorchScript module, whose layers cannot be quantized.",
+                              hint="Give the nn.Module that it was scripted from.")
         quantized = _quantized_module(self.model)
         if quantized is not None:
             name, kind = quantized

@@ -249,3 +249,10 @@ def test_a_case_changes_nothing_about_its_model() -> None:
 
 def test_the_default_tolerances_are_the_documented_ones() -> None:
     assert case().tolerances == Tolerances()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_inside_a_model_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), torch.jit.script(nn.Linear(3, 3)))
+    with pytest.raises(InvalidCase, match="1 is a TorchScript module, whose layers cannot be quantized"):
+        QATCase(model=model, example_inputs=(torch.ones(1, 3),))

@@ -55,10 +55,11 @@ def follow_int8(trace: Trace, model: nn.Module, *, float_modules: dict[str, str]
         module = model.get_submodule(entry.name)
         if isinstance(module, tq.DeQuantStub):
             continue
-        reason = _island_reason(entry, module, float_modules, arrives=arrives, int8_upstream=border_quantizes)
+        wanted = _wanted_quantized(entry, trace, model, float_modules)
+        reason = _island_reason(entry, module, float_modules, here=arrives or (border_quantizes and wanted))
         if reason is not None:
             islands[entry.name] = reason
-            if _wanted_quantized(entry, trace, model, float_modules):
+            if wanted:
                 requantized.add(entry.name)
                 quantized.update(entry.outputs)
         elif arrives or isinstance(module, tq.QuantStub):
@@ -66,14 +67,12 @@ def follow_int8(trace: Trace, model: nn.Module, *, float_modules: dict[str, str]
     return Int8Flow(islands=islands, requantized=frozenset(requantized), refused=tuple(dict.fromkeys(refused)))
 
 
-def _island_reason(entry: Call, module: nn.Module, float_modules: dict[str, str], *, arrives: bool,
-                   int8_upstream: bool) -> str | None:
-    if isinstance(module, tq.QuantStub) or entry.name.endswith("activation_post_process"):
+def _island_reason(entry: Call, module: nn.Module, float_modules: dict[str, str], *, here: bool) -> str | None:
+    """Return why a module is an island, if int8 tensors come `here`, or are wanted of it."""
+    if isinstance(module, tq.QuantStub) or entry.name.endswith("activation_post_process") or not here:
         return None
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and int8_upstream:
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return float_modules.get(entry.name)
-    if not arrives:
-        return None
     if entry.name in float_modules:
         return None if entry.takes_int8 else float_modules[entry.name]
     if has_int8_form(module) or entry.takes_int8:

@@ -13,17 +13,29 @@ from pytest_qat.case import QATCase
 
 __all__ = ["float_roots", "qconfig_for", "qconfig_mapping"]
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
 
 def qconfig_mapping(case: QATCase, *, engine: str | None) -> tq.QConfigMapping:
-    """Return a copy of the case's mapping, else the engine's own for QAT, with the skipped modules set to None."""
+    """Return a copy of the case's mapping, else the engine's own for QAT, with None for what cannot or shall not be.
+
+    That is the skipped modules, and torch's own modules with layers inside, such as nn.TransformerEncoder.
+    """
     mapping: tq.QConfigMapping | None = copy.deepcopy(case.qconfig_mapping)
     if mapping is None:
         # An embedding needs a qconfig of its own (float qparams); the default one makes torch.ao raise.
         mapping = (tq.get_default_qat_qconfig_mapping(engine or "x86")
                    .set_object_type(nn.Embedding, None).set_object_type(nn.EmbeddingBag, None))
-    for name in case.skip:
+    closed = [name for name, module in case.model.named_modules() if _is_closed(module)]
+    for name in (*case.skip, *(name for name in closed if name not in mapping.module_name_qconfigs)):
         mapping.set_module_name(name, None)
     return mapping
+
+
+def _is_closed(module: nn.Module) -> bool:
+    """Whether this is a module of torch's with layers inside: FX takes it for one op, and its fast path skips them."""
+    own = type(module).__module__.startswith("torch.nn.modules.")
+    return own and not isinstance(module, _CONTAINERS) and any(True for _ in module.children())
 
 
 def qconfig_for(name: str, module: nn.Module, mapping: tq.QConfigMapping) -> Any:
@@ -62,4 +74,6 @@ def _reason(name: str, module: nn.Module, case: QATCase) -> str:
         return "left in float on purpose (skip)"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "an embedding needs a weight-only qconfig of its own"
+    if _is_closed(module):
+        return f"fx and eager mode cannot look inside nn.{type(module).__name__}; pt2e recipes do"
     return "the qconfig mapping gives it no qconfig"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.ao.quantization as tq
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
@@ -11,7 +14,8 @@ from pytest_qat.errors import CheckFailed
 from pytest_qat.finetune import calibrate
 from pytest_qat.isolation import quantized_engine
 from pytest_qat.recipe import get_recipe
-from pytest_qat.workflows import fx
+from pytest_qat.workflows import eager, fx
+from pytest_qat.workflows.qconfigs import qconfig_mapping
 
 RECIPE = get_recipe("fx-x86")
 INPUTS = (torch.randn(4, 6),)
@@ -103,3 +107,40 @@ def test_a_length_is_not_traceable_either() -> None:
     with quantized_engine("x86"), pytest.raises(CheckFailed) as caught:
         fx.prepare(QATCase(model=model, example_inputs=INPUTS), RECIPE)
     assert [finding.code for finding in caught.value.findings] == ["not-fx-traceable"]
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 8)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.fc(self.encoder(self.words(ids)))
+
+
+@pytest.mark.parametrize("workflow", [fx, eager])
+def test_torch_s_own_transformer_stays_float_as_a_whole_with_the_reason(workflow: Any) -> None:
+    """FX takes it for one op, so its layers would be fake-quantized for ever."""
+    inputs = (torch.arange(12).reshape(2, 6),)
+    case = QATCase(model=Encoder().eval(), example_inputs=inputs)
+    with quantized_engine("x86"):
+        prepared = workflow.prepare(case, RECIPE)
+        calibrate(prepared.module, [inputs])
+        converted = workflow.convert(prepared, RECIPE).module
+        assert converted(*inputs).shape == (2, 6, 4)
+    assert prepared.float_modules["encoder"] == (
+        "fx and eager mode cannot look inside nn.TransformerEncoder; pt2e recipes do")
+    kinds = {type(module).__name__ for module in converted.modules()}
+    assert "FusedMovingAvgObsFakeQuantize" not in kinds
+    assert any("quantized" in type(module).__module__ for name, module in converted.named_modules()
+               if name.endswith("fc"))
+
+
+def test_a_qconfig_that_the_user_gives_such_a_module_by_name_is_his_own() -> None:
+    mapping = tq.get_default_qat_qconfig_mapping("x86").set_object_type(nn.Embedding, None)
+    mapping.set_module_name("encoder", mapping.global_qconfig)
+    found = qconfig_mapping(QATCase(model=Encoder().eval(), example_inputs=(torch.zeros(1, 1, dtype=torch.int64),),
+                                    qconfig_mapping=mapping), engine="x86")
+    assert found.module_name_qconfigs["encoder"] is not None
