@@ -62,7 +62,7 @@ def row(run: dict[str, Any]) -> str:
     accuracy, speedup, eager = metrics["accuracy"], metrics["speedup"], metrics["speedup_over_eager"]
     cells = [f"`{run['model']}`", f"`{run['recipe']}`"]
     cells.append(f"{accuracy['fp32']:.1%} -> {accuracy['int8']:.1%}" if accuracy else "-")
-    cells.append("{:.2f}x ({:.2f} to {:.2f})".format(speedup["estimate"], *speedup["ci"]) if speedup else "-")
+    cells.append(with_interval(speedup) if speedup else "-")
     cells.append(f"{eager['estimate']:.2f}x" if eager else "-")
     cells.append(f"{metrics['size_reduction']:.2f}x" if metrics["size_reduction"] else "-")
     bad = [f"{name} {entry['outcome']}{cause(run, name)}" for name, entry in run["checks"].items()
@@ -70,6 +70,13 @@ def row(run: dict[str, Any]) -> str:
            and (name, entry["outcome"]) not in (("roundtrip", "inconclusive"), ("parity", "inconclusive"))]
     cells.append(", ".join(bad) or "all passed")
     return "| " + " | ".join(cells) + " |"
+
+
+def with_interval(speedup: dict[str, Any]) -> str:
+    """Return an estimate with its interval; too few pairs give none."""
+    if None in speedup["ci"]:
+        return f"{speedup['estimate']:.2f}x ({speedup['pairs']} pairs)"
+    return "{:.2f}x ({:.2f} to {:.2f})".format(speedup["estimate"], *speedup["ci"])
 
 
 def cause(run: dict[str, Any], check: str) -> str:
