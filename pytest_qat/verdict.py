@@ -212,7 +212,8 @@ def _accuracy_findings(accuracy: Accuracy, fine_tuning: FineTuning | None, *,
                     "does not do.",
             remedy="train the float model as long as its fine-tuned copy, and keep evaluation data out of training."))
     sign = 1.0 if higher_is_better else -1.0
-    if _significantly_below(sign * accuracy.int8, accuracy.ptq, accuracy.ptq_p_value, sign):
+    untrained = fine_tuning is not None and fine_tuning.kind == "none"
+    if not untrained and _significantly_below(sign * accuracy.int8, accuracy.ptq, accuracy.ptq_p_value, sign):
         found.append(_below_ptq(accuracy, fine_tuning, sign))
     if _significantly_below(sign * accuracy.int8, accuracy.fine_tuned, accuracy.fine_tuned_p_value, sign):
         assert accuracy.fine_tuned is not None, "unreachable because it was compared with"

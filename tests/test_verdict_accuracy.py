@@ -332,3 +332,9 @@ def test_data_that_cannot_show_skill_still_show_a_fall(majority: float) -> None:
                                       drop_ci=(0.5, 0.7), p_value=1e-18), Tolerances())
     assert verdict.outcome is FAILED
     assert "accuracy drops by 60.00%" in verdict.reasons[0]
+
+
+def test_what_was_not_trained_is_not_blamed_on_training() -> None:
+    verdict = judge_accuracy(accuracy(int8=0.8, ptq=0.9, ptq_p_value=0.01), Tolerances(),
+                             fine_tuning=FineTuning(kind="none"))
+    assert "qat-below-ptq" not in [finding.code for finding in verdict.findings]

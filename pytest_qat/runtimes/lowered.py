@@ -61,7 +61,8 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     programs: dict[str, Path] = {}
     exported: dict[str, torch.export.ExportedProgram] = {}
     for side, module in (("fp32", fp32), ("int8", int8)):
-        exported[side] = export_program(_flat(module, example_inputs), _tensors(example_inputs), any_batch=False)
+        exported[side] = export_program(_flat(module, example_inputs), tuple(leaves_of(example_inputs)),
+                                        any_batch=False)
         if inspect_program is not None:
             inspect_program(exported[side])
         programs[side] = folder / f"{side}.pt2"
@@ -91,6 +92,9 @@ def _flat(module: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Module:
         return _Flat(module, example_inputs)
     graph = copy.deepcopy(module.graph_module.graph)
     graph.set_codegen(torch.fx.graph.CodeGen())
+    for node in graph.nodes:
+        if node.op == "call_module" and not node.users:  # checks the arguments, and would hold on to all of them
+            graph.erase_node(node)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     for node, leaf in zip(placeholders, pytree.tree_leaves(example_inputs), strict=True):
         if not isinstance(leaf, Tensor):

@@ -20,6 +20,7 @@ from pytest_qat.runtimes.child import Built
 from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.runtimes.graphs import kernels_of
 from pytest_qat.runtimes.lowered import deploy_lowered, in_order, leaves_of, load_exported
+from pytest_qat.workflows.exported import ExportedModel, export_program
 from tests.answers import agree, answer, quietly
 
 
@@ -129,6 +130,25 @@ def test_arguments_that_are_no_tensors_are_constants_of_the_artefact(standin: St
     assert torch.allclose(run_batch(form, rows(5)), expected)
     kernels = kernels_of(load_exported(tmp_path / "int8.pt2").graph_module)
     assert [kernel.module for kernel in kernels] == ["fc"]
+
+
+def test_flags_are_constants_of_an_exported_graph_too_and_its_nodes_keep_their_names(standin: Standin,
+                                                                                     tmp_path: Path) -> None:
+    model, inputs = Flagged().eval(), (rows(2), None, 3)
+    with quietly():
+        graph = export_program(model, inputs, any_batch=True).module()
+    form = deployed(standin, ExportedModel(graph).eval(), inputs, tmp_path)
+    assert torch.allclose(run_batch(form, rows(5)), answer(model, (rows(5), None, 3)))  # type: ignore[arg-type]
+    assert [kernel.module for kernel in kernels_of(load_exported(tmp_path / "int8.pt2").graph_module)] == ["fc"]
+
+
+def test_runtimes_see_contiguous_examples_whatever_the_user_s_are(standin: Standin, tmp_path: Path) -> None:
+    transposed = torch.arange(6.0).reshape(3, 2).T
+    model = Single()
+    form = deployed(standin, model, (transposed,), tmp_path)
+    (example,), _ = load_exported(tmp_path / "int8.pt2").example_inputs
+    assert example.is_contiguous()
+    assert torch.allclose(run_batch(form, transposed), answer(model, (transposed,)))
 
 
 def test_odd_strides_of_sides_of_one_do_not_reach_a_runtime() -> None:
