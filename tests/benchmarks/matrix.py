@@ -75,7 +75,7 @@ def row(run: dict[str, Any]) -> str:
 def with_interval(speedup: dict[str, Any]) -> str:
     """Return an estimate with its interval; too few pairs give none."""
     if None in speedup["ci"]:
-        return f"{speedup['estimate']:.2f}x ({speedup['pairs']} pairs)"
+        return f"{speedup['estimate']:.2f}x (too few pairs: {speedup['pairs']})"
     return "{:.2f}x ({:.2f} to {:.2f})".format(speedup["estimate"], *speedup["ci"])
 
 
