@@ -150,7 +150,7 @@ def test_a_speedup_that_the_batch_size_decides_is_named(project: Project) -> Non
         def waits():
             return QATCase(model=Waits().eval(), example_inputs=(torch.randn(16, 8),), recipes=("eager-x86",))
     ''')
-    run, text, result = measured(project, "waits", "--qat-batches=1", "--qat-max-time=4", "-k", "speedup")
+    run, text, result = measured(project, "waits", "--qat-batches=1", "--qat-max-time=30", "-k", "speedup")
     result.assert_outcomes(passed=1, deselected=7)
     depends = finding(run, "verdict-depends-on-batch")
     assert depends["severity"] == "warning"
