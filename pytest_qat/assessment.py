@@ -85,10 +85,11 @@ class Assessment:
             tolerances: Instead of the run's.
         """
         own = self.run.settings.tolerances
-        result = self._result(name, selected, tolerances or own)
+        bounds = tolerances or own
+        result = self._result(name, selected, bounds)
         verdict = result.verdict
         entry = {"outcome": verdict.outcome.value, "reasons": list(verdict.reasons)}
-        held = {field: value for field, value in (tolerances or own).as_dict().items()
+        held = {field: value for field, value in bounds.as_dict().items()
                 if CHECK_OF_TOLERANCE[field] == name and value != getattr(own, field)}
         self._record["checks"][name] = {**entry, "tolerances": held} if held else entry
         known = self._record["findings"]

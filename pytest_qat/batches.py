@@ -182,5 +182,5 @@ def _joined(values: tuple[Any, ...], size: int, samples: int) -> Any:
     if first.shape[0] % size:
         raise DataError(
             f"an output of shape {tuple(first.shape)} for a batch of {size} cannot be told apart by samples, and the "
-            f"model takes no other.", hint=f"Give batches of {size}, or return one row a sample.")
+            "model takes no other.", hint=f"Give batches of {size}, or return one row a sample.")
     return torch.cat(values)[:samples * (first.shape[0] // size)]

@@ -259,9 +259,9 @@ def _length(data: Iterable[Any]) -> int:
         count = len(data)  # type: ignore[arg-type]
     if count is None:
         count = sum(1 for _ in itertools.islice(data, _MOST_BATCHES + 1))
-    if count > _MOST_BATCHES:
-        raise DataError(f"train_data has not ended after {_MOST_BATCHES:,} batches.",
-                        hint="Fine-tuning in a test takes seconds to minutes: use itertools.islice, say.")
+        if count > _MOST_BATCHES:
+            raise DataError(f"train_data has not ended after {_MOST_BATCHES:,} batches.",
+                            hint="Fine-tuning in a test takes seconds to minutes: use itertools.islice, say.")
     if count == 0:
         raise DataError("train_data is empty, expected at least one (inputs, target) batch.",
                         hint="Make train_data yield batches, or leave it out for calibration only.")

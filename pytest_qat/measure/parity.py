@@ -86,8 +86,9 @@ def compare_parity(unquantized: Callable[[Any], Any], prepared: Callable[[Any], 
     if len(real) > 1:
         forms = zip(plain.values(), fake.values(), real.values(), strict=True)
         parts |= {place: form for place, form in zip(fake, forms, strict=True) if form[0].numel() >= _FEWEST}
+    prepared_finite, finite = (bool(torch.isfinite(values).all()) for values in whole[1:])
     found = [Parity(sqnr_db=sqnr_db(signal, noisy), quantization_sqnr_db=sqnr_db(ideal, signal), output=place,
-                    finite=bool(torch.isfinite(whole[2]).all()), prepared_finite=bool(torch.isfinite(whole[1]).all()))
+                    finite=finite, prepared_finite=prepared_finite)
              for place, (ideal, signal, noisy) in parts.items()]
     return min(found, key=lambda parity: (
         parity.sqnr_db if math.isinf(parity.sqnr_db) else parity.sqnr_db - parity.limit_db))

@@ -136,6 +136,8 @@ def _span(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
     seen = np.concatenate([before, after])
     low, high = float(seen.min()), float(seen.max())
     return 1.0 if low >= 0 and high <= 1 else (high - low or abs(high))
+
+
 def samples_to_prove(*, reach: float, samples: int, distance: float) -> int | None:
     """Return about how many samples an interval needs to reach no further than `distance`.
 

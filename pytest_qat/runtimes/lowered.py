@@ -73,7 +73,8 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     built = build(name, programs, artefacts, module=runtime.__name__, threads=settings.threads,
                   timeout_s=settings.timeout_s)
     names = tuple(inspect.signature(fp32.forward).parameters)
-    outputs = _Outputs(fp32, example_inputs)
+    with torch.no_grad():
+        outputs = _Container(fp32(*example_inputs))
     forms = {side: _form(runtime, built[side], outputs, threads=settings.threads, names=names,
                          batch=sample_count(example_inputs)) for side in built}
     if getattr(runtime, "COMPILES", False):  # now, so that nobody times it
@@ -111,33 +112,26 @@ class _Flat(nn.Module):
         super().__init__()
         self.training = False
         self.graph_module = model  # the name that modules are told without
-        leaves, self._form = pytree.tree_flatten(example_inputs)
-        self._others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+        self._inputs = _Container(example_inputs)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        given = iter(tensors)
-        leaves = [next(given) if other is None else other[0] for other in self._others]
-        return _tensors(self.graph_module(*pytree.tree_unflatten(leaves, self._form)))
+        found = self.graph_module(*self._inputs.around(tensors))
+        return tuple(leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor))
 
 
-class _Outputs:
-    """What a model returns around its tensors, learned from one call."""
+class _Container:
+    """What lies around the tensors of a nested value, and its leaves that are no tensors."""
 
-    def __init__(self, model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
-        with torch.no_grad():
-            leaves, self._form = pytree.tree_flatten(model(*example_inputs))
+    def __init__(self, value: Any) -> None:
+        leaves, self._form = pytree.tree_flatten(value)
         self._others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
         self.single = self._form.is_leaf()
 
     def around(self, tensors: Sequence[Tensor]) -> Any:
-        """Return tensors in the place that they have in the model's output."""
+        """Return such a value with other tensors in their places."""
         given = iter(tensors)
         return pytree.tree_unflatten([next(given) if other is None else other[0] for other in self._others],
                                      self._form)
-
-
-def _tensors(value: Any) -> tuple[Tensor, ...]:
-    return tuple(leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _refuse_unfit(name: str, model: nn.Module, example_inputs: tuple[Any, ...]) -> None:
@@ -159,7 +153,7 @@ def _refuse_unfit(name: str, model: nn.Module, example_inputs: tuple[Any, ...]) 
                               remedy="split the model, or use a recipe with another runtime.")])
 
 
-def _form(runtime: ModuleType, built: Built, outputs: _Outputs, *, threads: int, names: Sequence[str],
+def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: int, names: Sequence[str],
           batch: int) -> Deployed:
     call: Call = runtime.load(built.artefact, threads=threads)
     single = outputs.single

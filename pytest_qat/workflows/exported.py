@@ -50,8 +50,7 @@ class ExportedModel(nn.Module):
         Raises:
             DataError: in train mode, the batch has another size than the graph was exported for.
         """
-        samples = sample_count((args, kwargs))
-        if self.batch is None or samples in (self.batch, 0):
+        if self.batch is None or (samples := sample_count((args, kwargs))) in (self.batch, 0):
             return self._run(*args, **kwargs)
         if self.training:
             raise DataError(f"torch.export has fixed the batch size of this model at {self.batch}, but a batch has "

@@ -10,10 +10,9 @@ import torch.ao.quantization as tq
 from torch import nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.workflows.trace import CONTAINERS
 
 __all__ = ["float_roots", "qconfig_for", "qconfig_mapping"]
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def qconfig_mapping(case: QATCase, *, engine: str | None) -> tq.QConfigMapping:
@@ -35,7 +34,7 @@ def qconfig_mapping(case: QATCase, *, engine: str | None) -> tq.QConfigMapping:
 def _is_closed(module: nn.Module) -> bool:
     """Whether this is a module of torch's with layers inside: FX takes it for one op, and its fast path skips them."""
     own = type(module).__module__.startswith("torch.nn.modules.")
-    return own and not isinstance(module, _CONTAINERS) and any(True for _ in module.children())
+    return own and not isinstance(module, CONTAINERS) and any(True for _ in module.children())
 
 
 def qconfig_for(name: str, module: nn.Module, mapping: tq.QConfigMapping) -> Any:

@@ -20,9 +20,9 @@ from torch.utils import _pytree as pytree
 
 from pytest_qat.batches import call
 
-__all__ = ["Call", "Trace", "trace_call"]
+__all__ = ["CONTAINERS", "Call", "Trace", "trace_call"]
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +169,7 @@ class _Recorder(TorchFunctionMode):
 def _is_leaf(module: nn.Module) -> bool:
     """A module of torch's own that is not a container: quantization sees it as one thing."""
     path = type(module).__module__
-    return path.startswith(("torch.nn.", "torch.ao.")) and not isinstance(module, _CONTAINERS)
+    return path.startswith(("torch.nn.", "torch.ao.")) and not isinstance(module, CONTAINERS)
 
 
 def _float_leaves(value: Any) -> list[Tensor]:

@@ -156,6 +156,16 @@ def wait_for_a_queue(folder: Path, *, within_s: float = 3.0) -> None:
         time.sleep(0.05)
 
 
+def one_holds_and_one_waits(folder: Path, holder: Callable[..., Holder]) -> tuple[Holder, Holder]:
+    """Start a stage that shares the machine, and a timing that waits for it at the gate."""
+    before = holder("shared")
+    assert before.holds()
+    waiting = holder("alone")
+    assert waiting.says("asks")
+    wait_for_a_queue(folder)
+    return before, waiting
+
+
 @pytest.mark.parametrize(("first", "second"), [("shared", "alone"), ("alone", "shared"), ("alone", "alone")])
 def test_a_timing_and_anything_else_wait_for_each_other(holder: Callable[..., Holder], first: str,
                                                         second: str) -> None:
@@ -260,11 +270,7 @@ def test_giving_way_to_nobody_keeps_the_machine(tmp_path: Path, holder: Callable
 
 def test_a_timing_that_is_killed_while_it_waits_lets_everybody_pass(tmp_path: Path,
                                                                    holder: Callable[..., Holder]) -> None:
-    before = holder("shared")
-    assert before.holds()
-    waiting = holder("alone")
-    assert waiting.says("asks")
-    wait_for_a_queue(tmp_path)
+    before, waiting = one_holds_and_one_waits(tmp_path, holder)
     stage = holder("shared")
     assert not stage.holds(within_s=SHORT_S)
     waiting.kill()
@@ -324,11 +330,7 @@ def test_a_suspended_holder_is_not_waited_for_for_ever(tmp_path: Path, holder: C
 
 def test_a_suspended_process_at_the_gate_is_not_waited_for_for_ever(tmp_path: Path,
                                                                     holder: Callable[..., Holder]) -> None:
-    before = holder("shared")
-    assert before.holds()
-    waiting = holder("alone")
-    assert waiting.says("asks")
-    wait_for_a_queue(tmp_path)
+    _, waiting = one_holds_and_one_waits(tmp_path, holder)
     waiting.process.send_signal(signal.SIGSTOP)
     with pytest.warns(RuntimeWarning, match="is it suspended"):
         lock = MachineLock(tmp_path, patience_s=0.3)
@@ -338,11 +340,7 @@ def test_a_suspended_process_at_the_gate_is_not_waited_for_for_ever(tmp_path: Pa
 
 
 def test_ctrl_c_ends_a_wait_for_the_machine(tmp_path: Path, holder: Callable[..., Holder]) -> None:
-    before = holder("shared")
-    assert before.holds()
-    waiting = holder("alone")
-    assert waiting.says("asks")
-    wait_for_a_queue(tmp_path)
+    before, waiting = one_holds_and_one_waits(tmp_path, holder)
     waiting.process.send_signal(signal.SIGINT)
     assert waiting.process.wait(timeout=20) != 0, "the lock is still held, and the wait is over"
     assert before.process.poll() is None
