@@ -45,7 +45,8 @@ class TimingSettings:
         discard_s: Aimed length of the calls thrown away at a block's head; at least two calls, or one where two
             take longer than 20 times `block_s`.
         margin: An interval whose near end is this factor away from the floor is clear: measuring stops.
-        precision: Nearer to the floor it goes on until the interval is within this fraction of the estimate.
+        precision: Nearer to the floor it goes on until the interval is within this fraction of the estimate, so that
+            two runs agree within twice as much.
         least_s: Once the answer is sure, go on for the sake of the estimate until it is as precise as that, or until
             so many seconds have gone into the comparison.
         max_pairs: Stop after so many pairs whatever they show; None: only time limits.
@@ -59,7 +60,7 @@ class TimingSettings:
     block_s: float = 0.005
     discard_s: float = 0.002
     margin: float = 1.15
-    precision: float = 0.02
+    precision: float = 0.015
     least_s: float = 0.0
     max_pairs: int | None = None
 

@@ -24,8 +24,9 @@ __all__ = ["BatchSpeed", "Speed", "bound", "measure_speed", "overhead_share"]
 _SIDE_SHARE = 0.1
 """Share of the budget for each comparison beside the main one."""
 SIDE_PAIRS = 12
-LAYOUT_PAIRS = 5
-"""Enough to choose the faster layout: where they are as close as that, either will do."""
+LAYOUT_PAIRS = 40
+_LAYOUT_GAIN = 1.03
+"""What channels_last must gain to be chosen: of two layouts as good as equal, every run takes the same one."""
 _TOO_SLOW_SHARE = 0.25
 _ENERGY_WINDOW_S, _ENERGY_SETTLE_S = 0.5, 2.0
 
@@ -57,7 +58,7 @@ class Speed:
         like_for_like: Deployed int8 against deployed float, same runtime and threads.
         over_eager: Deployed int8 against the user's model as written; None if there was no time for it.
         noise: Float against itself, which is 1 on a steady machine; None if there was no time for it.
-        layouts: Memory layout chosen for each side, the faster one.
+        layouts: Memory layout chosen for each side: contiguous, unless channels_last is faster by 3 %.
         samples: Batch size.
         batches: The comparison at other batch sizes, where asked for, smallest first; the own size among them.
         energy: Energy of a sample; None where it cannot be counted.
@@ -117,9 +118,9 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
             return Speed(like_for_like=first, over_eager=None, noise=None, samples=samples, batches=(), energy=None,
                          layouts=dict.fromkeys(("fp32", "int8"), "contiguous"),
                          energy_note="no time left for it: see --qat-max-time")
-        glance = replace(brief, max_pairs=LAYOUT_PAIRS)
-        float_layout, slow = _faster(fp32, float_call, inputs, glance, "float")
-        int8_layout, fast = _faster(int8, int8_call, inputs, glance, "int8")
+        choice = replace(brief, max_pairs=LAYOUT_PAIRS, margin=1.0)
+        float_layout, slow = _faster(fp32, float_call, inputs, choice, "float")
+        int8_layout, fast = _faster(int8, int8_call, inputs, choice, "int8")
         chosen = {"fp32": fp32[float_layout], "int8": int8[int8_layout]}
         noise = compare_latency(slow, slow, settings=brief)
         left_s = max(ends - time.monotonic() - brief.max_time_s, brief.max_time_s)
@@ -174,8 +175,8 @@ def _faster(forms: Mapping[str, Deployed], contiguous: Call, inputs: tuple[Any, 
     if "channels_last" not in forms:
         return "contiguous", contiguous
     channels_last = bound(forms["channels_last"], inputs, side)
-    gain = compare_latency(contiguous, channels_last, settings=settings, floor=1.0).estimate
-    return ("channels_last", channels_last) if gain > 1 else ("contiguous", contiguous)
+    gain = compare_latency(contiguous, channels_last, settings=settings, floor=_LAYOUT_GAIN).estimate
+    return ("channels_last", channels_last) if gain >= _LAYOUT_GAIN else ("contiguous", contiguous)
 
 
 def bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:
