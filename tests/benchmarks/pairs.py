@@ -19,6 +19,7 @@ from torch import nn
 from pytest_qat.case import QATCase, Tolerances
 from pytest_qat.isolation import threads
 from pytest_qat.measure.exclusive import MachineLock
+from pytest_qat.measure.latency import TimingSettings, compare_latency
 from pytest_qat.measure.speed import bound
 from pytest_qat.pipeline import ModelRun, RunSettings
 from pytest_qat.recipe import get_recipe
@@ -55,7 +56,7 @@ def deployed(reference: str, shapes: str | None = None, recipe: str = "fx-x86") 
         with threads(1), fp32.session(), int8.session(), torch.inference_mode():
             sides = [[bound(form, case.example_inputs, "timed") for form in side.values()]
                      for side in (pair.fp32, pair.int8)]
-            slow, fast = (min(forms, key=lambda call: usual_s(call, 3)) for forms in sides)
+            slow, fast = (faster(*forms) for forms in sides)
             yield Pair(name=f"{case.label} {shapes or ''}".strip(), slow=slow, fast=fast)
     finally:
         run.close()
@@ -78,6 +79,14 @@ def run_of(reference: str, shapes: str | None, recipe: str) -> ModelRun:
     case = load_case(reference, root=Path.cwd(), shapes=shapes, seed=0)
     case = dataclasses.replace(case, train=None, train_data=None, loss_fn=None, calibration_data=[case.example_inputs])
     return ModelRun(case, get_recipe(recipe), RunSettings(tolerances=Tolerances()), lock=MachineLock())
+
+
+def faster(call: Call, other: Call | None = None) -> Call:
+    """Return the faster of two calls."""
+    if other is None:
+        return call
+    settings = TimingSettings(max_time_s=3, margin=1)
+    return other if compare_latency(call, other, settings=settings, floor=1.0).estimate > 1 else call
 
 
 def usual_s(call: Call, warm_up: int = 10, timed: int = 100) -> float:
