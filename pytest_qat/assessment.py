@@ -106,8 +106,7 @@ class Assessment:
             made = self._checks()[name](tolerances)
             return Result(check=name, verdict=judge.strictly(made, strict=self.run.settings.strict))
         except NotApplicable as reason:
-            verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(str(reason),))
-            return Result(check=name, verdict=judge.strictly(verdict, strict=self.run.settings.strict))
+            return Result(check=name, verdict=Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(str(reason),)))
         except MissingPackage as missing:
             return self._skipped(name, missing)
         except StageFailed as failed:
@@ -134,7 +133,8 @@ class Assessment:
             return _passed("the case brings its own converted model.", self._notes())
         module = self.run.prepared().module
         count = sum(1 for _ in fake_quantizers(module))
-        return _passed(f"{count} fake-quantize modules inserted.", self._notes())
+        return _passed(f"{count} fake-quantize modules inserted.",
+                       (*self._notes(), *_nothing_simulated(self.run, count)))
 
     def _notes(self) -> tuple[Finding, ...]:
         if not self.run.case.model.training:
@@ -154,7 +154,8 @@ class Assessment:
             "none": "not fine-tuned: the case gives neither train nor train_data, so this is calibration only.",
             "given": "the case brings its own converted model." if self.run.case.converted is not None else
                      "the case brings its own prepared model, which is converted as it is.",
-        }[done.kind], () if made.prepared is None else collapsed_ranges(made.prepared.module))
+        }[done.kind], () if made.prepared is None else (
+            *_switched_off(made.left_off), *collapsed_ranges(made.prepared.module)))
 
     def _coverage(self, tolerances: Tolerances) -> Verdict:
         coverage = self.run.coverage()
@@ -226,6 +227,24 @@ class Assessment:
 
 def _passed(reason: str, findings: tuple[Finding, ...] = ()) -> Verdict:
     return Verdict(outcome=Outcome.PASSED, reasons=(reason,), findings=findings)
+
+
+def _nothing_simulated(run: ModelRun, count: int) -> tuple[Finding, ...]:
+    trains = run.case.train is not None or run.case.train_data is not None
+    return () if count or not trains else (Finding(
+        code="no-fake-quantize", severity="warning",
+        message="no fake-quantize module was inserted, so training does not see int8: this is no QAT.",
+        remedy="give a mapping for QAT (get_default_qat_qconfig_mapping), or a quantizer with is_qat=True; the others "
+               "only observe."),)
+
+
+def _switched_off(count: int) -> tuple[Finding, ...]:
+    return (Finding(
+        code="fake-quantize-off", severity="warning", evidence={"modules": count},
+        message=f"{count} fake-quantize modules were switched off when training ended: what was trained did not see "
+                "int8. They are on again for the comparisons.",
+        remedy="leave fake-quantize on until training ends; what may be switched off late are observers."),
+    ) if count else ()
 
 
 def _failure(name: str, error: Exception) -> Result:

@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 
+_CLASSES = ("logit", "score", "prob", "class", "cls")
+
+
 def call(model: nn.Module, inputs: Any) -> Any:
     """Call `model` on the inputs of one batch."""
     if isinstance(inputs, Mapping):
@@ -57,19 +60,34 @@ def named_float_tensors(value: Any) -> dict[str, Tensor]:
     return {place: leaf for place, leaf in leaves.items() if leaf.is_floating_point()}
 
 
-def classify(output: Any, *, source: str) -> Tensor:
-    """Return the logits of an output, shape `(N, classes, ...)`: its first tensor with at least two classes.
+def classify(output: Any, *, source: str, target: Any = None) -> tuple[str, Tensor]:
+    """Return the logits of an output, shape `(N, classes, ...)`, and their place in it.
+
+    They are the first tensor with at least two classes, of the shape that the target asks for if any is. Where such
+    tensors differ in their number of classes, the one whose name tells it (`logits`, `scores`) is meant.
 
     Raises:
-        DataError: the output has no such tensor.
+        DataError: the output has no such tensor, or several and nothing tells which.
     """
-    for tensor in float_tensors(output):
-        if tensor.dim() >= 2 and tensor.shape[1] >= 2:
-            return tensor
-    shapes = [tuple(tensor.shape) for tensor in float_tensors(output)]
-    raise DataError(
-        f"{source} needs an output of shape (N, classes), but the model returned {shapes or type(output).__name__}.",
-        hint="Give metric=, a function (output, target) -> one score per sample.")
+    named = {place: tensor for place, tensor in named_float_tensors(output).items()
+             if tensor.dim() >= 2 and tensor.shape[1] >= 2}
+    if isinstance(target, Tensor):
+        named = {place: tensor for place, tensor in named.items()
+                 if (tensor.shape[0], *tensor.shape[2:]) == target.shape} or named
+    if not named:
+        seen = [tuple(tensor.shape) for tensor in float_tensors(output)] or type(output).__name__
+        raise DataError(
+            f"{source} needs an output of shape (N, classes), but the model returned {seen}.",
+            hint="Give metric=, a function (output, target) -> one score per sample.")
+    if len({tensor.shape[1] for tensor in named.values()}) > 1:
+        told = {place: tensor for place, tensor in named.items() if any(word in place.lower() for word in _CLASSES)}
+        if len({tensor.shape[1] for tensor in told.values()}) != 1:
+            choice = ", ".join(f"{place} {tuple(tensor.shape)}" for place, tensor in named.items())
+            raise DataError(
+                f"{source} cannot tell which of the model's outputs are the class scores: {choice}.",
+                hint="Give metric=, a function (output, target) -> one score per sample, or name the output logits.")
+        named = told
+    return next(iter(named.items()))
 
 
 def sample_count(inputs: Any) -> int:

@@ -121,6 +121,7 @@ class QATCase:
             if not isinstance(module, nn.Module):
                 raise InvalidCase(f"{field} is {_seen(module)}, expected an nn.Module instance.",
                                   hint=_instance_hint(module))
+            self._refuse_torchscript(field, module)
         tensors = [*self.model.parameters(), *self.model.buffers()]
         if not any(True for _ in self.model.parameters()):
             quantized = _quantized_module(self.model)
@@ -129,11 +130,6 @@ class QATCase:
                     f"{type(self.model).__name__} has no parameters, so there is nothing to quantize.",
                     hint="Give the trained float model with its weights.",
                 )
-        scripted = next((name for name, part in self.model.named_modules() if isinstance(part, torch.jit.ScriptModule)),
-                        None)
-        if scripted is not None:
-            raise InvalidCase(f"{scripted or 'the model'} is a TorchScript module, whose layers cannot be quantized.",
-                              hint="Give the nn.Module that it was scripted from.")
         quantized = _quantized_module(self.model)
         if quantized is not None:
             name, kind = quantized
@@ -147,6 +143,19 @@ class QATCase:
                 f"the model has tensors on {', '.join(elsewhere)}, expected the CPU, where int8 kernels run.",
                 hint="Load it on the CPU, with its weights; --qat-device chooses where fine-tuning takes place.",
             )
+
+    def _refuse_torchscript(self, field: str, module: nn.Module) -> None:
+        scripted = next((name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)),
+                        None)
+        if scripted is None:
+            return
+        if field == "model":
+            raise InvalidCase(f"{scripted or 'the model'} is a TorchScript module, whose layers cannot be quantized.",
+                              hint="Give the nn.Module that it was scripted from.")
+        seen = f"holds a TorchScript module ({scripted})" if scripted else "is a TorchScript module"
+        raise InvalidCase(
+            f"{field} {seen}, which hides its layers, expected a module that runs in Python.",
+            hint="Give the nn.Module that it was scripted from; the recipe fx-torchscript measures it as TorchScript.")
 
     def _check_inputs(self) -> None:
         inputs: Any = self.example_inputs
@@ -210,7 +219,22 @@ def _reiterable(data: Any, *, field: str) -> Iterable[Any]:
     if isinstance(data, (str, bytes, Tensor)) or not isinstance(data, Iterable):
         raise InvalidCase(f"{field} is {_seen(data)}, expected an iterable of batches.",
                           hint=f"Give {field} as a DataLoader or a list of batches.")
-    return ReplayedIterable(data) if isinstance(data, Iterator) else data
+    reader = data if isinstance(data, Iterator) else _only_reader(data)
+    return data if reader is None else ReplayedIterable(reader)
+
+
+def _only_reader(data: Iterable[Any]) -> Iterator[Any] | None:
+    """Return the iterator that an iterable hands out every time, or None where each reading has its own.
+
+    A DataLoader with persistent workers hands out one, too, but rewinds it; asking would start the workers.
+    """
+    if isinstance(data, (Sequence, ReplayedIterable, torch.utils.data.DataLoader)):
+        return None
+    try:
+        first, second = iter(data), iter(data)
+    except Exception:  # the stage that reads the data reports it
+        return None
+    return first if first is second else None
 
 
 def _seen(value: object) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from pytest_qat.case import QATCase
 from pytest_qat.errors import DataError, StageError, UnsupportedEnvironment
 from pytest_qat.locate import headline, place_of
 from pytest_qat.workflows.exported import ExportedModel
-from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize, switch_observers
+from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers, take_over_ranges
 
 __all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "Progress", "calibrate", "fine_tune", "silent"]
 
@@ -82,7 +82,11 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
     with torch.no_grad(), _extremes(prepared) as extremes:
         for index, inputs in enumerate(batches):
             extremes.clear()
-            call(prepared, inputs)
+            try:
+                call(prepared, inputs)
+            except TypeError as error:
+                raise DataError(f"batch {index} of the calibration data does not fit the model: {headline(error)}.",
+                                hint="Give the arguments of forward alone, without targets.") from error
             _refuse_unbounded(prepared, batch=index)
             for observer, (low, high) in extremes.items():
                 count, mean_low, mean_high = means.get(observer, (0, low, high))
@@ -94,9 +98,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
     for observer, constant in zip(observers, constants, strict=True):
         observer.averaging_constant = constant
     switch_fake_quantize(prepared, on=True)
-    for _, module in fake_quantizers(prepared):
-        if hasattr(module, "activation_post_process") and isinstance(getattr(module, "scale", None), Tensor):
-            _take_over_range(module)
+    take_over_ranges(prepared)
 
 
 def _refuse_unbounded(prepared: nn.Module, *, batch: int) -> None:
@@ -135,13 +137,6 @@ def _extremes(prepared: nn.Module) -> Iterator[dict[Any, tuple[Tensor, Tensor]]]
             handle.remove()
 
 
-def _take_over_range(module: Any) -> None:
-    """Let a fake-quantize use what its observer saw: the fused kernel only does so while both are switched on."""
-    scale, zero_point = module.calculate_qparams()
-    module.scale.resize_(scale.shape).copy_(scale)
-    module.zero_point.resize_(zero_point.shape).copy_(zero_point)
-
-
 def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu", progress: Progress = silent) -> FineTuning:
     """Train a prepared module in place, as the case says, and leave it on the CPU in eval mode, observers off.
 
@@ -153,7 +148,8 @@ def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu", progre
 
     Raises:
         UnsupportedEnvironment: there is no such device.
-        StageError: the user's loop, loss or optimizer raised, or the loss is not finite.
+        StageError: the user's own loop, loss or optimizer raised, the loop left the module as it was, or the loss is
+            not finite.
         DataError: the training data are empty or have another form.
     """
     with _device_errors(device):
@@ -184,14 +180,45 @@ def _device_errors(device: str) -> Iterator[None]:
 
 def _own_loop(prepared: nn.Module, case: QATCase) -> None:
     assert case.train is not None, "unreachable because fine_tune asked"
+    train: Callable[[nn.Module], object] = case.train
+    parameters, buffers = _clones(prepared.named_parameters()), _clones(prepared.named_buffers())
     try:
         with torch.enable_grad():
-            case.train(prepared)
+            returned = train(prepared)
     except Exception as error:
         raise StageError(
             f"fine-tuning: the case's train raised {type(error).__name__}: {error} ({place_of(error)}).",
             hint="train gets the prepared module in train mode and changes it in place; call it in a shell to see "
                  "the whole traceback.") from error
+    if not _unchanged(parameters, prepared.named_parameters()):
+        return
+    if isinstance(returned, nn.Module) and returned is not prepared:
+        raise StageError(
+            f"fine-tuning: the case's train returned another {type(returned).__name__} and changed no parameter of the "
+            "model it was given, expected it to train that one.",
+            hint="Train the given model in place, not a copy: what train returns is not used.")
+    if _unchanged(buffers, prepared.named_buffers()):
+        raise StageError(
+            "fine-tuning: the case's train changed no parameter and no buffer of the model it was given, expected it "
+            "to train that one.",
+            hint="Train the given model in place, or leave out train for calibration only.")
+
+
+def _clones(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+def _unchanged(before: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]) -> bool:
+    after = {name: tensor.detach() for name, tensor in tensors}
+    return before.keys() == after.keys() and all(_same(old, after[name]) for name, old in before.items())
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    """Whether two tensors hold the same values, on whatever devices; NaN is equal to itself."""
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return False
+    new = new.to(old.device)
+    return bool(((old == new) | (old.isnan() & new.isnan())).all())
 
 
 def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str, progress: Progress) -> FineTuning:
@@ -210,6 +237,9 @@ def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str, progress:
                 optimizer.step()
                 losses.append(loss.item())
                 progress(len(losses), total, losses[-1])
+    if not losses:
+        raise DataError(f"train_data gave no batch in any of {case.epochs} epochs, expected {per_epoch} in each.",
+                        hint="Make every iter(train_data) begin from the start, as that of a list does.")
     tail = losses[-max(1, len(losses) // 10):]
     return FineTuning(kind="data", steps=len(losses), first_loss=losses[0], last_loss=sum(tail) / len(tail))
 

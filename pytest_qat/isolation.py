@@ -14,7 +14,7 @@ import torch
 
 from pytest_qat.errors import UnsupportedEnvironment
 
-__all__ = ["child_environment", "preserved_torch_state", "quantized_engine", "threads"]
+__all__ = ["child_environment", "preserved_torch_state", "quantized_engine", "threads", "without_fast_path"]
 
 _DEPRECATED = (
     r".*torch\.ao\.quantization is deprecated.*",
@@ -128,3 +128,17 @@ def child_environment(*, threads: int) -> dict[str, str]:
     """Return the environment of a process that imports what this one can, with so many OpenMP threads, in silence."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": str(threads)}
+
+
+@contextlib.contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Let nn.TransformerEncoderLayer and nn.MultiheadAttention call their layers, in eval mode, too.
+
+    Their fast path reads the layers' weights itself, so that fake-quantizers of these layers see nothing.
+    """
+    was_on = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_on)

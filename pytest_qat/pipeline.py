@@ -18,16 +18,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from pytest_qat import soundness
-from pytest_qat.batches import calibration_batches, call, sample_count
+from pytest_qat import scoring, soundness
+from pytest_qat.batches import calibration_batches, call
 from pytest_qat.case import QATCase, Tolerances
 from pytest_qat.diagnosis.divergence import Divergence, first_divergence
-from pytest_qat.diagnosis.explain import explain
+from pytest_qat.diagnosis.explain import explain, unexplained
 from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.findings import Finding
 from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, silent, untrained_copy
-from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads
-from pytest_qat.measure.accuracy import Accuracy, Scores, agreement_scores, compare_scores, evaluate
+from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads, without_fast_path
+from pytest_qat.measure.accuracy import Accuracy
 from pytest_qat.measure.coverage import Coverage, coverage_of_kernels, measure_coverage
 from pytest_qat.measure.exclusive import MachineLock
 from pytest_qat.measure.latency import TimingSettings
@@ -41,13 +41,19 @@ from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.trial import try_once
 from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
 from pytest_qat.workflows.exported import as_module
-from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers
+from pytest_qat.workflows.observers import (
+    fake_quantizers,
+    resume_fake_quantize,
+    switch_fake_quantize,
+    switch_observers,
+)
 
 __all__ = ["ModelRun", "NotApplicable", "RunSettings", "StageFailed"]
 
 T = TypeVar("T")
-CALIBRATION_BATCHES = 16
 PARITY_BATCHES = 4
+_OTHERS_CODE = ("prepare", "convert", "deploy")
+"""Stages in which quantization code of others works on the user's model."""
 LEAST_TIMING_S = 1.0
 """A report is worth a second of timing, even where the verdict is sure before."""
 
@@ -96,12 +102,13 @@ class NotApplicable(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Converted:
-    """What training and converting gave."""
+    """What training and converting gave; `left_off` fake-quantizers were off at the end of training."""
 
     converted: ConvertedModel
     prepared: PreparedModel | None
     ptq: ConvertedModel | None
     fine_tuning: FineTuning
+    left_off: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +118,7 @@ class _Trained:
     prepared: PreparedModel
     ptq: ConvertedModel | None
     fine_tuning: FineTuning
+    left_off: int
 
 
 class ModelRun:
@@ -173,12 +181,14 @@ class ModelRun:
         """Return how far the converted model agrees with the prepared one.
 
         Raises:
-            NotApplicable: the case brings its own converted model and no prepared one.
+            NotApplicable: the case brings its own converted model and no prepared one, or one that simulates nothing.
         """
         done = self.converted()
         if done.prepared is None:
             raise NotApplicable("the case gives converted= without prepared=, so there is nothing to compare with.")
         fake = done.prepared.module
+        if not any(True for _ in fake_quantizers(fake)):
+            raise NotApplicable("the prepared model holds no fake-quantize modules, so it does not simulate int8.")
         shipped = self.deployed().int8["contiguous"]
         return self._stage("parity", lambda: self._parity(fake, shipped))
 
@@ -260,15 +270,17 @@ class ModelRun:
         self._computing = True
         try:
             with (held, preserved_torch_state(seed=self.settings.seed), quantized_engine(self.recipe.engine),
-                  threads(self.settings.threads if timing else self.settings.work_threads)):
+                  threads(self.settings.threads if timing else self.settings.work_threads),
+                  contextlib.nullcontext() if timing else without_fast_path()):
                 return make(), None
         except (CheckFailed, QATError) as error:
             return None, error
         except Exception as error:
             finding = explain(error, model=self.case.model, stage=name)
-            if finding is None:
+            if finding is None and name not in _OTHERS_CODE:
                 return None, error
-            failed = CheckFailed([f"{name} failed: {type(error).__name__}."], findings=[finding])
+            failed = CheckFailed([f"{name} failed: {type(error).__name__}."],
+                                 findings=[finding or unexplained(error, model=self.case.model, stage=name)])
             failed.__cause__ = error
             return None, failed
         finally:
@@ -283,11 +295,13 @@ class ModelRun:
         if self.case.converted is not None:
             module = as_module(copy.deepcopy(self.case.converted)).eval()
             given = self._prepare() if self.case.prepared is not None else None
+            left_off = 0
             if given is not None:
                 switch_observers(given.module.eval(), on=False)
+                left_off = resume_fake_quantize(given.module)
             try_once(module, self.case, engine=self.recipe.engine)
             return _Converted(converted=ConvertedModel(module=module), prepared=given, ptq=None,
-                              fine_tuning=FineTuning(kind="given"))
+                              fine_tuning=FineTuning(kind="given"), left_off=left_off)
         probes = self._start_probes() if self.settings.memory else None  # they import torch meanwhile
         trained = self._once("trained", self._train)
         converted = self._once(f"converted, folded={self.recipe.fold_quantize}", lambda: load_workflow(
@@ -296,7 +310,7 @@ class ModelRun:
         if probes is not None:
             probes.wait_until_ready()  # or they would disturb a timing, of this process or of another
         return _Converted(converted=converted, prepared=trained.prepared, ptq=trained.ptq,
-                          fine_tuning=trained.fine_tuning)
+                          fine_tuning=trained.fine_tuning, left_off=trained.left_off)
 
     def _train(self) -> _Trained:
         workflow = load_workflow(self.recipe.workflow)
@@ -304,7 +318,7 @@ class ModelRun:
         prepared = PreparedModel(module=copy.deepcopy(first.module), float_modules=first.float_modules)
         ptq = None
         if self.case.prepared is None:
-            calibrate(prepared.module, calibration_batches(self.case, limit=CALIBRATION_BATCHES))
+            calibrate(prepared.module, calibration_batches(self.case, limit=scoring.CALIBRATION_BATCHES))
             twin = PreparedModel(module=untrained_copy(prepared.module), float_modules=prepared.float_modules)
             if getattr(workflow, "CONVERTS_SLOWLY", False):
                 ptq = ConvertedModel(module=twin.module)  # as fake-quantize simulates it
@@ -317,7 +331,7 @@ class ModelRun:
                 self._lock.give_way()
 
             done = fine_tune(prepared.module, self.case, device=self.settings.device, progress=step_done)
-        return _Trained(prepared=prepared, ptq=ptq, fine_tuning=done)
+        return _Trained(prepared=prepared, ptq=ptq, fine_tuning=done, left_off=resume_fake_quantize(prepared.module))
 
     def _once(self, what: str, make: Callable[[], T]) -> T:
         """Make something once for all recipes that quantize in the same way and differ in the runtime only."""
@@ -330,9 +344,14 @@ class ModelRun:
         workflow = load_workflow(self.recipe.workflow)
         settings = DeploySettings(engine=self.recipe.engine, threads=self.settings.threads,
                                   timeout_s=self.settings.stage_timeout_s)
-        return load_runtime(self.recipe.runtime).deploy(
+        pair = load_runtime(self.recipe.runtime).deploy(
             workflow.float_twin(self.case).eval(), self.converted().converted.module, self.case.example_inputs,
             self._artefacts(), settings)
+        shipped = pair.fp32["contiguous"]
+        with shipped.session():
+            soundness.hold_to_model(self.inputs(), partial(run_batch, shipped), [
+                self.case.example_inputs, *calibration_batches(self.case, limit=1)])
+        return pair
 
     def _run_shipped(self, deployed: Deployed, inputs: Any) -> Any:
         self._lock.give_way()
@@ -363,34 +382,11 @@ class ModelRun:
                                   calibration_batches(self.case, limit=PARITY_BATCHES))
 
     def _accuracy(self) -> Accuracy:
-        pair, ptq = self.deployed(), self.converted().ptq
-        fp32, int8 = pair.fp32["contiguous"], pair.int8["contiguous"]
-        if self.case.eval_data is None:
-            batches = calibration_batches(self.case, limit=CALIBRATION_BATCHES)
-            reference = self._outputs(fp32, batches)
-            agreement = partial(agreement_scores, reference, samples=[sample_count(inputs) for inputs in batches])
-            (agreed, sqnr), (same, _) = agreement(self._outputs(int8, batches)), agreement(reference)
-            with torch.inference_mode():
-                twin = None if ptq is None else agreement([call(ptq.module, inputs) for inputs in batches])[0]
-            return compare_scores(same, agreed, twin, higher_is_better=True, kind="agreement", sqnr=sqnr)
-        prepared = self.converted().prepared
-        twins = [None if twin is None else self._score_with(partial(call, twin.module)) for twin in (ptq, prepared)]
-        return compare_scores(self._score(fp32), self._score(int8), twins[0], fine_tuned=twins[1],
-                              higher_is_better=self.case.higher_is_better)
-
-    def _score(self, deployed: Deployed) -> Scores:
-        with deployed.session():
-            return self._score_with(partial(self._run_shipped, deployed))
-
-    def _outputs(self, deployed: Deployed, batches: list[Any]) -> list[Any]:
-        with deployed.session():
-            return [self._run_shipped(deployed, inputs) for inputs in batches]
-
-    def _score_with(self, run: Callable[[Any], Any]) -> Scores:
-        assert self.case.eval_data is not None, "unreachable because _accuracy asked"
-        # A loader that shuffles with torch's generator gives the same order in each pass this way.
-        with preserved_torch_state(seed=self.settings.seed), torch.inference_mode():
-            return evaluate(run, self.case.eval_data, self.case.metric)
+        done = self.converted()
+        slow = getattr(load_workflow(self.recipe.workflow), "CONVERTS_SLOWLY", False)
+        return scoring.measure_accuracy(
+            self.case, self.deployed(), run=self._run_shipped, seed=self.settings.seed, ptq_simulated=slow,
+            ptq=done.ptq.module if done.ptq else None, prepared=done.prepared.module if done.prepared else None)
 
 
 @contextlib.contextmanager

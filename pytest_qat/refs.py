@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -233,5 +234,7 @@ def _torchvision(name: str) -> Callable[[], _Untrained]:
         near = difflib.get_close_matches(name, models.list_models(), n=3)
         raise ReferenceNotFound(f"torchvision has no model named {name!r}.",
                                 hint=f"Did you mean {' or '.join(near)}?" if near else "See torchvision.models.")
-    # Weights would have to be downloaded: the model keeps its seeded random ones, and its name says so.
-    return lambda: _Untrained(models.get_model(name, weights=None).eval(), name=f"{name} (random weights)")
+    # Weights, of a backbone too, would have to be downloaded: the model keeps seeded random ones, and its name says so.
+    takes_backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
+    options = {"weights": None, **({"weights_backbone": None} if takes_backbone else {})}
+    return lambda: _Untrained(models.get_model(name, **options).eval(), name=f"{name} (random weights)")

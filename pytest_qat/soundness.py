@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pytest_qat.batches import call, float_tensors, labelled
+from pytest_qat.batches import call, float_tensors, labelled, named_float_tensors
 from pytest_qat.case import QATCase
-from pytest_qat.errors import DataError, InvalidCase
+from pytest_qat.errors import CheckFailed, DataError, InvalidCase
+from pytest_qat.findings import Finding
 from pytest_qat.locate import headline, place_of
+from pytest_qat.measure.parity import sqnr_db
 
-__all__ = ["checked_model"]
+__all__ = ["checked_model", "hold_to_model"]
+
+_SAME_DB = 60.0
+"""Folding BatchNorm and other float kernels leave 100 dB and more; half-precision kernels about 65."""
+_LOST = ("what is traced is forward of the model's class: hooks, a forward put on the instance and state kept between "
+         "calls are lost, in float and in int8 alike.")
+_REMEDY = "put them into forward itself, as plain tensor operations."
 
 
 def checked_model(case: QATCase) -> nn.Module:
@@ -31,7 +40,8 @@ def checked_model(case: QATCase) -> nn.Module:
             raise DataError(f"{field} is empty, expected at least one (inputs, target) batch.",
                             hint=f"Make {field} yield batches, or leave it out.")
     try:
-        model = copy.deepcopy(case.model).eval()
+        model = copy.deepcopy(case.model)
+        model.eval()  # some models' own eval returns nothing
     except Exception as error:
         raise InvalidCase(
             f"{case.label} cannot be copied: {type(error).__name__}: {headline(error)}",
@@ -41,7 +51,7 @@ def checked_model(case: QATCase) -> nn.Module:
     if other:
         raise InvalidCase(f"{case.label} has parameters of {', '.join(other)}, expected torch.float32.",
                           hint="Call .float() on the model.")
-    given = copy.deepcopy(case.example_inputs)
+    given = _copied(case.example_inputs)
     try:
         with torch.inference_mode():
             output = call(model, given)
@@ -67,8 +77,66 @@ def checked_model(case: QATCase) -> nn.Module:
     return model
 
 
+def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Sequence[Any]) -> None:
+    """Check that the deployed float model computes what the user's does: everything else is compared with it.
+
+    Tracing keeps one path through `forward` of the class: hooks, methods put on an instance, and what the model
+    remembers from call to call are lost, in float and in int8 alike.
+
+    Args:
+        model: The user's, in eval mode.
+        deployed: Calls the float model as it is deployed.
+        batches: Inputs.
+
+    Raises:
+        CheckFailed: the outputs differ in number, in shape or in value (60 dB).
+    """
+    outputs = []
+    for inputs in batches:
+        with torch.inference_mode():
+            own = named_float_tensors(call(model, _copied(inputs)))
+            torch.manual_seed(torch.initial_seed() + 1)
+            again = named_float_tensors(call(model, _copied(inputs)))
+        if not _agree(own, again):
+            _fail("two calls of the float model with the same input give different outputs.",
+                  "it draws random numbers in eval mode, or remembers something from call to call, which no deployed "
+                  "model does.", "pass what it remembers as an input and return it, and leave out the randomness.")
+        outputs.append((own, named_float_tensors(deployed(_copied(inputs)))))
+    for own, other in outputs:
+        shapes = [[tuple(tensor.shape) for tensor in found.values()] for found in (own, other)]
+        if shapes[0] != shapes[1]:
+            _fail(f"the deployed float model returns {_listed(shapes[1])}, yours {_listed(shapes[0])}.", _LOST, _REMEDY)
+        worst = min((sqnr_db(one, two), place) for (place, one), two in zip(own.items(), other.values(), strict=True))
+        if worst[0] < _SAME_DB and all(torch.isfinite(tensor).all() for tensor in own.values()):
+            where = f" in output {worst[1]}" if worst[1] else ""
+            _fail(f"the deployed float model agrees with yours to {worst[0]:.1f} dB only{where}, expected "
+                  f"{_SAME_DB:g} dB.", _LOST, _REMEDY)
+
+
+def _agree(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return len(one) == len(other) and all(
+        first.shape == second.shape and sqnr_db(torch.nan_to_num(first), torch.nan_to_num(second)) >= _SAME_DB
+        for first, second in zip(one.values(), other.values(), strict=True))
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes)) or "nothing"
+
+
+def _fail(reason: str, message: str, remedy: str) -> NoReturn:
+    raise CheckFailed([reason], findings=[Finding(code="baseline-differs", severity="error", message=message,
+                                                  remedy=remedy)])
+
+
+def _copied(inputs: Any) -> Any:
+    """Return a copy in which tensors are leaves: one with a history does not copy."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
+
+
 def _same(after: Any, before: Any) -> bool:
     """Whether two batches hold the same values; NaN is equal to itself."""
-    pairs = zip(pytree.tree_leaves(after), pytree.tree_leaves(before), strict=True)
-    return all(torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)) for one, other in pairs
-               if isinstance(one, torch.Tensor))
+    leaves = pytree.tree_leaves(after), pytree.tree_leaves(before)
+    pairs = zip(*leaves, strict=False)
+    return len(leaves[0]) == len(leaves[1]) and all(
+        torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)) for one, other in pairs
+        if isinstance(one, Tensor) and isinstance(other, Tensor))

@@ -16,7 +16,7 @@ def parse_fraction(value: object, *, name: str) -> float:
     """Return a fraction in [0, 1] from a number or from text such as `0.01` or `1%`.
 
     Raises:
-        InvalidOption: not a number, not finite, negative, or over 1 without a percent sign.
+        InvalidOption: not a number, not finite, negative, over 1 without a percent sign, or a drop of a bare 1.
     """
     text = str(value).strip()
     percent = text.endswith("%")
@@ -25,6 +25,8 @@ def parse_fraction(value: object, *, name: str) -> float:
         number /= 100
     if number < 0:
         raise InvalidOption(f"{name} is {text}, which is negative.", hint=f"Give {name} as 0.01 or 1%.")
+    if text == "1" and "drop" in name:  # as a floor, 1 is all of it
+        raise InvalidOption(f"{name} is 1, which may be meant as 1% or as 100%.", hint="Write 1% or 100%.")
     if number > 1:
         if percent:
             raise InvalidOption(f"{name} is {text}, which is over 100%.", hint=f"Give {name} as 0.01 or 1%.")
@@ -66,7 +68,8 @@ class Tolerances:
     """What a quantized model must hold to pass. Fractions may be written as `0.01` or `"1%"`.
 
     Attributes:
-        accuracy_drop: Largest allowed `metric(float) - metric(int8)`, a fraction.
+        accuracy_drop: Largest allowed `metric(float) - metric(int8)`, a fraction; of float's score where scores are
+            no shares (an error in pixels, a loss).
         min_accuracy: Lowest allowed score of the float model and of the int8 model, a fraction; None: no floor.
         min_speedup: Lowest allowed `time(float) / time(int8)`, like for like.
         min_size_reduction: Lowest allowed `bytes(float artefact) / bytes(int8 artefact)`.

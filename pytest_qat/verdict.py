@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pytest_qat.diagnosis.scores import SIGNIFICANT, causes_of_scores, flat_text, score_text
 from pytest_qat.findings import Finding
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "Verdict", "judge_accuracy", "judge_coverage", "judge_parity", "judge_size", "judge_speedup",
            "strictly"]
 
-SIGNIFICANCE = 0.05
 NAMED_LEFTOVERS = 5
 OVERHEAD_BOUND = 0.5
 """Share of a call that does not grow with the batch, over which it is called bound by overhead."""
@@ -78,9 +78,9 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
                           for left in coverage.leftovers[:NAMED_LEFTOVERS])
         remedy = "use a workflow that has int8 kernels for these layers, or do not ship this model as quantized."
         nothing = Finding(code="nothing-quantized", severity="error", remedy=remedy,
-                          message=f"no module that is called holds int8 weights; in float: {named or 'everything'}.")
+                          message=f"no module that is called computes in int8; in float: {named or 'everything'}.")
         return Verdict(outcome=Outcome.FAILED, findings=(nothing, *findings),
-                       reasons=("nothing was quantized: 0 modules that are called hold int8 weights.",))
+                       reasons=("nothing was quantized: 0 modules that are called compute in int8.",))
     by_weight = "" if coverage.weight_share is None else f" and {coverage.weight_share:.1%} of weights"
     known = coverage.mac_share is not None
     share = (f"{coverage.mac_share:.1%} of multiply-accumulates{by_weight} run in int8 "
@@ -92,6 +92,9 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
             f"{left.module or 'the model'} ({left.reason})" for left in coverage.leftovers[:NAMED_LEFTOVERS])
         share += f" and {more} more" if more > 0 else ""
     floor = tolerances.min_coverage
+    if floor is None and coverage.macs and coverage.int8_macs == 0:
+        return Verdict(outcome=Outcome.FAILED, findings=findings,
+                       reasons=(f"{share}; required is more than 0 % of multiply-accumulates.",))
     if floor is not None and coverage.mac_share is None:
         return Verdict(outcome=Outcome.INCONCLUSIVE, findings=findings,
                        reasons=(f"{share}; required is {floor:.1%} of them.",))
@@ -136,19 +139,33 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
     """A drop within tolerance passes; over it and significant fails; over it and not significant is inconclusive.
 
     Under `strict` the interval must prove that the drop is within tolerance. A float model below `min_accuracy`, or
-    no better than naming the most frequent class, cannot pass. What training did helps to name causes.
+    no better than naming the most frequent class, cannot pass; nor can an int8 model that names one class only, or
+    that has outputs gone flat which no metric looks at. What training did helps to name causes.
     """
     outcome, reason = _judge_drop(accuracy, tolerances.accuracy_drop, strict=strict)
+    if accuracy.flat or accuracy.only_class is not None:
+        outcome, reason = Outcome.FAILED, _nothing_left(accuracy)
     floor = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
     if floor is not None and (floor[0] is Outcome.FAILED or outcome is Outcome.PASSED):
         outcome, reason = floor
-    return Verdict(outcome=outcome, reasons=(reason,),
-                   findings=_accuracy_findings(accuracy, fine_tuning, higher_is_better=higher_is_better))
+    return Verdict(outcome=outcome, reasons=(reason,), findings=causes_of_scores(
+        accuracy, fine_tuning, higher_is_better=higher_is_better))
 
 
-def _judge_drop(accuracy: Accuracy, allowed: float, *, strict: bool) -> tuple[Outcome, str]:
+def _nothing_left(accuracy: Accuracy) -> str:
+    if accuracy.only_class is not None:
+        return (f"the int8 model names class {accuracy.only_class} for all of {accuracy.samples:,} samples, which "
+                f"float does not; that scores {score_text(accuracy, accuracy.int8)} (float: "
+                f"{score_text(accuracy, accuracy.fp32)}).")
+    return "; ".join(f"{flat_text(each)} hardly follows its input any more in int8" for each in accuracy.flat) + (
+        f", whatever {'agreement' if accuracy.kind == 'agreement' else 'accuracy'} says "
+        f"({score_text(accuracy, accuracy.int8)}).")
+
+
+def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[Outcome, str]:
     low, high = accuracy.drop_ci
-    say = partial(_score, accuracy)
+    allowed = accuracy.allowed(tolerance)
+    say = partial(score_text, accuracy)
     what = "agreement with float drops" if accuracy.kind == "agreement" else (
         "accuracy drops" if accuracy.is_fraction else "the score worsens")
     known = accuracy.is_fraction and accuracy.relative_drop is not None
@@ -156,7 +173,9 @@ def _judge_drop(accuracy: Accuracy, allowed: float, *, strict: bool) -> tuple[Ou
     numbers = (f"{what} by {say(accuracy.drop)} (from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}), 95 % "
                f"interval [{say(low)}, {say(high)}] on {accuracy.samples:,} samples, of which {accuracy.flipped:,} "
                f"changed; allowed is {say(allowed)}")
-    if accuracy.drop > allowed and accuracy.p_value < SIGNIFICANCE:
+    if not accuracy.is_fraction:
+        numbers += f" ({tolerance:.2%} of float's)"
+    if accuracy.drop > allowed and accuracy.p_value < SIGNIFICANT:
         return Outcome.FAILED, f"{numbers}."
     if accuracy.at_chance:
         return Outcome.INCONCLUSIVE, _no_better_than_chance(accuracy)
@@ -188,7 +207,7 @@ def _no_better_than_chance(accuracy: Accuracy) -> str:
 def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: bool) -> tuple[Outcome, str] | None:
     if floor is None:
         return None
-    say = partial(_score, accuracy)
+    say = partial(score_text, accuracy)
     if accuracy.kind == "agreement":
         return Outcome.INCONCLUSIVE, f"min_accuracy {say(floor)} cannot be checked without eval_data."
     if not higher_is_better:
@@ -200,62 +219,6 @@ def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: b
         return Outcome.FAILED, (f"the int8 model scores {say(accuracy.int8)}, below min_accuracy {say(floor)} "
                                 f"(float: {say(accuracy.fp32)}).")
     return None
-
-
-def _accuracy_findings(accuracy: Accuracy, fine_tuning: FineTuning | None, *,
-                       higher_is_better: bool) -> tuple[Finding, ...]:
-    found = []
-    if accuracy.drop < 0 and accuracy.p_value < SIGNIFICANCE:
-        found.append(Finding(
-            code="suspicious-gain", severity="warning", evidence={"p_value": accuracy.p_value},
-            message=f"int8 scores {_score(accuracy, -accuracy.drop)} better than float, which quantization alone "
-                    "does not do.",
-            remedy="train the float model as long as its fine-tuned copy, and keep evaluation data out of training."))
-    sign = 1.0 if higher_is_better else -1.0
-    untrained = fine_tuning is not None and fine_tuning.kind == "none"
-    if not untrained and _significantly_below(sign * accuracy.int8, accuracy.ptq, accuracy.ptq_p_value, sign):
-        found.append(_below_ptq(accuracy, fine_tuning, sign))
-    if _significantly_below(sign * accuracy.int8, accuracy.fine_tuned, accuracy.fine_tuned_p_value, sign):
-        assert accuracy.fine_tuned is not None, "unreachable because it was compared with"
-        found.append(Finding(
-            code="lost-in-conversion", severity="warning", evidence={"p_value": accuracy.fine_tuned_p_value},
-            message=f"the fine-tuned model scores {_score(accuracy, accuracy.fine_tuned)} with fake-quantize, but "
-                    f"{_score(accuracy, accuracy.int8)} once converted: training is not what lost it.",
-            remedy="look at the parity check, and freeze observers and BatchNorm statistics before the end of "
-                   "training."))
-    if accuracy.kind == "agreement":
-        found.append(Finding(
-            code="agreement-only", severity="note", evidence={"sqnr_db": _finite(accuracy.sqnr_db)},
-            message="no eval_data: int8 was compared with float on calibration inputs, not with the truth.",
-            remedy="give eval_data to measure accuracy."))
-    return tuple(found)
-
-
-def _significantly_below(score: float, other: float | None, p_value: float | None, sign: float) -> bool:
-    return other is not None and p_value is not None and p_value < SIGNIFICANCE and score < sign * other
-
-
-def _below_ptq(accuracy: Accuracy, fine_tuning: FineTuning | None, sign: float) -> Finding:
-    assert accuracy.ptq is not None, "unreachable because it was compared with"
-    message = (f"fine-tuning made int8 worse: {_score(accuracy, accuracy.int8)} after it, "
-               f"{_score(accuracy, accuracy.ptq)} without (p = {accuracy.ptq_p_value:.1g})")
-    first = fine_tuning.first_loss if fine_tuning else None
-    last = fine_tuning.last_loss if fine_tuning else None
-    remedy = "lower the learning rate 10 to 100 times, train for more epochs, or ship the PTQ model."
-    if first is not None and last is not None and last > first:
-        message += f". The loss rose from {first:.3g} to {last:.3g}, as it does when the learning rate is too high."
-        remedy = "lower the learning rate 10 to 100 times, or ship the PTQ model."
-    elif accuracy.fine_tuned is not None and sign * accuracy.fine_tuned >= sign * accuracy.ptq:
-        message += f", though the fine-tuned model itself scores {_score(accuracy, accuracy.fine_tuned)}."
-        remedy = "freeze observers and BatchNorm statistics for the last part of training, or ship the PTQ model."
-    else:
-        message += "."
-    return Finding(code="qat-below-ptq", severity="warning", message=message, remedy=remedy,
-                   evidence={"p_value": accuracy.ptq_p_value, "first_loss": first, "last_loss": last})
-
-
-def _score(accuracy: Accuracy, value: float) -> str:
-    return f"{value:.2%}" if accuracy.is_fraction else f"{value:.4g}"
 
 
 def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances, *,

@@ -18,7 +18,7 @@ LAYERS = (
     ("ranking",),
     ("assessment",),
     ("report", "pipeline"),
-    ("soundness", "trial", "finetune", "properties", "strategies", "diagnosis", "verdict", "measure"),
+    ("scoring", "soundness", "trial", "finetune", "properties", "strategies", "diagnosis", "verdict", "measure"),
     ("runtimes",),
     ("workflows",),
     ("containment", "refs", "batches", "locate", "isolation"),

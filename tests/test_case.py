@@ -256,3 +256,61 @@ def test_torchscript_inside_a_model_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(3, 3), torch.jit.script(nn.Linear(3, 3)))
     with pytest.raises(InvalidCase, match="1 is a TorchScript module, whose layers cannot be quantized"):
         QATCase(model=model, example_inputs=(torch.ones(1, 3),))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("field", ["prepared", "converted"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_user_s_own_stages_cannot_be_torchscript(field: str, inside: bool) -> None:
+    scripted = torch.jit.script(nn.Linear(4, 2))
+    error = refused(**{field: nn.Sequential(scripted) if inside else scripted})
+    assert error.message == (f"{field} {'holds' if inside else 'is'} a TorchScript module{' (0)' if inside else ''}, "
+                             "which hides its layers, expected a module that runs in Python.")
+    assert "fx-torchscript" in error.hint
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning",
+                            "ignore::torch.jit.TracerWarning")
+def test_a_converted_model_in_torchscript_is_refused_as_torchscript_in_place_of_the_float_model() -> None:
+    assert "TorchScript" in refused(model=torch.jit.trace(converted_eagerly(), BATCH)).message
+
+
+class OneReader:
+    """Gives the same iterator to everyone who asks."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.reader = iter(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.reader
+
+
+@pytest.mark.parametrize("field", ["train_data", "calibration_data", "eval_data"])
+def test_an_iterable_that_hands_out_one_iterator_can_be_read_more_than_once(field: str) -> None:
+    made = case(**{field: OneReader([1, 2, 3]), "loss_fn": print if field == "train_data" else None})
+    data = getattr(made, field)
+    assert [list(data), list(data)] == [[1, 2, 3], [1, 2, 3]]
+
+
+class Failing:
+    def __iter__(self) -> Iterator[Any]:
+        raise OSError("no such folder")
+
+
+def test_data_that_fail_when_they_are_read_are_left_to_the_stage_that_reads_them() -> None:
+    data = Failing()
+    assert case(eval_data=data).eval_data is data
+
+
+class Loader(torch.utils.data.DataLoader):
+    asked = 0
+
+    def __iter__(self) -> Any:
+        type(self).asked += 1
+        return super().__iter__()
+
+
+def test_a_data_loader_is_not_asked_for_an_iterator_before_it_is_needed() -> None:
+    loader = Loader(PAIRS)  # it would start its workers
+    assert case(eval_data=loader).eval_data is loader
+    assert Loader.asked == 0

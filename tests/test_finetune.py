@@ -133,6 +133,7 @@ def test_the_users_own_loop_gets_the_module_in_train_mode_with_gradients() -> No
 
     def train(module: nn.Module) -> None:
         seen.append((module.training, torch.is_grad_enabled()))
+        next(module.parameters()).data.mul_(0.5)
         module.eval()
 
     with torch.no_grad():

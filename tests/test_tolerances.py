@@ -18,8 +18,8 @@ STABLE = settings(deadline=None, derandomize=True)
 
 
 @pytest.mark.parametrize(("value", "fraction"), [
-    (0.01, 0.01), ("0.01", 0.01), ("1%", 0.01), (" 1 % ", 0.01), ("0.5%", 0.005), ("100%", 1.0), (1, 1.0), ("1.0", 1.0),
-    (0, 0.0), ("0%", 0.0), ("1e-3", 0.001),
+    (0.01, 0.01), ("0.01", 0.01), ("1%", 0.01), (" 1 % ", 0.01), ("0.5%", 0.005), ("100%", 1.0), (1.0, 1.0),
+    ("1.0", 1.0), (0, 0.0), ("0%", 0.0), ("1e-3", 0.001),
 ])
 def test_a_fraction_is_read_as_a_number_or_a_percentage(value: object, fraction: float) -> None:
     assert parse_fraction(value, name="accuracy_drop") == pytest.approx(fraction, rel=1e-12)
@@ -30,13 +30,17 @@ def test_a_fraction_is_read_as_a_number_or_a_percentage(value: object, fraction:
     (math.inf, "not a finite number"), ("-inf", "not a finite number"), ("1e999", "not a finite number"),
     (-0.01, "negative"), ("-1%", "negative"), ("101%", "over 100%"), ("abc", "not a number"), ("", "not a number"),
     ("%", "not a number"), ("1%%", "not a number"), (True, "not a number"), ([0.01], "not a number"),
-    (1.5, "between 0 and 1"),
+    (1.5, "between 0 and 1"), (1, "meant as 1% or as 100%"), ("1", "meant as 1% or as 100%"),
 ])
 def test_a_fraction_that_makes_no_sense_is_refused_by_name(value: object, problem: str) -> None:
     with pytest.raises(InvalidOption, match=r"^--qat-accuracy-drop is ") as caught:
         parse_fraction(value, name="--qat-accuracy-drop")
     assert problem in caught.value.message
     assert caught.value.hint
+
+
+def test_a_floor_of_one_is_all_of_it() -> None:
+    assert Tolerances(min_coverage=1, min_accuracy=1) == Tolerances(min_coverage="100%", min_accuracy="100%")
 
 
 def test_a_whole_number_is_taken_for_a_forgotten_percent_sign() -> None:

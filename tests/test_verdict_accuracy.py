@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_qat.finetune import FineTuning
 from pytest_qat.measure.accuracy import Accuracy
+from pytest_qat.measure.agreement import FlatOutput
 from pytest_qat.tolerances import Tolerances
 from pytest_qat.verdict import Outcome, Verdict, judge_accuracy, strictly
 from tests.verdict_laws import FAILED, FRACTION, INCONCLUSIVE, MEAN, PASSED, RANK, STABLE, TOLERANCES, codes, is_whole
@@ -86,7 +87,7 @@ def test_a_floor_that_means_nothing_hides_no_failure() -> None:
     ({"drop": 0.01, "drop_ci": (-0.01, 0.03), "provable_drop": 0.02},
      ["not proven: these samples can prove no drop under 2.00%"]),
     ({"fp32": 31.25, "int8": 31.2, "drop": 0.05, "drop_ci": (-0.1, 0.2), "is_fraction": False},
-     ["the score worsens by 0.05 (from 31.25 to 31.2)", "[-0.1, 0.2]", "allowed is 0.01"]),
+     ["the score worsens by 0.05 (from 31.25 to 31.2)", "[-0.1, 0.2]", "allowed is 0.3125 (1.00% of float's)"]),
     ({"fp32": 0.0, "int8": 0.0}, ["(from 0.00% to 0.00%), 95 %"]),
     ({"kind": "agreement"}, ["agreement with float drops by"]),
     ({"at_chance": True, "majority": 0.9}, ["no better than naming the most frequent class (90.00%)"]),
@@ -197,9 +198,59 @@ def test_fine_tuning_that_made_it_worse_is_explained_by_what_is_known(
 @pytest.mark.parametrize(("fine_tuned", "part"), [(0.4, "itself scores 40.00%"), (0.8, "(p = 0.01).")])
 def test_where_lower_is_better_a_good_fine_tuned_model_is_one_with_a_low_score(fine_tuned: float, part: str) -> None:
     measured = accuracy(fp32=0.5, int8=0.8, ptq=0.5, ptq_p_value=0.01, fine_tuned=fine_tuned)
-    [finding] = judge_accuracy(measured, Tolerances(accuracy_drop=1), higher_is_better=False).findings
+    [finding] = judge_accuracy(measured, Tolerances(accuracy_drop="100%"), higher_is_better=False).findings
     assert finding.code == "qat-below-ptq"
     assert part in finding.message
+
+
+def test_a_simulated_control_is_compared_with_the_simulated_fine_tuned_model() -> None:
+    """Lowering lost it: the control, which was not lowered, would have lost the same."""
+    measured = accuracy(fp32=0.95, int8=0.4, drop=0.55, p_value=1e-9, ptq=0.945, fine_tuned=0.95, ptq_p_value=0.5,
+                        fine_tuned_p_value=1e-9, ptq_simulated=True)
+    assert [finding.code for finding in judge_accuracy(measured, Tolerances()).findings] == ["lost-in-conversion"]
+    worse = dataclasses.replace(measured, fine_tuned=0.6, ptq_p_value=1e-9)
+    below = judge_accuracy(worse, Tolerances()).findings[0]
+    assert below.code == "qat-below-ptq"
+    assert "60.00% after it, 94.50% without, both with fake-quantize" in below.message
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_model_that_names_one_class_only_fails_whatever_its_score(strict: bool) -> None:
+    measured = accuracy(fp32=0.998, int8=0.99, drop=0.008, drop_ci=(0.006, 0.0095), only_class=0, samples=10_000)
+    found = judge_accuracy(measured, Tolerances(), strict=strict)
+    assert found.outcome is Outcome.FAILED
+    [reason] = found.reasons
+    assert reason == ("the int8 model names class 0 for all of 10,000 samples, which float does not; that scores "
+                      "99.00% (float: 99.80%).")
+
+
+@pytest.mark.parametrize(("flat", "named"), [
+    (FlatOutput(output="['boxes']", columns=(0, 1, 2), of=4, spread=1.25, left=0.0, values=1),
+     "output ['boxes'][:, 0, 1, 2] (3 of 4)"),
+    (FlatOutput(output="", columns=tuple(range(8)), of=80, spread=1.25, left=0.0, values=1),
+     "the output[:, 0, 1, 2, 3, 4, ...] (8 of 80)"),
+    (FlatOutput(output="[1]", columns=(0,), of=1, spread=1.25, left=0.0, values=1), "output [1]"),
+])
+def test_an_output_gone_flat_fails_and_is_named(flat: FlatOutput, named: str) -> None:
+    found = judge_accuracy(accuracy(flat=(flat,)), Tolerances())
+    assert found.outcome is Outcome.FAILED
+    assert f"{named} hardly follows its input any more in int8" in found.reasons[0]
+    assert found.findings[0].code == "flat-output"
+    assert f"{named} varies by 1.25 (standard deviation) in float, and by 0 in int8, in 1 value:" in (
+        found.findings[0].message)
+
+
+@pytest.mark.parametrize(("fp32", "int8", "tolerance", "outcome"), [
+    (1.06e-4, 4.25e-3, 0.01, "failed"), (0.00496, 0.00792, 0.01, "failed"), (3.018, 3.071, 0.01, "failed"),
+    (3.018, 3.071, 0.02, "passed"), (-3.0, -2.99, 0.01, "passed"), (100.0, 101.5, "100%", "passed"),
+])
+def test_for_scores_that_are_no_shares_the_tolerance_is_one_of_floats_score(
+    fp32: float, int8: float, tolerance: Any, outcome: str,
+) -> None:
+    measured = accuracy(fp32=fp32, int8=int8, drop=int8 - fp32, drop_ci=(0.0, int8 - fp32), p_value=1e-6,
+                        is_fraction=False)
+    found = judge_accuracy(measured, Tolerances(accuracy_drop=tolerance), higher_is_better=False)
+    assert found.outcome.value == outcome
 
 
 def test_what_conversion_lost_is_told_with_both_scores() -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from pytest_qat.findings import Finding
-from pytest_qat.locate import locate_module
+from pytest_qat.locate import headline, locate_module, place_of
 from pytest_qat.workflows.border import user_names
 
-__all__ = ["explain"]
+__all__ = ["explain", "unexplained"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +75,12 @@ def explain(error: BaseException, *, model: nn.Module, stage: str) -> Finding | 
             message=known.message.format(**match.groupdict()), remedy=known.remedy,
             evidence={"stage": stage, "error": text.splitlines()[0][:200]})
     return None
+
+
+def unexplained(error: BaseException, *, model: nn.Module, stage: str) -> Finding:
+    """Return what can be told of an error that quantization code of others raised and no table knows."""
+    return Finding(
+        code="quantization-raised", severity="error", module=locate_module(error, model),
+        message=f"{stage} raised {type(error).__name__}: {headline(error)} ({place_of(error)}).",
+        remedy="choose a recipe of another workflow (pt2e traces in another way than fx, eager does not trace), or "
+               "leave the module in float with skip=(...).")

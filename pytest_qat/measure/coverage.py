@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_qat.measure.macs import called_modules, count_macs
+from pytest_qat.measure.macs import called_modules, count_macs, integer_multipliers
 from pytest_qat.runtimes.base import Kernel
 from pytest_qat.runtimes.graphs import REFERENCE_REASON
 from pytest_qat.workflows.border import user_names
@@ -43,9 +44,11 @@ class Coverage:
 
     Attributes:
         weights: Number of weights in the float model.
-        int8_weights: Those held by int8 modules; None where an artefact does not tell whose kernels are whose.
+        int8_weights: Those held by int8 modules; None where an artefact does not tell whose kernels are whose, or a
+            converted model's int8 modules have names that the float model has not.
         macs: Multiply-accumulates of one call on the example inputs.
-        int8_macs: Those done by int8 modules; None where an artefact tells neither names nor shapes of its kernels.
+        int8_macs: Those done by int8 modules; None where an artefact tells neither names nor shapes of its kernels, or
+            a converted model's int8 modules have names that the float model has not.
         int8_modules: Number of modules with int8 weights that a call on the example inputs reaches.
         leftovers: What stays in float, most MACs first.
         reference: Whether nothing runs in int8 though the model is quantized: no runtime has lowered it.
@@ -80,26 +83,32 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
 
     Args:
         float_model: In eval mode.
-        converted: Its converted form; module names must agree, apart from wrappers that this package adds.
+        converted: Its converted form; module names must agree, apart from wrappers around the whole model and those
+            that this package adds.
         example_inputs: Positional arguments of one call.
         reasons: Known reasons for staying in float, by module name (or a parent's).
     """
     counted = count_macs(float_model, example_inputs)
     macs, called = counted.by_module, counted.called
-    weights = _weights(dict(float_model.named_modules()))
-    int8 = _int8_owners(converted)
     modules = dict(float_model.named_modules())
-    products = _callers_of(converted, "matmul")
+    weights = _weights(modules)
+    found = _int8_names(converted, example_inputs, known={name for name in modules if weights[name] or name in macs})
+    strange = sorted(name for name in found.running if not any(part in modules for part in _with_parents(name)))
+    renamed = f"the converted model has no module of this name, but int8 modules named {', '.join(strange)}"
+    missing = dict.fromkeys(modules.keys() - found.present, renamed) if strange else {}
+    reasons = {**missing, **found.reasons, **reasons}
     leftovers = [
         Leftover(module=name, kind=type(modules[name]).__name__, weights=weights[name], macs=macs.get(name, 0),
-                 reason="torch's quantized::matmul dequantizes, and computes in float" if name in products else
+                 reason="torch's quantized::matmul dequantizes, and computes in float" if name in found.products else
                  _reason(name, modules[name], reasons, called=name in called))
-        for name in modules if name not in int8 and (weights[name] or macs.get(name, 0))
+        for name in modules if name not in found.owners and (weights[name] or macs.get(name, 0))
     ]
+    int8_macs = sum(macs.get(name, 0) for name in found.owners)
+    unknown = bool(strange) and not int8_macs
     return Coverage(
-        weights=sum(weights.values()), int8_weights=sum(weights.get(name, 0) for name in int8),
-        macs=sum(macs.values()), int8_macs=sum(macs.get(name, 0) for name in int8),
-        int8_modules=len(int8 - _never_called(converted, example_inputs)),
+        weights=sum(weights.values()),
+        int8_weights=None if unknown else sum(weights.get(name, 0) for name in found.owners),
+        macs=sum(macs.values()), int8_macs=None if unknown else int8_macs, int8_modules=len(found.running),
         leftovers=tuple(sorted(leftovers, key=lambda left: (-left.macs, -left.weights))),
     )
 
@@ -172,28 +181,78 @@ def _weights(modules: Mapping[str, nn.Module]) -> dict[str, int]:
             for name, module in modules.items()}
 
 
-def _int8_owners(converted: nn.Module) -> frozenset[str]:
-    """Names, in the user's model, of the modules whose weights are int8."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Int8Names:
+    """What a converted model does in int8, by the names of the float model's modules.
+
+    Attributes:
+        owners: With int8 weights, or functional calls of int8 kernels.
+        running: Those of them that a call reaches.
+        products: With functional calls of torch's quantized matmul.
+        present: All modules.
+        reasons: Why modules with weights of low precision are not among the owners.
+    """
+
+    owners: frozenset[str]
+    running: frozenset[str]
+    products: frozenset[str]
+    present: frozenset[str]
+    reasons: dict[str, str]
+
+
+def _int8_names(converted: nn.Module, example_inputs: tuple[Any, ...], *, known: AbstractSet[str]) -> _Int8Names:
     own = user_names(converted)
-    names = {own[name] for name, module in converted.named_modules() if _holds_int8_weight(module)}
-    return frozenset(names | _callers_of(converted, "conv", "linear"))
+    modules = dict(converted.named_modules())
+    stored = {name: type(module.weight).__name__ for name, module in modules.items() if _holds_torchao_weight(module)}
+    multiplying = integer_multipliers(converted, example_inputs) if stored else frozenset()
+    holders = {own[name] for name, module in modules.items()
+               if _holds_int8_weight(module) or (name in stored and name in multiplying)}
+    owners = holders | _callers_of(converted, "conv", "linear")
+    called = {own[name] for name in called_modules(converted, example_inputs)}
+    wrapper = _wrapper_of(owners | {own[name] for name in stored}, known)
+
+    def bare(names: Iterable[str]) -> frozenset[str]:
+        return frozenset(_without(name, wrapper) for name in names)
+
+    return _Int8Names(
+        owners=bare(owners), running=bare(owners - (holders - called)), present=bare(own.values()),
+        products=bare(_callers_of(converted, "matmul")),
+        reasons={_without(own[name], wrapper): f"torchao stores its weight as {kind}, but multiplies in float, as "
+                                               "weight-only quantization does"
+                 for name, kind in stored.items() if own[name] in called - owners})
+
+
+def _wrapper_of(names: AbstractSet[str], known: AbstractSet[str]) -> str:
+    """Return the parent of all these names without which most of them are known; "" where it makes no difference."""
+    parents = [frozenset(_with_parents(name)) for name in names]
+    common = frozenset.intersection(*parents) if parents else frozenset()
+    return max(["", *sorted(common, key=len)],
+               key=lambda parent: sum(_without(name, parent) in known for name in names))
+
+
+def _without(name: str, wrapper: str) -> str:
+    return "" if name == wrapper else name.removeprefix(f"{wrapper}.") if wrapper else name
+
+
+def _with_parents(name: str) -> list[str]:
+    """Return the name and those of the modules around it, the model itself excepted."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
 
 
 def _callers_of(converted: nn.Module, *ops: str) -> set[str]:
     """Names, in the user's model, of the modules that call quantized ops of these kinds as functions."""
-    if not isinstance(converted, torch.fx.GraphModule):
-        return set()
     own = user_names(converted)
-    return {_owner(node, own) for node in converted.graph.nodes
+    return {".".join(filter(None, (own[place], caller)))
+            for place, part in converted.named_modules() if isinstance(part, torch.fx.GraphModule)
+            for caller in _callers_in(part, ops)}
+
+
+def _callers_in(graph_module: torch.fx.GraphModule, ops: Sequence[str]) -> set[str]:
+    own = user_names(graph_module)
+    return {_owner(node, own) for node in graph_module.graph.nodes
             if node.op == "call_function" and "quantized" in (called := str(node.target))
             and any(op in called for op in ops)}
-
-
-def _never_called(converted: nn.Module, example_inputs: tuple[Any, ...]) -> set[str]:
-    """Names, in the user's model, of the int8 modules that one call does not reach."""
-    own = user_names(converted)
-    holders = {own[name] for name, module in converted.named_modules() if _holds_int8_weight(module)}
-    return holders - {own[name] for name in called_modules(converted, example_inputs)}
 
 
 def _owner(node: torch.fx.Node, own: Mapping[str, str]) -> str:
@@ -216,13 +275,12 @@ def _holds_int8_weight(module: nn.Module) -> bool:
     return callable(weight) and bool(weight().is_quantized)  # dynamic layers may hold float16
 
 
+def _holds_torchao_weight(module: nn.Module) -> bool:
+    return type(getattr(module, "weight", None)).__module__.startswith("torchao.")
+
+
 def _known_reason(name: str, reasons: Mapping[str, str]) -> str | None:
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        known = reasons.get(".".join(parts[:length]))
-        if known:
-            return known
-    return None
+    return next((reasons[part] for part in _with_parents(name) if reasons.get(part)), None)
 
 
 def _reason(name: str, module: nn.Module, reasons: Mapping[str, str], *, called: bool, lost: bool = False) -> str:

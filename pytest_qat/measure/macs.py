@@ -20,7 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_qat.batches import call
 
-__all__ = ["MacCount", "called_modules", "count_macs"]
+__all__ = ["MacCount", "called_modules", "count_macs", "integer_multipliers"]
+
+_PRODUCTS = ("_int_mm", "mm", "addmm", "bmm", "convolution")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ def count_macs(model: nn.Module, inputs: Any) -> MacCount:
     running: list[str] = [""]
     called: set[str] = set()
     mode = _Counting(running)
-    with torch.no_grad(), _attention_in_parts(), _noting_modules(model, running, called), mode:
+    with (torch.no_grad(), _without_onednn(), _attention_in_parts(), _noting_modules(model, running, called), mode):
         call(model, inputs)
     return MacCount(by_module={name: macs for name, macs in mode.macs.items() if macs}, called=frozenset(called))
 
@@ -57,6 +59,32 @@ def called_modules(model: nn.Module, inputs: Any) -> frozenset[str]:
     with torch.no_grad(), _noting_modules(model, [], called):
         call(model, inputs)
     return frozenset(called)
+
+
+def integer_multipliers(model: nn.Module, inputs: Any) -> frozenset[str]:
+    """Call a model once and return the names of the modules that multiply matrices of integers.
+
+    Torch's packed int8 kernels are not seen, only those that take plain tensors, as torchao's do.
+    """
+    mode = _NotingIntegers([""])
+    with torch.no_grad(), _noting_modules(model, mode.running, set()), mode:
+        call(model, inputs)
+    return frozenset(mode.found)
+
+
+class _NotingIntegers(TorchDispatchMode):
+    """Notes the module that is running when a product takes integers alone."""
+
+    def __init__(self, running: list[str]) -> None:
+        super().__init__()
+        self.running = running
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(getattr(func, "_overloadpacket", None), "__name__", "")
+        if name in _PRODUCTS and not any(part.is_floating_point() for part in args if isinstance(part, torch.Tensor)):
+            self.found.add(self.running[-1])
+        return func(*args, **(kwargs or {}))
 
 
 class _Counting(TorchDispatchMode):
@@ -86,6 +114,17 @@ class _Counting(TorchDispatchMode):
         if op in self._flops:
             self.macs[self._running[-1]] += self._flops[op](*args, **kwargs, out_val=made) // 2
         return made
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Let an LSTM run as the products that it is made of: oneDNN's is one op, which no table of products knows."""
+    was_on = torch._C._get_mkldnn_enabled()  # noqa: SLF001 - torch.backends.mkldnn.flags sets TF32, too, and warns
+    torch._C._set_mkldnn_enabled(False)  # noqa: SLF001
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(was_on)  # noqa: SLF001
 
 
 @contextlib.contextmanager

@@ -45,16 +45,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
-    """Start the session's hooks if a test has the marker or uses a fixture, in the end: a conftest may add it."""
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """After a test's body, hold the model to its marker, which a fixture or the body may have added."""
     yield
-    if not config.pluginmanager.has_plugin("qat-session") and any(map(_concerned, items)):
-        start(config)
+    if item.get_closest_marker("qat") is not None:
+        from pytest_qat.plugin.runs import hold_to_marker
 
-
-def _concerned(item: pytest.Item) -> bool:
-    return item.get_closest_marker("qat") is not None or (
-        any(name.startswith("qat_") for name in getattr(item, "fixturenames", ())))
+        hold_to_marker(item)
 
 
 def start(config: pytest.Config) -> QATSession:

@@ -129,15 +129,15 @@ class RankingItem(_ModelItem):
                                *(f"{entry.recipe}: {entry.note}" for entry in entries)])
 
 
-def raise_result(result: Result, *, item: pytest.Item) -> None:
-    """Turn an outcome into what pytest understands: nothing, a failure or a skip."""
+def raise_result(result: Result, *, item: pytest.Item, prefix: str = "") -> None:
+    """Turn an outcome into what pytest understands: nothing, a failure or a skip, whose reason has the prefix."""
     __tracebackhide__ = True
     outcome = result.verdict.outcome.value
     if outcome == "passed":
         return
     if outcome == "failed":
         raise result.error or CheckFailed(result.verdict.reasons, findings=result.verdict.findings)
-    reason = " ".join(result.verdict.reasons)
+    reason = prefix + " ".join(result.verdict.reasons)
     item.stash[OUTCOME] = outcome
     pytest.skip(reason if reason.startswith(outcome) else f"{outcome}: {reason}")
 

@@ -69,13 +69,22 @@ class RunRegistry:
         return self._cases[key]
 
     def recipes(self, case: QATCase) -> tuple[str, ...]:
-        """Return the recipes to use for a collected case: the command line's, else its own, else the default.
+        """Return the recipes to use for a collected case: the command line's, its own, the ini file's, the default.
 
         Raises:
             UnknownRecipe: the case names one that does not exist.
         """
-        names = self._options.recipes or tuple(case.recipes) or (DEFAULT_RECIPE,)
+        names = self._options.recipes or tuple(case.recipes) or self._options.default_recipes
         return tuple(name if name == AUTO else get_recipe(name).name for name in dict.fromkeys(names))
+
+    def recipe_of_test(self, case: QATCase) -> str:
+        """Return the first of these recipes for a marked test, which is one run; `auto` gives way to the next.
+
+        Raises:
+            UnknownRecipe: the case names one that does not exist.
+        """
+        names = (*self._options.recipes, *case.recipes, *self._options.default_recipes, DEFAULT_RECIPE)
+        return get_recipe(next(name for name in names if name != AUTO)).name
 
     def assessment(self, case: QATCase, recipe: str, *, key: object, reference: str) -> Assessment:
         """Return the shared assessment of a case by a recipe."""

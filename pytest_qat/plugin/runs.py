@@ -12,7 +12,7 @@ from pytest_qat.checks import CHECK_OF_TOLERANCE
 from pytest_qat.errors import CheckFailed, InvalidOption, QATError
 from pytest_qat.plugin import start
 from pytest_qat.plugin.collection import raise_result
-from pytest_qat.plugin.keys import SESSION
+from pytest_qat.plugin.keys import RUN, SESSION
 from pytest_qat.plugin.marker import MarkerArguments, read_marker
 from pytest_qat.plugin.messages import failure_text
 from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
@@ -35,12 +35,16 @@ class QATRun:
     A bound left out is the marker's, else the command line's, the case's, the ini file's, the default's.
     """
 
-    def __init__(self, item: pytest.Item, session: QATSession, arguments: MarkerArguments) -> None:
+    def __init__(self, item: pytest.Item, session: QATSession) -> None:
         self._item = item
         self._session = session
-        self._arguments = arguments
         self._asserted: set[str] = set()
         self._unclear: list[Result] = []
+
+    @property
+    def _arguments(self) -> MarkerArguments:
+        """What the marker says by now: fixtures and the body may add to it."""
+        return _arguments_of(self._item)
 
     @property
     def case(self) -> QATCase:
@@ -52,7 +56,7 @@ class QATRun:
     def assessment(self) -> Assessment:
         """The shared assessment of the case by the marker's recipe."""
         arguments, registry = self._arguments, self._session.registry
-        recipe = arguments.recipe or (tuple(self.case.recipes) or registry.recipes(self.case))[0]
+        recipe = arguments.recipe or registry.recipe_of_test(self.case)
         return registry.assessment(self.case, recipe, key=arguments.key, reference=arguments.reference)
 
     @property
@@ -126,7 +130,7 @@ class QATRun:
         for check in sorted(wanted - self._asserted):
             self._hold(check)
         for result in self._unclear:
-            raise_result(result, item=self._item)
+            raise_result(result, item=self._item, prefix=f"recipe {self.assessment.run.recipe.name}: ")
 
     def _hold(self, check: str, **bound: float | None) -> None:
         __tracebackhide__ = True
@@ -143,30 +147,30 @@ class QATRun:
         self._unclear += [result] if result.verdict.outcome.value != "passed" else []
 
 
-_RUN = pytest.StashKey[QATRun]()
+def _arguments_of(item: pytest.Item) -> MarkerArguments:
+    arguments = read_marker(item)
+    if arguments is None:
+        raise InvalidOption(f"{item.name} uses a qat fixture, but no @pytest.mark.qat names its model.",
+                            hint='Add @pytest.mark.qat(model="package.module:function").')
+    return arguments
 
 
-def _run_of(item: pytest.Item, session: QATSession) -> QATRun:
-    """Return the run of a marked test.
+def _run_of(item: pytest.Item) -> QATRun:
+    """Return the run of a marked test in this attempt.
 
     Raises:
         InvalidOption: the test has no marker, or a bad one.
     """
-    if _RUN not in item.stash:
-        arguments = read_marker(item)
-        if arguments is None:
-            raise InvalidOption(f"{item.name} uses a qat fixture, but no @pytest.mark.qat names its model.",
-                                hint='Add @pytest.mark.qat(model="package.module:function").')
-        item.stash[_RUN] = QATRun(item, session, arguments)
-    return item.stash[_RUN]
+    _arguments_of(item)
+    return item.stash.setdefault(RUN, QATRun(item, _session(item.config)))
 
 
-def hold_to_marker(item: pytest.Item, session: QATSession) -> None:
+def hold_to_marker(item: pytest.Item) -> None:
     """Hold a marked test's model to its marker once the body has passed."""
     names = getattr(item, "fixturenames", ())
     uses_fixture = any(name in names for name in ("qat_case", "qat_prepared", "qat_converted", "qat_run"))
     with AsTestFailure():
-        _run_of(item, session).hold_to_marker(everything=not uses_fixture)
+        _run_of(item).hold_to_marker(everything=not uses_fixture)
 
 
 class AsTestFailure:
@@ -182,14 +186,14 @@ class AsTestFailure:
 
 
 def _session(config: pytest.Config) -> QATSession:
-    """Return the session; a fixture that is asked for by `getfixturevalue` is the first to need one."""
+    """Return the session; the first test with a marker or fixture starts it."""
     return config.stash.get(SESSION, None) or start(config)
 
 
 def started_run(request: pytest.FixtureRequest) -> QATRun:
     """Return the run of the test that asks for it; a bad marker or case fails the test with one sentence."""
     with AsTestFailure():
-        run = _run_of(request.node, _session(request.config))
+        run = _run_of(request.node)
         _ = run.assessment
     return run
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_qat.errors import CheckFailed
-from pytest_qat.plugin.keys import OUTCOME, RECORD, SESSION
+from pytest_qat.plugin.keys import OUTCOME, RECORD, RUN, SESSION
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -127,8 +127,8 @@ class QATSession:
         if not self.models:
             mode = "" if options.fuzz_s is None else f", fuzzing for {options.fuzz_s:g} s"
             return f"qat: laws of {', '.join(self.ops)}, seed {options.seed}{mode}"
-        return (f"qat: {len(self.models)} model{'s' if len(self.models) > 1 else ''}, "
-                f"recipe {', '.join(options.recipes) or 'of each model, else fx-x86'}, "
+        recipes = ", ".join(options.recipes) or f"of each model, else {', '.join(options.default_recipes)}"
+        return (f"qat: {len(self.models)} model{'s' if len(self.models) > 1 else ''}, recipe {recipes}, "
                 f"threads {options.threads}, seed {options.seed}{', strict' if options.strict else ''}")
 
     @pytest.hookimpl(wrapper=True)
@@ -177,14 +177,13 @@ class QATSession:
                 key = (item.parent.parent.reference, item.parent.recipe)
                 self._selected.setdefault(key, set()).add(item.name)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
-        """After a marked test's body, hold the model to the tolerances that the marker gives."""
-        yield
-        if item.get_closest_marker("qat") is not None:
-            from pytest_qat.plugin.runs import hold_to_marker
-
-            hold_to_marker(item, self)
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Forget what an earlier attempt concluded, where a plugin runs an item again; runs stay in the registry."""
+        keys: tuple[pytest.StashKey[Any], ...] = (RUN, RECORD, OUTCOME)
+        for key in keys:
+            if key in item.stash:
+                del item.stash[key]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item,
@@ -197,6 +196,9 @@ class QATSession:
             measured = item.stash[RECORD]
             report.qat = {  # type: ignore[attr-defined]
                 **measured, "environment": describe_environment(seed=self.options.seed)}
+            if RUN in item.stash:
+                report.sections += [("qat", f"{record['model']} by recipe {record['recipe']}")
+                                    for record in measured["records"]]
         known = report.passed or (call.excinfo is not None and isinstance(call.excinfo.value, CheckFailed))
         if report.when == "call" and item.nodeid.startswith("qat-replay:") and known:
             report.qat_outcome = "fixed" if report.passed else "still failing"  # type: ignore[attr-defined]

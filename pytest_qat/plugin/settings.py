@@ -12,7 +12,7 @@ import pytest
 
 from pytest_qat.errors import InvalidOption
 from pytest_qat.plugin.options import OPTIONS, Option
-from pytest_qat.recipe import AUTO, COMPLETE_RECIPES, get_recipe
+from pytest_qat.recipe import AUTO, COMPLETE_RECIPES, DEFAULT_RECIPE, get_recipe
 from pytest_qat.report.json import check_writable
 from pytest_qat.shapes import parse_shapes
 from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
@@ -27,7 +27,8 @@ class Options:
     """What the command line and the ini file say, checked.
 
     Attributes:
-        recipes: Recipe names; empty: each model's own.
+        recipes: Recipe names from the command line; empty: each model's own.
+        default_recipes: Recipe names for models without any of their own: the ini file's, else the built-in one.
         shapes: Input shapes as text, or None.
         explicit: Tolerances from the command line, by field name.
         defaults: Tolerances from the ini file over the built-in ones.
@@ -44,6 +45,7 @@ class Options:
     """
 
     recipes: tuple[str, ...]
+    default_recipes: tuple[str, ...]
     shapes: str | None
     explicit: Mapping[str, float]
     defaults: Tolerances
@@ -76,10 +78,9 @@ def read_options(config: pytest.Config) -> Options:
         check_writable(path, name="--qat-json")
     if "qat_fuzz" in line and not config.getoption("qat_ops"):
         raise InvalidOption("--qat-fuzz needs --qat-ops, which says what to fuzz.", hint="Add --qat-ops=my.module:ops.")
-    names = merged["qat_recipe"] or []
     memory = path is not None if merged["qat_memory"] is None else merged["qat_memory"]
     return Options(
-        recipes=COMPLETE_RECIPES if "all" in names else tuple(dict.fromkeys(names)),
+        recipes=_recipes(line), default_recipes=_recipes(file) or (DEFAULT_RECIPE,),
         shapes=merged["qat_inputs"], explicit=_tolerances(line), defaults=Tolerances().override(**_tolerances(file)),
         threads=merged["qat_threads"], max_time_s=merged["qat_max_time"],
         stage_timeout_s=merged["qat_stage_timeout"], seed=merged["qat_seed"],
@@ -105,6 +106,11 @@ def _parsed(option: Option, value: Any, *, name: str) -> Any:
     if option.repeat:
         return [_PARSERS[option.parse](single, name=name) for single in value]
     return _PARSERS[option.parse](value, name=name)
+
+
+def _recipes(values: Mapping[str, Any]) -> tuple[str, ...]:
+    names = values.get("qat_recipe", ())
+    return COMPLETE_RECIPES if "all" in names else tuple(dict.fromkeys(names))
 
 
 def _tolerances(values: Mapping[str, Any]) -> dict[str, float]:

@@ -137,8 +137,18 @@ def _quantizer(entry: Any) -> Callable[[Any], Any]:
     (scale, zero_point), dtype = entry["quantization"], entry["dtype"]
     if not np.issubdtype(dtype, np.integer) or scale == 0:
         return lambda value: value.astype(dtype, copy=False)
-    limits = np.iinfo(dtype)
-    return lambda value: np.clip(np.rint(value / scale) + zero_point, limits.min, limits.max).astype(dtype)
+    lowest, highest = np.iinfo(dtype).min, np.iinfo(dtype).max
+    levels, given = np.empty(entry["shape"], np.float32), np.empty(entry["shape"], dtype)
+
+    def quantize(value: Any) -> Any:  # in place: fresh memory takes half as long again
+        np.divide(value, scale, out=levels)
+        np.rint(levels, out=levels)
+        np.add(levels, zero_point, out=levels)
+        np.clip(levels, lowest, highest, out=levels)
+        np.copyto(given, levels, casting="unsafe")
+        return given
+
+    return quantize
 
 
 def _dequantizer(entry: Any) -> Callable[[Any], Any]:

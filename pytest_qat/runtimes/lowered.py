@@ -72,10 +72,10 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     artefacts = {side: folder / f"{side}{SUFFIX[name]}" for side in programs}
     built = build(name, programs, artefacts, module=runtime.__name__, threads=settings.threads,
                   timeout_s=settings.timeout_s)
-    names = tuple(inspect.signature(fp32.forward).parameters)
+    order = _Order(example_inputs, names=tuple(inspect.signature(fp32.forward).parameters))
     with torch.no_grad():
         outputs = _Container(fp32(*example_inputs))
-    forms = {side: _form(runtime, built[side], outputs, threads=settings.threads, names=names,
+    forms = {side: _form(runtime, built[side], outputs, threads=settings.threads, order=order,
                          batch=sample_count(example_inputs)) for side in built}
     if getattr(runtime, "COMPILES", False):  # now, so that nobody times it
         for form in forms.values():
@@ -153,7 +153,7 @@ def _refuse_unfit(name: str, model: nn.Module, example_inputs: tuple[Any, ...]) 
                               remedy="split the model, or use a recipe with another runtime.")])
 
 
-def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: int, names: Sequence[str],
+def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: int, order: _Order,
           batch: int) -> Deployed:
     call: Call = runtime.load(built.artefact, threads=threads)
     single = outputs.single
@@ -163,7 +163,7 @@ def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: in
         return made[0] if single else outputs.around(made)  # calls are timed: the usual case comes first
 
     def adapt(inputs: Any) -> list[Tensor]:
-        return leaves_of(inputs, names)
+        return order.leaves(inputs)
 
     def save_program(inputs: Any, target: Path) -> None:
         save_whole({"inputs": adapt(inputs)}, target.with_suffix(".inputs"))
@@ -175,16 +175,33 @@ def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: in
         kernels=built.kernels)
 
 
-def leaves_of(inputs: Any, names: Sequence[str] = ()) -> list[Tensor]:
-    """Return the tensors of a batch in order; anything else is a constant of the artefact.
+class _Order:
+    """The order of an artefact's inputs: that of the example, whatever the order of keywords and keys."""
 
-    Args:
-        inputs: One batch; keywords may come in any order.
-        names: The order of keywords.
-    """
-    if isinstance(inputs, Mapping):
-        known = [name for name in names if name in inputs]
-        inputs = [inputs[name] for name in (*known, *(name for name in inputs if name not in known))]
+    def __init__(self, example_inputs: Any, *, names: Sequence[str]) -> None:
+        self._example = example_inputs
+        self._names = names
+
+    def leaves(self, inputs: Any) -> list[Tensor]:
+        """Return the tensors of a batch; anything else is a constant of the artefact."""
+        if isinstance(inputs, Mapping):
+            known = [name for name in self._names if name in inputs]
+            inputs = [inputs[name] for name in (*known, *(name for name in inputs if name not in known))]
+        return leaves_of(_arranged(self._example, inputs))
+
+
+def _arranged(example: Any, value: Any) -> Any:
+    """Return a nested value with its mappings in the order of the example's."""
+    if isinstance(example, Mapping) and isinstance(value, Mapping) and set(example) == set(value):
+        return {key: _arranged(example[key], value[key]) for key in example}
+    plain = (list, tuple)
+    if isinstance(example, plain) and isinstance(value, plain) and len(example) == len(value):
+        return [_arranged(*pair) for pair in zip(example, value, strict=True)]
+    return value
+
+
+def leaves_of(inputs: Any) -> list[Tensor]:
+    """Return copies of the tensors in a nested value, contiguous."""
     return [leaf.clone(memory_format=torch.contiguous_format)  # contiguous() keeps odd strides of sides of 1
             for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["fake_quantizers", "qparams_of", "switch_fake_quantize", "switch_observers"]
+__all__ = ["fake_quantizers", "qparams_of", "resume_fake_quantize", "switch_fake_quantize", "switch_observers",
+           "take_over_ranges"]
 
 
 def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -40,6 +41,25 @@ def switch_fake_quantize(model: nn.Module, *, on: bool) -> None:
             module.enabled = on
         else:
             module.fake_quant_enabled[0] = int(on)
+
+
+def take_over_ranges(model: nn.Module) -> None:
+    """Let fake-quantizers use what their observers saw: the fused kernel only does so while both are switched on."""
+    for _, module in fake_quantizers(model):
+        if hasattr(module, "activation_post_process") and isinstance(getattr(module, "scale", None), Tensor):
+            scale, zero_point = module.calculate_qparams()
+            module.scale.resize_(scale.shape).copy_(scale)
+            module.zero_point.resize_(zero_point.shape).copy_(zero_point)
+
+
+def resume_fake_quantize(model: nn.Module) -> int:
+    """Switch fake-quantizers on that were off, with the ranges that their observers saw; return how many these are."""
+    off = sum(not (module.enabled if _is_dynamic(module) else int(module.fake_quant_enabled[0]))
+              for _, module in fake_quantizers(model))
+    if off:
+        switch_fake_quantize(model, on=True)
+        take_over_ranges(model)
+    return off
 
 
 def _is_dynamic(module: nn.Module) -> bool:

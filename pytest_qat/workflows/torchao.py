@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8DynamicActivationIntxWeightConfig, quantize_
 from torchao.quantization.granularity import PerGroup
 from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
@@ -94,6 +95,10 @@ def _float_layers(model: nn.Module, case: QATCase, recipe: Recipe) -> dict[str, 
             reasons[name] = "left in float on purpose (skip)"
         elif name in attention:
             reasons[name] = "nn.MultiheadAttention reads its weight itself, without calling the layer"
+        elif isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+            reasons[name] = f"{type(module).__name__} has a forward of its own, which the int8 form would replace"
+        elif isinstance(module, nn.Linear) and is_parametrized(module):
+            reasons[name] = "its weight is computed anew in every call (parametrized)"
         elif isinstance(module, nn.Linear) and recipe.quantizer == "int4" and module.in_features % GROUP:
             reasons[name] = f"its {module.in_features} inputs are no multiple of the group of {GROUP}"
         elif not isinstance(module, nn.Linear) and any(True for _ in module.parameters(recurse=False)):

@@ -258,3 +258,30 @@ def test_a_drop_of_one_sample_in_a_hundred_is_exactly_one_percent() -> None:
 def test_where_lower_is_better_few_errors_are_not_chance() -> None:
     errors = scores([1.0] * 2 + [0.0] * 98, majority=0.5)
     assert not compare_scores(errors, errors, None, higher_is_better=False).at_chance
+
+
+@pytest.mark.parametrize(("before", "after", "higher", "shares"), [
+    ([1, 0, 1], [0, 0, 1], True, True), ([0.25, 0.5], [0.5, 1.0], True, True), ([1, 0, 1], [0, 0, 1], False, True),
+    ([1e-4, 2e-4], [1e-3, 4e-3], False, False), ([0.5, 0.5], [0.5, 1.5], True, False),
+    ([-1.0, 0.5], [0, 1], True, False),
+])
+def test_scores_are_shares_if_they_are_hits_or_lie_between_none_and_all(
+    before: list[float], after: list[float], higher: bool, shares: bool,
+) -> None:
+    assert compared(before, after, higher_is_better=higher).is_fraction is shares
+
+
+@pytest.mark.parametrize(("before", "after", "only"), [
+    ([0, 1, 2], [1, 1, 1], 1), ([0, 1, 2], [1, 1, 2], None), ([1, 1, 1], [1, 1, 1], None), (None, None, None),
+])
+def test_the_one_class_that_int8_names_is_told_where_float_names_several(before: Any, after: Any,
+                                                                       only: int | None) -> None:
+    found = compare_scores(scores([1, 1, 0], predictions=before), scores([1, 0, 0], predictions=after), None,
+                           higher_is_better=True)
+    assert found.only_class == only
+
+
+def test_a_simulated_control_is_tested_against_the_fine_tuned_model() -> None:
+    control, tuned, int8 = [1.0] * 40, [1.0] * 40, [0.0] * 40
+    assert compared([1.0] * 40, int8, control, tuned, ptq_simulated=True).ptq_p_value == 1
+    assert (compared([1.0] * 40, int8, control, tuned).ptq_p_value or 0) < 1e-6

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pytest_qat.errors import DataError
-from pytest_qat.measure.accuracy import agreement_scores, evaluate, top1
+from pytest_qat.measure.accuracy import evaluate, top1
 from tests.measure.scored import HITS, LOGITS, same
 
 # -- top-1 ----------------------------------------------------------------------------------------------------------
@@ -197,48 +197,28 @@ def test_targets_of_any_floating_type_are_listed() -> None:
     assert found.targets.tolist() == [0.5, 1.5]
 
 
-# -- agreement ------------------------------------------------------------------------------------------------------
+# -- which output ----------------------------------------------------------------------------------------------------
 
 
-def test_agreement_of_logits_is_the_share_of_equal_classes() -> None:
-    other = LOGITS.clone()
-    other[0] = torch.tensor([1.0, 2.0, 0.0])
-    found, sqnr = agreement_scores([LOGITS[:2], LOGITS[2:]], [other[:2], other[2:]], samples=[2, len(LOGITS) - 2])
-    assert found.values.tolist() == [0, 1, 1, 1]
-    noise = math.sqrt(2) / float(LOGITS.norm())
-    assert sqnr == pytest.approx(-20 * math.log10(noise), abs=1e-4)
+@pytest.mark.parametrize("output", [
+    {"boxes": torch.zeros(4, 4), "logits": LOGITS}, {"features": torch.ones(4, 7), "class_scores": LOGITS},
+    (torch.zeros(4, 2, 5), LOGITS), {"out": LOGITS, "aux": torch.zeros(4, 3)},
+])
+def test_top_1_takes_the_output_that_its_name_or_the_target_tells(output: Any) -> None:
+    assert top1(output, HITS).tolist() == [1, 1, 1, 0]
 
 
-def test_agreement_of_other_outputs_allows_an_error_of_a_tenth() -> None:
-    reference = torch.tensor([[10.0], [10.0], [10.0], [0.0]])
-    found, _ = agreement_scores([reference], [torch.tensor([[10.5], [10.999], [11.5], [0.0]])], samples=[4])
-    assert found.values.tolist() == [1, 1, 0, 1]
+def test_top_1_does_not_guess_between_outputs_of_different_width() -> None:
+    with pytest.raises(DataError, match=r"cannot tell which .*\[0\] \(4, 7\), \[1\] \(4, 3\)") as caught:
+        top1((torch.ones(4, 7), LOGITS), HITS)
+    assert "metric=" in str(caught.value.hint)
 
 
-def test_a_model_agrees_with_itself_entirely() -> None:
-    found, sqnr = agreement_scores([{"a": LOGITS, "b": LOGITS[:, :1]}], [{"a": LOGITS, "b": LOGITS[:, :1]}],
-                                    samples=[len(LOGITS)])
-    assert found.mean == 1
-    assert sqnr == math.inf
+def test_the_output_that_was_scored_is_told() -> None:
+    found = evaluate(lambda batch: {"boxes": torch.zeros(4, 4), "logits": LOGITS}, [(LOGITS, HITS)], None)
+    assert found.scored == "['logits']"
 
 
-def test_outputs_of_different_shape_cannot_agree() -> None:
-    with pytest.raises(DataError, match="differ in shape"):
-        agreement_scores([LOGITS], [LOGITS[:, :2]], samples=[len(LOGITS)])
-
-
-def test_outputs_without_a_float_tensor_cannot_be_compared() -> None:
-    with pytest.raises(DataError, match="no floating-point tensor"):
-        agreement_scores([HITS], [HITS], samples=[len(HITS)])
-
-
-@pytest.mark.parametrize(("extra", "samples"), [(torch.ones(1), 4), (torch.tensor(1.0), 4), (torch.ones(2, 4, 5), 4)])
-def test_outputs_that_have_no_row_for_each_sample_count_in_the_ratio_only(extra: torch.Tensor, samples: int) -> None:
-    found, sqnr = agreement_scores([(extra, LOGITS)], [(extra * 0.5, LOGITS)], samples=[samples])
-    assert found.values.tolist() == [1, 1, 1, 1]
-    assert sqnr < math.inf
-
-
-def test_outputs_without_any_row_for_each_sample_are_told_by_their_shapes() -> None:
-    with pytest.raises(DataError, match=r"tensors of shape \(1,\), \(2, 3\) for a batch of 4 samples"):
-        agreement_scores([(torch.ones(1), torch.ones(2, 3))], [(torch.ones(1), torch.ones(2, 3))], samples=[4])
+def test_samples_are_counted_by_the_target_where_the_first_side_of_the_input_is_time() -> None:
+    found = evaluate(lambda batch: LOGITS, [(torch.zeros(20, 4, 5), HITS)], None)
+    assert found.values.tolist() == [1, 1, 1, 0]

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pytest_qat.measure.macs import called_modules, count_macs
+from pytest_qat.measure.macs import called_modules, count_macs, integer_multipliers
 
 
 class Product(nn.Module):
@@ -78,7 +78,7 @@ def test_a_module_that_is_not_called_is_not_among_the_called() -> None:
 @pytest.mark.parametrize(("model", "inputs"), [
     (Attention(), torch.randn(2, 5, 8)),
     (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 5, 8)),
-    (nn.LSTM(4, 6, batch_first=True), torch.randn(2, 5, 4)),
+    (nn.GRU(4, 6, batch_first=True), torch.randn(2, 5, 4)),
     (nn.ConvTranspose2d(3, 4, 3, stride=2), torch.randn(1, 3, 5, 5)),
 ])
 def test_the_sum_is_that_of_torch_s_own_counter(model: nn.Module, inputs: Tensor,
@@ -126,3 +126,35 @@ def test_functional_layers_count_on_the_module_around_them() -> None:
             return functional.linear(x, self.weight)
 
     assert count_macs(nn.Sequential(Functional()), (torch.randn(2, 4),)).by_module == {"0": 24}
+
+
+class Integers(nn.Module):
+    """A product of integers inside, and two of floats around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exact = Exact()
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) @ self.exact(x)
+
+
+class Exact(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        codes = (x * 10).round().to(torch.int8)
+        return torch._int_mm(codes.t().contiguous(), codes).float()
+
+
+def test_only_modules_that_multiply_integers_are_named() -> None:
+    x = torch.randn(32, 16)
+    assert integer_multipliers(Integers(), (x,)) == {"exact"}
+    assert integer_multipliers(Exact(), (x,)) == {""}
+    assert integer_multipliers(nn.Linear(16, 4), (x,)) == frozenset()
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_count_the_products_of_every_step_and_layer(kind: type[nn.Module], gates: int) -> None:
+    batch, steps, width, hidden = 2, 5, 8, 16
+    count = count_macs(nn.Sequential(kind(width, hidden, 2, batch_first=True)), torch.randn(batch, steps, width))
+    assert count.by_module == {"0": batch * steps * gates * hidden * (width + 3 * hidden)}

@@ -36,6 +36,7 @@ class Machine:
         self.now = 0
         self.log: list[tuple[str, int]] = []
         self.sessions: list[str] = []
+        self.answers: dict[str, float] = {}
 
     def now_ns(self) -> int:
         return self.now
@@ -58,11 +59,12 @@ class Machine:
             self.now += ADAPTING_MS * MS
             return (layout, inputs)
 
-        def run(adapted: Any) -> None:
+        def run(adapted: Any) -> torch.Tensor:
             assert adapted[0] == layout, "inputs must be adapted"
             assert {"fp32", "int8"} <= set(self.sessions), "both sessions must be open"
             batch = sample_count(adapted[1])
             self.spend(label, batch, cost(batch) if callable(cost) else cost)
+            return torch.full((batch, 2), self.answers.get(label, 1.0))
 
         @contextlib.contextmanager
         def session() -> Iterator[None]:
@@ -157,16 +159,24 @@ def test_each_side_runs_in_its_faster_layout(machine: Machine, fp32: Any, int8: 
     assert found.over_eager.estimate == pytest.approx(12 / chosen)
 
 
-@pytest.mark.parametrize("seed", range(1, 13))
-@pytest.mark.parametrize(("contiguous", "channels_last", "layout"), [
-    (5.0, 5.0, "contiguous"), (5.05, 5.0, "contiguous"), (5.0, 5.05, "contiguous"), (6.0, 5.0, "channels_last"),
-    (5.0, 6.0, "contiguous"),
+@pytest.mark.parametrize(("contiguous", "channels_last", "layout", "runs"), [
+    (5.0, 5.0, "contiguous", 17), (5.05, 5.0, "contiguous", 17), (5.0, 5.05, "contiguous", 17),
+    (6.0, 5.0, "channels_last", 20), (5.0, 6.0, "contiguous", 20),
 ])
-def test_every_run_takes_the_same_layout_on_a_noisy_machine(machine: Machine, contiguous: float, channels_last: float,
-                                                            layout: str, seed: int) -> None:
-    costs = {name: wobbly(ms, 0.1, seed=seed * sign)
-             for name, ms, sign in (("contiguous", contiguous, 1), ("channels_last", channels_last, -1))}
-    assert machine.measure(costs, 5, max_pairs=1).layouts["fp32"] == layout
+def test_of_twenty_runs_on_a_noisy_machine_most_take_the_same_layout(machine: Machine, contiguous: float,
+                                                                     channels_last: float, layout: str,
+                                                                     runs: int) -> None:
+    taken = [machine.measure({"contiguous": wobbly(contiguous, 0.1, seed=seed),
+                              "channels_last": wobbly(channels_last, 0.1, seed=100 + seed)}, 5, max_pairs=1)
+             .layouts["fp32"] for seed in range(20)]
+    assert taken.count(layout) >= runs
+
+
+def test_a_layout_that_computes_something_else_is_not_taken_however_fast(machine: Machine) -> None:
+    machine.answers["int8 in channels_last"] = -1.0
+    found = machine.measure(6, {"contiguous": 3, "channels_last": 1})
+    assert found.layouts["int8"] == "contiguous"
+    assert found.like_for_like.estimate == pytest.approx(2)
 
 
 def test_a_side_with_one_layout_is_not_compared_with_itself_to_choose_it(machine: Machine) -> None:

@@ -1,0 +1,197 @@
+"""The deployed float model is held to the user's, and outputs that no metric looks at to the deployed float model's."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_qat.assessment import Assessment
+from pytest_qat.case import QATCase, Tolerances
+from pytest_qat.measure.exclusive import MachineLock
+from pytest_qat.pipeline import ModelRun, NotApplicable, RunSettings
+from pytest_qat.recipe import get_recipe
+from pytest_qat.workflows.observers import switch_fake_quantize
+
+EASY = Tolerances(min_size_reduction=0.01, min_speedup=0.0)
+
+
+def net(outputs: int = 10) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, outputs)).eval()
+
+
+def case(model: nn.Module, **changes: Any) -> QATCase:
+    torch.manual_seed(1)
+    return QATCase(**{"model": model.eval(), "example_inputs": (torch.randn(32, 16),), "tolerances": EASY,
+                      "calibration_data": [torch.randn(32, 16) for _ in range(2)], **changes})
+
+
+@pytest.fixture
+def runs() -> Iterator[Any]:
+    made: list[ModelRun] = []
+
+    def run(given: QATCase, recipe: str = "fx-x86", **settings: Any) -> ModelRun:
+        made.append(ModelRun(given, get_recipe(recipe), RunSettings(tolerances=EASY, **settings), lock=MachineLock()))
+        return made[-1]
+
+    yield run
+    for each in made:
+        each.close()
+
+
+class Remembers(nn.Module):
+    """A recurrent cell that keeps its state between calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.state = nn.Linear(16, 16), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros_like(x) if self.state is None else self.state
+        made: Tensor = torch.relu(self.cell(x + 0.5 * state))
+        self.state = made.detach()
+        return made
+
+
+class Draws(nn.Module):
+    """Dropout that stays on in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.linear(x), 0.5)
+
+
+def patched() -> nn.Module:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    model.forward = model[0].forward  # type: ignore[method-assign]
+    return model
+
+
+def hooked() -> nn.Module:
+    model = net()
+    model.register_forward_hook(lambda module, inputs, output: -output)
+    return model
+
+
+@pytest.mark.parametrize(("model", "reason"), [
+    pytest.param(Remembers(), "two calls of the float model", id="state"),
+    pytest.param(Draws(), "two calls of the float model", id="random"),
+    pytest.param(patched(), r"returns \(32, 4\), yours \(32, 16\)", id="patched"),
+    pytest.param(hooked(), "agrees with yours to -6.0 dB only, expected 60 dB", id="hook"),
+])
+def test_a_model_that_tracing_changes_fails_before_anything_is_measured(runs: Any, model: nn.Module,
+                                                                        reason: str) -> None:
+    assessment = Assessment(runs(case(model)), reference="models:net")
+    found = {check: assessment.check(check).verdict for check in ("prepare", "convert", "accuracy", "size", "speedup")}
+    assert found["convert"].outcome.value == "failed"
+    [finding] = found["convert"].findings
+    assert finding.code == "baseline-differs"
+    assert re.search(reason, found["convert"].reasons[0])
+    assert {found[check].outcome.value for check in ("accuracy", "size", "speedup")} == {"blocked"}
+
+
+@pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86", "fx-torchscript"])
+def test_a_model_with_batch_norm_is_the_same_once_folded(runs: Any, recipe: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    model(torch.randn(256, 16) * 3)
+    assert runs(case(model), recipe).deployed().fp32
+
+
+# -- outputs that no metric looks at ---------------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    """Class scores, and boxes in pixels far from zero."""
+
+    def __init__(self, *, centre: float, boxes_only: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk, self.scores, self.boxes = nn.Linear(16, 32), nn.Linear(32, 10), nn.Linear(32, 4)
+        self.boxes.bias = nn.Parameter(torch.tensor([0.0, 0.0, 0.0, centre]))
+        self.boxes_only = boxes_only
+
+    def forward(self, x: Tensor) -> Any:
+        features = torch.relu(self.trunk(x))
+        return self.boxes(features) if self.boxes_only else {
+            "logits": self.scores(features), "boxes": self.boxes(features)}
+
+
+def labels(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Batches that a model gets right."""
+    torch.manual_seed(2)
+    batches = [torch.randn(64, 16) for _ in range(4)]
+    with torch.no_grad():
+        return [(images, model(images)["logits"].argmax(dim=1)) for images in batches]
+
+
+@pytest.mark.parametrize(("centre", "outcome"), [(600.0, "failed"), (0.0, "passed")])
+def test_boxes_beside_scores_are_looked_at_without_a_metric_of_theirs(runs: Any, centre: float, outcome: str) -> None:
+    model = Detector(centre=centre).eval()
+    tolerances = Tolerances(accuracy_drop="10%")
+    assessment = Assessment(runs(case(model, eval_data=labels(model))), reference="models:net")
+    found = assessment.check("accuracy", tolerances=tolerances).verdict
+    assert found.outcome.value == outcome
+    assert [finding.code for finding in found.findings if finding.severity == "error"] == (
+        ["flat-output"] if outcome == "failed" else [])
+
+
+def test_a_metric_of_the_users_decides_what_counts(runs: Any) -> None:
+    model = Detector(centre=600.0).eval()
+    given = case(model, eval_data=labels(model), metric=lambda output, target: (
+        output["logits"].argmax(dim=1) == target).float())
+    assert runs(given).accuracy().flat == ()
+
+
+@pytest.mark.parametrize(("centre", "outcome"), [(600.0, "failed"), (0.0, "passed")])
+def test_boxes_alone_are_held_to_more_than_which_is_the_largest(runs: Any, centre: float, outcome: str) -> None:
+    assessment = Assessment(runs(case(Detector(centre=centre, boxes_only=True))), reference="models:net")
+    found = assessment.check("accuracy", tolerances=Tolerances(accuracy_drop="25%")).verdict
+    assert found.outcome.value == outcome
+
+
+# -- what training left switched off ---------------------------------------------------------------------------------
+
+
+def test_fake_quantize_that_training_left_off_is_said_and_not_blamed_on_kernels(runs: Any) -> None:
+    def train(model: nn.Module) -> None:
+        switch_fake_quantize(model, on=False)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.01)
+
+    model = net()
+    torch.manual_seed(2)
+    images = torch.randn(256, 16)
+    data = [(images, model(images).argmax(dim=1))]
+    run = runs(case(model, train=train, eval_data=data))
+    assessment = Assessment(run, reference="models:net")
+    convert, parity = (assessment.check(check).verdict for check in ("convert", "parity"))
+    assert convert.outcome.value == "passed"
+    assert [finding.code for finding in convert.findings] == ["fake-quantize-off"]
+    assert parity.outcome.value == "passed"
+    assert run.parity().quantization_sqnr_db < 60, "fake-quantize is on for the comparison"
+
+
+def test_a_prepared_model_without_fake_quantize_cannot_be_compared_with(runs: Any) -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    model = net()
+    given = case(model)
+    prepared = prepare_fx(model, get_default_qconfig_mapping("x86"), given.example_inputs)
+    prepared(given.example_inputs[0])
+    run = runs(dataclasses.replace(given, prepared=prepared), strict=True)
+    with pytest.raises(NotApplicable, match="no fake-quantize modules"):
+        run.parity()
+    found = Assessment(run, reference="models:net").check("parity").verdict
+    assert found.outcome.value == "inconclusive", "strict mode counts missing evidence, not what there is none of"
