@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pytest_qat.assessment import Assessment
 from pytest_qat.case import QATCase, Tolerances
 from pytest_qat.measure.exclusive import MachineLock
-from pytest_qat.pipeline import ModelRun, NotApplicable, RunSettings
+from pytest_qat.pipeline import ModelRun, NotApplicable, RunSettings, StageFailed
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows.observers import switch_fake_quantize
 
@@ -195,3 +195,73 @@ def test_a_prepared_model_without_fake_quantize_cannot_be_compared_with(runs: An
         run.parity()
     found = Assessment(run, reference="models:net").check("parity").verdict
     assert found.outcome.value == "inconclusive", "strict mode counts missing evidence, not what there is none of"
+
+
+class Careless(nn.Module):
+    """Its train forgets to return the module, as some frameworks' do, so that eval() returns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 10)
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+class Pops(nn.Module):
+    """Takes its image out of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 10)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.linear(batch.pop("image"))
+
+
+def test_a_train_that_returns_nothing_and_an_example_with_a_history_do_no_harm(runs: Any) -> None:
+    model = Careless()
+    torch.nn.Module.train(model, mode=False)
+    images = nn.Linear(16, 16)(torch.randn(4, 16))
+    assert images.requires_grad
+    given = QATCase(model=model, example_inputs=(images,), calibration_data=[images.detach()])
+    assert runs(given).inputs() is not None
+
+
+def test_a_model_that_takes_its_input_apart_is_told_so(runs: Any) -> None:
+    given = QATCase(model=Pops().eval(), example_inputs=({"image": torch.randn(4, 16)},))
+    with pytest.raises(StageFailed) as caught:
+        runs(given).inputs()
+    assert "changes its inputs in place" in str(caught.value.error)
+
+
+def test_calibration_data_with_targets_are_told_so(runs: Any) -> None:
+    given = case(net(), calibration_data=[(torch.randn(4, 16), torch.zeros(4))])
+    with pytest.raises(StageFailed) as caught:
+        runs(given).converted()
+    assert "batch 0 of the calibration data does not fit the model" in str(caught.value.error)
+    assert "without targets" in str(getattr(caught.value.error, "hint", ""))
+
+
+def test_what_no_table_knows_is_told_with_module_and_place(runs: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding="same"), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 4))
+    found = Assessment(runs(QATCase(model=model.eval(), example_inputs=(torch.randn(2, 3, 8, 8),)), "fx-x86"),
+                       reference="models:net").check("convert").verdict
+    assert found.outcome.value == "failed"
+    [finding] = found.findings
+    assert finding.code == "quantization-raised"
+    assert "convert raised " in finding.message
+    assert finding.remedy
+
+
+def test_training_without_fake_quantize_is_no_qat(runs: Any) -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+
+    data = [(torch.randn(8, 16), torch.zeros(8, dtype=torch.long))]
+    given = case(net(), qconfig_mapping=get_default_qconfig_mapping("x86"), train_data=data,
+                 loss_fn=nn.CrossEntropyLoss())
+    found = Assessment(runs(given), reference="models:net").check("prepare").verdict
+    assert [finding.code for finding in found.findings] == ["no-fake-quantize"]

@@ -8,9 +8,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pytest_qat.errors import UnsupportedEnvironment
-from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads
+from pytest_qat.isolation import preserved_torch_state, quantized_engine, threads, without_fast_path
 
 
 def state() -> tuple[object, ...]:
@@ -88,3 +89,16 @@ def test_generators_of_cuda_are_restored_if_there_are_any(monkeypatch: pytest.Mo
     with preserved_torch_state(seed=7):
         assert (seeds, restored) == ([7], [])
     assert restored == [["before"]]
+
+
+def test_without_the_fast_path_an_encoder_layer_calls_its_linear_layers() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    called: list[str] = []
+    forward = layer.linear1.forward
+    layer.linear1.forward = lambda x: (called.append("linear1"), forward(x))[1]  # type: ignore[method-assign]
+    was_on = torch.backends.mha.get_fastpath_enabled()
+    with without_fast_path(), torch.inference_mode():
+        assert not torch.backends.mha.get_fastpath_enabled()
+        layer(torch.randn(2, 3, 8))
+    assert called
+    assert torch.backends.mha.get_fastpath_enabled() is was_on

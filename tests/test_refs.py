@@ -265,6 +265,16 @@ def test_a_torchvision_model_needs_no_shapes(tmp_path: Path) -> None:
     assert load_case("torchvision:squeezenet1_1", root=tmp_path).example_inputs[0].shape == (1, 3, 224, 224)
 
 
+def test_no_backbone_s_weights_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("nothing may be downloaded")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    made = load_case("torchvision:lraspp_mobilenet_v3_large", root=tmp_path, shapes="1x3x64x64")
+    assert made.name == "lraspp_mobilenet_v3_large (random weights)"
+
+
 def test_an_unknown_torchvision_model_is_answered_with_the_near_ones(tmp_path: Path) -> None:
     error = refused(ReferenceNotFound, "torchvision:resnet81", tmp_path)
     assert "'resnet81'" in error.message

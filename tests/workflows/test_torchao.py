@@ -202,3 +202,29 @@ def test_the_float_twin_is_a_copy_in_eval_mode() -> None:
     assert not twin.training
     assert model.training
     assert twin.get_parameter("embed.weight") is not model.embed.weight
+
+
+class Scaled(nn.Linear):
+    """A linear layer with equalised learning rate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight * 0.1, self.bias)
+
+
+@RECIPES
+@pytest.mark.parametrize(("layer", "reason"), [
+    (Scaled(64, 64), "Scaled has a forward of its own"),
+    (nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)), "computed anew in every call"),
+], ids=["subclass", "parametrized"])
+def test_linear_layers_that_are_more_than_linear_stay_in_float_and_say_why(recipe: Any, layer: nn.Module,
+                                                                           reason: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), layer, nn.ReLU(), nn.Linear(64, 4)).eval()
+    inputs = torch.randn(8, 64)
+    case = QATCase(model=model, example_inputs=(inputs,))
+    prepared = torchao.prepare(case, recipe)
+    assert reason in prepared.float_modules["2"]
+    assert quantized(prepared.module) == ["0", "4"]
+    switch_fake_quantize(prepared.module.eval(), on=False)
+    with torch.no_grad():
+        assert sqnr_db(model(inputs), prepared.module(inputs)) > 80
