@@ -143,23 +143,21 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
     that has outputs gone flat which no metric looks at. What training did helps to name causes.
     """
     outcome, reason = _judge_drop(accuracy, tolerances.accuracy_drop, strict=strict)
-    if accuracy.flat or accuracy.only_class is not None:
-        outcome, reason = Outcome.FAILED, _nothing_left(accuracy)
     floor = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
     if floor is not None and (floor[0] is Outcome.FAILED or outcome is Outcome.PASSED):
         outcome, reason = floor
-    return Verdict(outcome=outcome, reasons=(reason,), findings=causes_of_scores(
+    reasons: tuple[str, ...] = (reason,)
+    if accuracy.flat or accuracy.only_class is not None:
+        outcome, reasons = Outcome.FAILED, (_nothing_left(accuracy), reason)
+    return Verdict(outcome=outcome, reasons=reasons, findings=causes_of_scores(
         accuracy, fine_tuning, higher_is_better=higher_is_better))
 
 
 def _nothing_left(accuracy: Accuracy) -> str:
     if accuracy.only_class is not None:
         return (f"the int8 model names class {accuracy.only_class} for all of {accuracy.samples:,} samples, which "
-                f"float does not; that scores {score_text(accuracy, accuracy.int8)} (float: "
-                f"{score_text(accuracy, accuracy.fp32)}).")
-    return "; ".join(f"{flat_text(each)} hardly follows its input any more in int8" for each in accuracy.flat) + (
-        f", whatever {'agreement' if accuracy.kind == 'agreement' else 'accuracy'} says "
-        f"({score_text(accuracy, accuracy.int8)}).")
+                "float does not.")
+    return "; ".join(f"{flat_text(each)} hardly follows its input any more in int8" for each in accuracy.flat) + "."
 
 
 def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[Outcome, str]:

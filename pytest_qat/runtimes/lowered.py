@@ -27,7 +27,8 @@ from pytest_qat.runtimes.child import Built, build
 from pytest_qat.runtimes.files import save_whole, write_whole
 from pytest_qat.workflows.exported import ExportedModel, export_program
 
-__all__ = ["Call", "deploy_lowered", "in_order", "load_exported", "load_flat_program", "named_after", "without_wrapper"]
+__all__ = ["Call", "InputOrder", "deploy_lowered", "in_order", "load_exported", "load_flat_program", "named_after",
+           "without_wrapper"]
 
 Call = Callable[[Sequence[Tensor]], list[Tensor]]
 """One call of a loaded artefact: input tensors in order, output tensors in order."""
@@ -72,7 +73,7 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     artefacts = {side: folder / f"{side}{SUFFIX[name]}" for side in programs}
     built = build(name, programs, artefacts, module=runtime.__name__, threads=settings.threads,
                   timeout_s=settings.timeout_s)
-    order = _Order(example_inputs, names=tuple(inspect.signature(fp32.forward).parameters))
+    order = InputOrder(example_inputs, names=tuple(inspect.signature(fp32.forward).parameters))
     with torch.no_grad():
         outputs = _Container(fp32(*example_inputs))
     forms = {side: _form(runtime, built[side], outputs, threads=settings.threads, order=order,
@@ -153,7 +154,7 @@ def _refuse_unfit(name: str, model: nn.Module, example_inputs: tuple[Any, ...]) 
                               remedy="split the model, or use a recipe with another runtime.")])
 
 
-def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: int, order: _Order,
+def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: int, order: InputOrder,
           batch: int) -> Deployed:
     call: Call = runtime.load(built.artefact, threads=threads)
     single = outputs.single
@@ -175,7 +176,7 @@ def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: in
         kernels=built.kernels)
 
 
-class _Order:
+class InputOrder:
     """The order of an artefact's inputs: that of the example, whatever the order of keywords and keys."""
 
     def __init__(self, example_inputs: Any, *, names: Sequence[str]) -> None:

@@ -123,7 +123,7 @@ def test_a_bad_case_fails_the_check_of_its_stage_and_blocks_the_rest(
 def test_odd_scores_and_data_that_change_between_models_end_in_one_sentence_each(project: Project) -> None:
     project.add('''
         class Shrinking:
-            left = 6
+            left = 9
 
             def __iter__(self):
                 self.left -= 1

@@ -176,6 +176,7 @@ def test_samples_that_changed_are_listed_and_a_loss_in_conversion_is_told_from_o
                                  for index in range(64) if index % 4 != 1]
     lost = finding(run, "lost-in-conversion")
     assert lost["message"].startswith("the fine-tuned model scores 100.00% with fake-quantize, but 25.00% once")
+    assert "the int8 model names class 1 for all of 64 samples" in " ".join(text.split())
     assert "of which 48 changed" in " ".join(text.split())
 
 

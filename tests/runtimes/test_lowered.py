@@ -19,7 +19,7 @@ from pytest_qat.runtimes import Deployed, DeploySettings, Kernel, lowered
 from pytest_qat.runtimes.child import Built
 from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.runtimes.graphs import kernels_of
-from pytest_qat.runtimes.lowered import deploy_lowered, in_order, leaves_of, load_exported
+from pytest_qat.runtimes.lowered import InputOrder, deploy_lowered, in_order, leaves_of, load_exported
 from pytest_qat.workflows.exported import ExportedModel, export_program
 from tests.answers import agree, answer, quietly
 
@@ -262,3 +262,17 @@ def test_kernels_that_fit_no_name_take_the_first_that_is_left() -> None:
 def test_kernels_stay_unnamed_where_the_numbers_differ(count: int) -> None:
     seen = [Kernel(int8=True, op="QLinearConv"), Kernel(int8=False, op="Gemm")]
     assert in_order(seen, [Kernel(int8=False, op="conv2d", module="a")] * count) == tuple(seen)
+
+
+A, B, C = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
+
+
+@pytest.mark.parametrize(("example", "inputs"), [
+    (({"left": A, "right": B},), ({"right": B, "left": A},)),
+    (({"left": A, "right": B},), {"pair": {"right": B, "left": A}}),
+    (([{"left": A, "right": B}],), [({"right": B, "left": A},)]),
+    ((A, {"deep": {"x": B, "y": C}}), (A, {"deep": {"y": C, "x": B}})),
+])
+def test_tensors_keep_the_example_s_order_whatever_that_of_the_keys(example: Any, inputs: Any) -> None:
+    found = InputOrder(example, names=("pair",)).leaves(inputs)
+    assert [float(leaf) for leaf in found] == [float(leaf) for leaf in pytree.tree_leaves(example)]
