@@ -52,8 +52,9 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     if chains:
         tq.fuse_modules_qat(model, chains, inplace=True)
     for name, module in model.named_modules():
-        module.qconfig = None if name in flow.islands else qconfig_for(name, module, mapping)
-    _make_islands(model, flow, mapping)
+        floats = "" in flow.islands or name in flow.islands
+        module.qconfig = None if floats else qconfig_for(name, module, mapping)
+    model = _with_islands(model, flow, mapping)
     if not has_stubs:
         model = QuantizedBorder(model, inputs=case.example_inputs, qconfig=mapping.global_qconfig)
     prepared = tq.prepare_qat(model.train(), inplace=True)
@@ -96,15 +97,20 @@ def _anything_to_quantize(model: nn.Module, in_float: dict[str, str]) -> bool:
                for name, module in model.named_modules())
 
 
-def _make_islands(model: nn.Module, flow: Int8Flow, mapping: tq.QConfigMapping) -> None:
+def _with_islands(model: nn.Module, flow: Int8Flow, mapping: tq.QConfigMapping) -> nn.Module:
+    """Wrap what stays in float, under each of its names; the model itself, too, if it is one."""
     for name in flow.islands:
-        parent_name, _, leaf = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
         inner = model.get_submodule(name)
         if is_stub(inner):
             continue
         island = FloatIsland(inner, requantize=name in flow.requantized, qconfig=mapping.global_qconfig)
-        setattr(parent, leaf, island)
+        aliases = [alias for alias, module in model.named_modules(remove_duplicate=False) if module is inner]
+        if "" in aliases:
+            return island
+        for alias in aliases:
+            parent_name, _, leaf = alias.rpartition(".")
+            setattr(model.get_submodule(parent_name), leaf, island)
+    return model
 
 
 def _refusal(call_name: str, owner: str) -> Finding:

@@ -248,3 +248,19 @@ def test_the_float_twin_computes_the_same_with_batchnorm_folded(workflow: str, o
     twin = load_workflow(workflow).float_twin(case(model, **options))
     assert not any(isinstance(part, nn.BatchNorm2d) for part in twin.modules())
     assert sqnr_db(model(IMAGES), twin(IMAGES)) > 80
+
+
+def test_an_activation_under_two_names_stays_in_float_under_both() -> None:
+    """Two names of one module: eager mode replaces modules by name."""
+    shared = nn.SiLU()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), shared, nn.Conv2d(8, 8, 3), shared, nn.Conv2d(8, 4, 3))
+    converted = int8(case(model))
+    assert sqnr_db(model(IMAGES), converted(IMAGES)) > 15
+
+
+def test_a_model_that_stays_in_float_as_a_whole_is_prepared_as_it_is() -> None:
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    words = torch.randn(2, 5, 8)
+    converted = int8(case(model, words, words, words))
+    with torch.no_grad():
+        assert sqnr_db(model(words, words, words)[0], converted(words, words, words)[0]) > 25
