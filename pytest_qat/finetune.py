@@ -22,6 +22,7 @@ from pytest_qat.batches import call, labelled, move
 from pytest_qat.case import QATCase
 from pytest_qat.errors import DataError, StageError, UnsupportedEnvironment
 from pytest_qat.locate import headline, place_of
+from pytest_qat.workflows.border import user_names
 from pytest_qat.workflows.exported import ExportedModel
 from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers, take_over_ranges
 
@@ -103,6 +104,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
 
 def _refuse_unbounded(prepared: nn.Module, *, batch: int) -> None:
     """An observer that saw NaN keeps it, and ignores all later batches in silence."""
+    own = user_names(prepared)
     for name, module in prepared.named_modules():
         low, high = getattr(module, "min_val", None), getattr(module, "max_val", None)
         if not (isinstance(low, Tensor) and isinstance(high, Tensor)) or not low.numel():
@@ -111,8 +113,13 @@ def _refuse_unbounded(prepared: nn.Module, *, batch: int) -> None:
         if not bool((unseen | (torch.isfinite(low) & torch.isfinite(high))).all()):
             raise DataError(
                 f"batch {batch} of the calibration data makes values from {low.min().item()} to {high.max().item()} at "
-                f"{name.removesuffix('.activation_post_process')}, expected finite ones.",
+                f"{_user_place(own[name])}, expected finite ones.",
                 hint="Drop such samples or fill them in, and mask with a large finite number instead of infinity.")
+
+
+def _user_place(name: str) -> str:
+    """Return what an observer of this name looks at, in the user's terms."""
+    return name.partition("activation_post_process")[0].rstrip(".") or "the input"
 
 
 @contextlib.contextmanager

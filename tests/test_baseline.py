@@ -265,3 +265,35 @@ def test_training_without_fake_quantize_is_no_qat(runs: Any) -> None:
                  loss_fn=nn.CrossEntropyLoss())
     found = Assessment(runs(given), reference="models:net").check("prepare").verdict
     assert [finding.code for finding in found.findings] == ["no-fake-quantize"]
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+class Dies(nn.Module):
+    """A layer whose signal dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+        nn.init.zeros_(self.first.weight)
+        nn.init.zeros_(self.first.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x))
+
+
+@pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86"])
+def test_observers_are_told_by_what_they_look_at(runs: Any, recipe: str) -> None:
+    found = Assessment(runs(case(Dies()), recipe), reference="models:net").check("convert").verdict
+    [collapsed] = [finding for finding in found.findings if finding.code == "range-collapsed"]
+    assert collapsed.module == "first"
+    assert collapsed.evidence["modules"][0] == "first"
+
+
+@pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86"])
+def test_calibration_data_that_are_no_numbers_are_told_by_where_they_show(runs: Any, recipe: str) -> None:
+    data = [torch.randn(4, 16), torch.full((4, 16), torch.nan)]
+    with pytest.raises(StageFailed) as caught:
+        runs(case(net(), calibration_data=data), recipe).converted()
+    assert "batch 1 of the calibration data makes values from nan to nan at the input" in str(caught.value.error)

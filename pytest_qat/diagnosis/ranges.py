@@ -21,7 +21,7 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
     zero; it happens in untrained or badly initialised models whose signal dies on the way.
     """
     own = user_names(prepared)
-    names = [own[name].rpartition(".activation_post_process")[0] or own[name] or name
+    names = [own[name].partition("activation_post_process")[0].rstrip(".") or own[name] or "the input"
              for name, module in fake_quantizers(prepared)
              if hasattr(module, "activation_post_process") and _at_eps(module)]
     if not names:

@@ -79,10 +79,26 @@ def user_names(model: nn.Module) -> dict[str, str]:
                 walk(child, f"{actual}.{leaf}" if actual else leaf, inside, ours=added)
 
     walk(model, "", "", ours=False)
+    exported = {id(module.graph_module) for module in model.modules() if isinstance(module, ExportedModel)}
     for actual, module in model.named_modules():
         if isinstance(module, ExportedModel):
             names.update(_exported_names(module, actual))
+        elif isinstance(module, torch.fx.GraphModule) and id(module) not in exported:
+            names.update(_observed_names(module, names[actual], actual))
     return names
+
+
+def _observed_names(model: torch.fx.GraphModule, own: str, actual: str) -> dict[str, str]:
+    """Names of the observers that torch.fx put into a graph: the module whose output they look at, "" for inputs."""
+    found = {}
+    for node in model.graph.nodes:
+        if node.op == "call_module" and str(node.target).startswith("activation_post_process"):
+            seen = node.args[0]
+            user = str(seen.target) if seen.op == "call_module" else ""
+            name = ".".join(part for part in (own, user, "activation_post_process") if part)
+            place = f"{actual}.{node.target}" if actual else str(node.target)
+            found.update({place: name, f"{place}.activation_post_process": name})
+    return found
 
 
 def _exported_names(model: ExportedModel, actual: str) -> dict[str, str]:
