@@ -6,7 +6,6 @@ The record is a plain dict in the form of `--qat-json`, so that it crosses to an
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from pytest_qat.case import Tolerances
 from pytest_qat.checks import CHECK_OF_TOLERANCE, CHECKS, STAGE_OWNERS
 from pytest_qat.diagnosis.ranges import collapsed_ranges
 from pytest_qat.errors import CheckFailed, MissingPackage, QATError
-from pytest_qat.findings import Finding
+from pytest_qat.findings import Finding, json_number
 from pytest_qat.locate import headline
 from pytest_qat.measure.accuracy import Accuracy
 from pytest_qat.measure.latency import Latency, Speedup
@@ -167,8 +166,8 @@ class Assessment:
 
     def _parity(self, tolerances: Tolerances) -> Verdict:
         parity = self.run.parity()
-        self._metrics["parity"] = {"sqnr_db": _number(parity.sqnr_db), "finite": parity.finite,
-                                   "quantization_sqnr_db": _number(parity.quantization_sqnr_db)}
+        self._metrics["parity"] = {"sqnr_db": json_number(parity.sqnr_db), "finite": parity.finite,
+                                   "quantization_sqnr_db": json_number(parity.quantization_sqnr_db)}
         broken = parity.sqnr_db < parity.limit_db
         return judge.judge_parity(parity, self.run.divergence() if broken else None)
 
@@ -264,13 +263,13 @@ def _headline(error: Exception) -> str:
 
 def _accuracy_metrics(accuracy: Accuracy) -> dict[str, Any]:
     return {"fp32": accuracy.fp32, "int8": accuracy.int8, "ptq": accuracy.ptq, "fine_tuned": accuracy.fine_tuned,
-            "drop": accuracy.drop, "drop_ci": [_number(end) for end in accuracy.drop_ci],
-            "relative_drop": _number(accuracy.relative_drop), "p_value": accuracy.p_value,
+            "drop": accuracy.drop, "drop_ci": [json_number(end) for end in accuracy.drop_ci],
+            "relative_drop": json_number(accuracy.relative_drop), "p_value": accuracy.p_value,
             "ptq_p_value": accuracy.ptq_p_value, "fine_tuned_p_value": accuracy.fine_tuned_p_value,
             "samples": accuracy.samples,
-            "provable_drop": _number(accuracy.provable_drop), "kind": accuracy.kind,
-            "is_fraction": accuracy.is_fraction, "sqnr_db": _number(accuracy.sqnr_db), "flipped": accuracy.flipped,
-            "flips": [{"index": flip.index, "target": _number(flip.target), "before": flip.before,
+            "provable_drop": json_number(accuracy.provable_drop), "kind": accuracy.kind,
+            "is_fraction": accuracy.is_fraction, "sqnr_db": json_number(accuracy.sqnr_db), "flipped": accuracy.flipped,
+            "flips": [{"index": flip.index, "target": json_number(flip.target), "before": flip.before,
                        "after": flip.after} for flip in accuracy.flips]}
 
 
@@ -289,7 +288,7 @@ def _speed_metrics(speed: Speed) -> dict[str, Any]:
         "latency_percentiles_s": {side: _percentiles(found) for side, found in sides.items()},
         "throughput_per_s": {side: None if found is None else speed.samples / found.p50
                              for side, found in sides.items()},
-        "speedup": {**_ratio(main), "noise_floor": _number(speed.noise_floor), "layouts": speed.layouts,
+        "speedup": {**_ratio(main), "noise_floor": json_number(speed.noise_floor), "layouts": speed.layouts,
                     "noise": None if speed.noise is None else _ratio(speed.noise)},
         "speedup_over_eager": None if eager is None else _ratio(eager),
         "batches": [{"batch": entry.batch, "problem": entry.problem, "overhead": entry.overhead,
@@ -303,14 +302,9 @@ def _speed_metrics(speed: Speed) -> dict[str, Any]:
 
 
 def _ratio(speedup: Speedup) -> dict[str, Any]:
-    return {"estimate": speedup.estimate, "ci": [_number(end) for end in speedup.ci], "pairs": speedup.pairs,
+    return {"estimate": speedup.estimate, "ci": [json_number(end) for end in speedup.ci], "pairs": speedup.pairs,
             "confidence": speedup.confidence, "elapsed_s": speedup.elapsed_s}
 
 
 def _percentiles(latency: Latency | None) -> dict[str, float] | None:
     return None if latency is None else {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99}
-
-
-def _number(value: Any) -> float | None:
-    """Return a number that JSON can say, or None."""
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -26,6 +26,7 @@ __all__ = [
     "labelled",
     "move",
     "named_float_tensors",
+    "same_values",
     "sample_count",
     "to_channels_last",
     "with_batch",
@@ -120,6 +121,14 @@ def with_batch(inputs: Any, size: int) -> Any:
 def move(value: Any, device: torch.device | str) -> Any:
     """Return a nested value with its tensors on `device`."""
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, on whatever devices; NaN is equal to itself."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    other = other.to(one.device)
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def to_channels_last(value: Any) -> Any:

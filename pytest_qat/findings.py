@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Finding", "Severity"]
+__all__ = ["Finding", "Severity", "json_number"]
 
 Severity = Literal["error", "warning", "note"]
 
@@ -47,3 +48,8 @@ class Finding:
         where = f"{self.module}: " if self.module else ""
         mend = f" Remedy: {self.remedy}" if self.remedy else ""
         return f"{where}{self.message}{mend}"
+
+
+def json_number(value: Any) -> float | None:
+    """Return a number that JSON can say, or None."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None

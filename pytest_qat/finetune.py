@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic import qat as nniqat
 
-from pytest_qat.batches import call, labelled, move
+from pytest_qat.batches import call, labelled, move, same_values
 from pytest_qat.case import QATCase
 from pytest_qat.errors import DataError, StageError, UnsupportedEnvironment
 from pytest_qat.locate import headline, place_of
-from pytest_qat.workflows.border import user_names
+from pytest_qat.workflows.border import observed, user_names
 from pytest_qat.workflows.exported import ExportedModel
 from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers, take_over_ranges
 
@@ -104,7 +104,6 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
 
 def _refuse_unbounded(prepared: nn.Module, *, batch: int) -> None:
     """An observer that saw NaN keeps it, and ignores all later batches in silence."""
-    own = user_names(prepared)
     for name, module in prepared.named_modules():
         low, high = getattr(module, "min_val", None), getattr(module, "max_val", None)
         if not (isinstance(low, Tensor) and isinstance(high, Tensor)) or not low.numel():
@@ -113,13 +112,8 @@ def _refuse_unbounded(prepared: nn.Module, *, batch: int) -> None:
         if not bool((unseen | (torch.isfinite(low) & torch.isfinite(high))).all()):
             raise DataError(
                 f"batch {batch} of the calibration data makes values from {low.min().item()} to {high.max().item()} at "
-                f"{_user_place(own[name])}, expected finite ones.",
+                f"{observed(user_names(prepared)[name])}, expected finite ones.",
                 hint="Drop such samples or fill them in, and mask with a large finite number instead of infinity.")
-
-
-def _user_place(name: str) -> str:
-    """Return what an observer of this name looks at, in the user's terms."""
-    return name.partition("activation_post_process")[0].rstrip(".") or "the input"
 
 
 @contextlib.contextmanager
@@ -217,15 +211,7 @@ def _clones(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 
 def _unchanged(before: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]) -> bool:
     after = {name: tensor.detach() for name, tensor in tensors}
-    return before.keys() == after.keys() and all(_same(old, after[name]) for name, old in before.items())
-
-
-def _same(old: Tensor, new: Tensor) -> bool:
-    """Whether two tensors hold the same values, on whatever devices; NaN is equal to itself."""
-    if old.shape != new.shape or old.dtype != new.dtype:
-        return False
-    new = new.to(old.device)
-    return bool(((old == new) | (old.isnan() & new.isnan())).all())
+    return before.keys() == after.keys() and all(same_values(old, after[name]) for name, old in before.items())
 
 
 def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str, progress: Progress) -> FineTuning:

@@ -39,15 +39,9 @@ def measure_accuracy(case: QATCase, pair: DeployedPair, *, run: Callable[[Deploy
         DataError: the data or the metric are not fit for it.
     """
     fp32, int8 = pair.fp32["contiguous"], pair.int8["contiguous"]
-    batches = calibration_batches(case, limit=CALIBRATION_BATCHES)
-    samples = [sample_count(inputs) for inputs in batches]
-
-    def outputs(deployed: Deployed) -> list[Any]:
-        with deployed.session():
-            return [run(deployed, inputs) for inputs in batches]
-
     if case.eval_data is None:
-        reference, candidate = outputs(fp32), outputs(int8)
+        batches, reference, candidate = _outputs(case, pair, run)
+        samples = [sample_count(inputs) for inputs in batches]
         agreement = partial(agreement_scores, reference, samples=samples)
         (agreed, sqnr), (same, _) = agreement(candidate), agreement(reference)
         with torch.inference_mode():
@@ -71,4 +65,16 @@ def measure_accuracy(case: QATCase, pair: DeployedPair, *, run: Callable[[Deploy
                            higher_is_better=case.higher_is_better)
     if before.scored is None:  # a metric of the user's, or nothing beside what was scored
         return found
-    return replace(found, flat=flat_outputs(outputs(fp32), outputs(int8), samples=samples, but=before.scored))
+    batches, reference, candidate = _outputs(case, pair, run)
+    return replace(found, flat=flat_outputs(reference, candidate, but=before.scored,
+                                            samples=[sample_count(inputs) for inputs in batches]))
+
+
+def _outputs(case: QATCase, pair: DeployedPair, run: Callable[[Deployed, Any], Any]) -> tuple[list[Any], ...]:
+    """Return calibration batches, and what the float and the int8 model make of them."""
+    batches = calibration_batches(case, limit=CALIBRATION_BATCHES)
+    made = []
+    for deployed in (pair.fp32["contiguous"], pair.int8["contiguous"]):
+        with deployed.session():
+            made.append([run(deployed, inputs) for inputs in batches])
+    return batches, *made

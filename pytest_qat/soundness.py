@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pytest_qat.batches import call, float_tensors, labelled, named_float_tensors
+from pytest_qat.batches import call, float_tensors, labelled, named_float_tensors, same_values
 from pytest_qat.case import QATCase
 from pytest_qat.errors import CheckFailed, DataError, InvalidCase
 from pytest_qat.findings import Finding
@@ -91,36 +91,36 @@ def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Seq
     Raises:
         CheckFailed: the outputs differ in number, in shape or in value (60 dB).
     """
-    outputs = []
     for inputs in batches:
         with torch.inference_mode():
             own = named_float_tensors(call(model, _copied(inputs)))
             torch.manual_seed(torch.initial_seed() + 1)
             again = named_float_tensors(call(model, _copied(inputs)))
-        if not _agree(own, again):
+        if _shapes(own) != _shapes(again) or _worst(own, again)[0] < _SAME_DB:
             _fail("two calls of the float model with the same input give different outputs.",
                   "it draws random numbers in eval mode, or remembers something from call to call, which no deployed "
                   "model does.", "pass what it remembers as an input and return it, and leave out the randomness.")
-        outputs.append((own, named_float_tensors(deployed(_copied(inputs)))))
-    for own, other in outputs:
-        shapes = [[tuple(tensor.shape) for tensor in found.values()] for found in (own, other)]
-        if shapes[0] != shapes[1]:
-            _fail(f"the deployed float model returns {_listed(shapes[1])}, yours {_listed(shapes[0])}.", _LOST, _REMEDY)
-        worst = min((sqnr_db(one, two), place) for (place, one), two in zip(own.items(), other.values(), strict=True))
-        if worst[0] < _SAME_DB and all(torch.isfinite(tensor).all() for tensor in own.values()):
-            where = f" in output {worst[1]}" if worst[1] else ""
-            _fail(f"the deployed float model agrees with yours to {worst[0]:.1f} dB only{where}, expected "
-                  f"{_SAME_DB:g} dB.", _LOST, _REMEDY)
+        other = named_float_tensors(deployed(_copied(inputs)))
+        if _shapes(own) != _shapes(other):
+            _fail(f"the deployed float model returns {_listed(other)}, yours {_listed(own)}.", _LOST, _REMEDY)
+        level, place = _worst(own, other)
+        if level < _SAME_DB and all(torch.isfinite(tensor).all() for tensor in own.values()):
+            _fail(f"the deployed float model agrees with yours to {level:.1f} dB only"
+                  f"{f' in output {place}' if place else ''}, expected {_SAME_DB:g} dB.", _LOST, _REMEDY)
 
 
-def _agree(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return len(one) == len(other) and all(
-        first.shape == second.shape and sqnr_db(torch.nan_to_num(first), torch.nan_to_num(second)) >= _SAME_DB
-        for first, second in zip(one.values(), other.values(), strict=True))
+def _shapes(outputs: dict[str, Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in outputs.values()]
 
 
-def _listed(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join(map(str, shapes)) or "nothing"
+def _worst(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, str]:
+    """Return the lowest SQNR of any output, with the place of it; NaN is equal to itself."""
+    return min((sqnr_db(first.nan_to_num(), second.nan_to_num()), place)
+               for (place, first), second in zip(one.items(), other.values(), strict=True))
+
+
+def _listed(outputs: dict[str, Tensor]) -> str:
+    return ", ".join(map(str, _shapes(outputs))) or "nothing"
 
 
 def _fail(reason: str, message: str, remedy: str) -> NoReturn:
@@ -138,5 +138,5 @@ def _same(after: Any, before: Any) -> bool:
     leaves = pytree.tree_leaves(after), pytree.tree_leaves(before)
     pairs = zip(*leaves, strict=False)
     return len(leaves[0]) == len(leaves[1]) and all(
-        torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)) for one, other in pairs
+        same_values(one, other) for one, other in pairs
         if isinstance(one, Tensor) and isinstance(other, Tensor))

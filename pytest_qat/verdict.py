@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_qat.diagnosis.scores import SIGNIFICANT, causes_of_scores, flat_text, score_text
-from pytest_qat.findings import Finding
+from pytest_qat.findings import Finding, json_number
 
 if TYPE_CHECKING:
     from pytest_qat.diagnosis.divergence import Divergence
@@ -129,7 +129,8 @@ def judge_parity(parity: Parity, culprit: Divergence | None = None) -> Verdict:
                 f"the int8 kernels compute something else than fake-quantize simulated ({_db(parity.sqnr_db)}).",
         remedy="choose a recipe with another engine, or name the module in skip=(...); on a machine without VNNI "
                "keep reduce_range=True in the qconfig.",
-        evidence={"sqnr_db": _finite(parity.sqnr_db), "quantization_sqnr_db": _finite(parity.quantization_sqnr_db)})
+        evidence={"sqnr_db": json_number(parity.sqnr_db),
+                  "quantization_sqnr_db": json_number(parity.quantization_sqnr_db)})
     return Verdict(outcome=Outcome.FAILED, findings=(finding,),
                    reasons=(f"{numbers}; required is {_db(limit)}.",))
 
@@ -324,7 +325,3 @@ def strictly(verdict: Verdict, *, strict: bool) -> Verdict:
 
 def _db(value: float) -> str:
     return "equality" if value == math.inf else f"{value:.1f} dB"
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pytest_qat.findings import Finding
-from pytest_qat.workflows.border import user_names
+from pytest_qat.workflows.border import observed, user_names
 from pytest_qat.workflows.observers import fake_quantizers
 
 __all__ = ["collapsed_ranges"]
@@ -21,8 +21,7 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
     zero; it happens in untrained or badly initialised models whose signal dies on the way.
     """
     own = user_names(prepared)
-    names = [own[name].partition("activation_post_process")[0].rstrip(".") or own[name] or "the input"
-             for name, module in fake_quantizers(prepared)
+    names = [observed(own[name]) for name, module in fake_quantizers(prepared)
              if hasattr(module, "activation_post_process") and _at_eps(module)]
     if not names:
         return ()

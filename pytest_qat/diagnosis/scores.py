@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from pytest_qat.findings import Finding
+from pytest_qat.findings import Finding, json_number
 
 if TYPE_CHECKING:
     from pytest_qat.finetune import FineTuning
@@ -65,7 +64,7 @@ def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *,
                    "training."))
     if accuracy.kind == "agreement":
         found.append(Finding(
-            code="agreement-only", severity="note", evidence={"sqnr_db": _number(accuracy.sqnr_db)},
+            code="agreement-only", severity="note", evidence={"sqnr_db": json_number(accuracy.sqnr_db)},
             message="no eval_data: int8 was compared with float on calibration inputs, not with the truth.",
             remedy="give eval_data to measure accuracy."))
     return tuple(found)
@@ -100,7 +99,3 @@ def _below_ptq(accuracy: Accuracy, fine_tuning: FineTuning | None, sign: float) 
 def score_text(accuracy: Accuracy, value: float) -> str:
     """Return a score as its kind is written: a share in percent, anything else as it is."""
     return f"{value:.2%}" if accuracy.is_fraction else f"{value:.4g}"
-
-
-def _number(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

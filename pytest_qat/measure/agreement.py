@@ -7,7 +7,7 @@ step is two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ class FlatOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Output:
-    """One output over all batches: a row for each sample, in float and in the candidate."""
+    """One output over all batches, in float and in the candidate."""
 
     before: list[Tensor]
     after: list[Tensor]
@@ -80,15 +80,15 @@ def agreement_scores(reference: Sequence[Any], candidate: Sequence[Any], *,
     Raises:
         DataError: no output is a floating-point tensor with a row for each sample, or the two differ in shape.
     """
-    pairs = [pair for found in _paired(reference, candidate).values() for pair in zip(*found, strict=True)]
-    agreed = [_agreement(output) for output in _with_rows(reference, candidate, samples).values()]
+    outputs = _paired(reference, candidate)
+    agreed = [_agreement(output) for output in _with_rows(outputs, samples).values()]
     if not agreed:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in named_float_tensors(reference[0]).values())
         raise DataError(f"the model returned tensors of shape {shapes} for a batch of {samples[0]} samples, none with "
                         "a row for each, so float and int8 cannot be compared.", hint="Give eval_data and metric.")
     return (Scores(values=torch.stack(agreed).mean(dim=0).double().numpy(), fingerprint="", majority=None),
-            sqnr_db(torch.cat([before.flatten() for before, _ in pairs]),
-                    torch.cat([after.flatten() for _, after in pairs])))
+            sqnr_db(torch.cat([tensor.flatten() for output in outputs.values() for tensor in output.before]),
+                    torch.cat([tensor.flatten() for output in outputs.values() for tensor in output.after])))
 
 
 def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples: Sequence[int],
@@ -105,7 +105,7 @@ def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples:
         DataError: as `agreement_scores`.
     """
     found = []
-    for place, output in _with_rows(reference, candidate, samples).items():
+    for place, output in _with_rows(_paired(reference, candidate), samples).items():
         widths = {_columns(tensor).shape[1] for tensor in output.before}
         if place == but or len(widths) > 1 or sum(map(len, output.before)) < _FEWEST_SAMPLES:
             continue
@@ -123,9 +123,9 @@ def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples:
     return tuple(found)
 
 
-def _paired(reference: Sequence[Any], candidate: Sequence[Any]) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-    """Return both sides' tensors of each output, one a batch."""
-    found: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+def _paired(reference: Sequence[Any], candidate: Sequence[Any]) -> dict[str, _Output]:
+    """Return each output by its place."""
+    found: dict[str, _Output] = {}
     for one, other in zip(reference, candidate, strict=True):
         named = named_float_tensors(one)
         if not named:
@@ -136,39 +136,29 @@ def _paired(reference: Sequence[Any], candidate: Sequence[Any]) -> dict[str, tup
                 raise DataError(
                     f"float and int8 outputs differ in shape: {tuple(before.shape)}, {tuple(after.shape)}.",
                     hint="Look for a reshape that depends on the dtype.")
-            befores, afters = found.setdefault(place, ([], []))
-            befores.append(before)
-            afters.append(after)
+            output = found.setdefault(place, _Output(before=[], after=[]))
+            output.before.append(before)
+            output.after.append(after)
     return found
 
 
-def _with_rows(reference: Sequence[Any], candidate: Sequence[Any], samples: Sequence[int]) -> dict[str, _Output]:
+def _with_rows(outputs: Mapping[str, _Output], samples: Sequence[int]) -> dict[str, _Output]:
     """Return the outputs that have a row for each sample in every batch."""
-    def rows(tensors: list[Tensor]) -> list[int]:
-        return [tensor.shape[0] if tensor.dim() else 1 for tensor in tensors]
-
-    return {place: _Output(before=[tensor.reshape(count, *tensor.shape[1:]) for tensor, count in zip(
-                before, samples, strict=True)], after=[tensor.reshape(count, *tensor.shape[1:])
-                                                       for tensor, count in zip(after, samples, strict=True)])
-            for place, (before, after) in _paired(reference, candidate).items() if rows(before) == list(samples)}
+    found = {place: _Output(before=[torch.atleast_1d(tensor) for tensor in output.before],
+                            after=[torch.atleast_1d(tensor) for tensor in output.after])
+             for place, output in outputs.items()}
+    return {place: output for place, output in found.items() if [len(rows) for rows in output.before] == list(samples)}
 
 
 def _agreement(output: _Output) -> Tensor:
-    dims, width = output.before[0].dim(), output.before[0].shape[1] if output.before[0].dim() > 1 else 1
-    if dims == 2 and width >= 2:
-        return torch.cat([_same_argmax(*pair) for pair in zip(output.before, output.after, strict=True)])
-    spread = torch.cat([(tensor - mean).flatten() for tensor, mean in _centred(output.before)]).square().mean().sqrt()
-    close = torch.cat([_close(*pair, spread=spread) for pair in zip(output.before, output.after, strict=True)])
-    if dims < 3 or width < 2:
-        return close
-    return close.maximum(torch.cat([_same_argmax(*pair) for pair in zip(output.before, output.after, strict=True)]))
-
-
-def _centred(tensors: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return each tensor with the mean of its output over all batches."""
-    count = sum(tensor.numel() for tensor in tensors)
-    mean = torch.stack([tensor.double().sum() for tensor in tensors]).sum() / max(count, 1)
-    return [(tensor.double(), mean) for tensor in tensors]
+    pairs = list(zip(output.before, output.after, strict=True))
+    dims, classes = output.before[0].dim(), all(before.dim() > 1 and before.shape[1] > 1 for before in output.before)
+    same = torch.cat([_same_argmax(*pair) for pair in pairs]) if classes else None
+    if same is not None and dims == 2:
+        return same
+    spread = torch.cat([before.flatten() for before in output.before]).double().std(correction=0)
+    close = torch.cat([_close(*pair, spread=spread) for pair in pairs])
+    return close if same is None else close.maximum(same)
 
 
 def _close(before: Tensor, after: Tensor, *, spread: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_qat.batches import call
+from pytest_qat.isolation import without_fast_path
 
 __all__ = ["MacCount", "called_modules", "count_macs", "integer_multipliers"]
 
@@ -130,13 +131,8 @@ def _without_onednn() -> Iterator[None]:
 @contextlib.contextmanager
 def _attention_in_parts() -> Iterator[None]:
     """Attention's fused kernels have no formula."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from pytest_qat.measure.latency import Speedup, TimingSettings, compare_latency
 from pytest_qat.measure.parity import HEALTHY_DB, sqnr_db
 from pytest_qat.runtimes.base import Deployed
 
-__all__ = ["BatchSpeed", "Speed", "bound", "measure_speed", "overhead_share"]
+__all__ = ["BatchSpeed", "Speed", "bound", "faster_layout", "measure_speed", "overhead_share"]
 
 _SIDE_SHARE = 0.1
 """Share of the budget for each comparison beside the main one."""
@@ -120,8 +120,8 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
                          layouts=dict.fromkeys(("fp32", "int8"), "contiguous"),
                          energy_note="no time left for it: see --qat-max-time")
         choice = replace(brief, max_pairs=LAYOUT_PAIRS, margin=1.0)
-        float_layout, slow = _faster(fp32, float_call, inputs, choice, "float")
-        int8_layout, fast = _faster(int8, int8_call, inputs, choice, "int8")
+        float_layout, slow = faster_layout(fp32, float_call, inputs, choice, "float")
+        int8_layout, fast = faster_layout(int8, int8_call, inputs, choice, "int8")
         chosen = {"fp32": fp32[float_layout], "int8": int8[int8_layout]}
         noise = compare_latency(slow, slow, settings=brief)
         left_s = max(ends - time.monotonic() - brief.max_time_s, brief.max_time_s)
@@ -170,8 +170,8 @@ def _energy(calls: Mapping[str, Call], samples: int) -> tuple[Energy | None, str
     return energy, NOT_MOVING if energy is None else None
 
 
-def _faster(forms: Mapping[str, Deployed], contiguous: Call, inputs: tuple[Any, ...], settings: TimingSettings,
-            side: str) -> tuple[str, Call]:
+def faster_layout(forms: Mapping[str, Deployed], contiguous: Call, inputs: tuple[Any, ...], settings: TimingSettings,
+                  side: str) -> tuple[str, Call]:
     """Return the faster memory layout and the call of it."""
     if "channels_last" not in forms:
         return "contiguous", contiguous

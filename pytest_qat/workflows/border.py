@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from pytest_qat.workflows.exported import ExportedModel, module_of
 
-__all__ = ["FloatIsland", "QuantizedBorder", "is_stub", "user_names"]
+__all__ = ["FloatIsland", "QuantizedBorder", "is_stub", "observed", "user_names"]
 
 
 class QuantizedBorder(nn.Module):
@@ -86,6 +86,11 @@ def user_names(model: nn.Module) -> dict[str, str]:
         elif isinstance(module, torch.fx.GraphModule) and id(module) not in exported:
             names.update(_observed_names(module, names[actual], actual))
     return names
+
+
+def observed(name: str) -> str:
+    """Return what an observer with this user's name looks at."""
+    return name.partition("activation_post_process")[0].rstrip(".") or "the input"
 
 
 def _observed_names(model: torch.fx.GraphModule, own: str, actual: str) -> dict[str, str]:

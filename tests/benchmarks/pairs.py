@@ -19,8 +19,8 @@ from torch import nn
 from pytest_qat.case import QATCase, Tolerances
 from pytest_qat.isolation import threads
 from pytest_qat.measure.exclusive import MachineLock
-from pytest_qat.measure.latency import TimingSettings, compare_latency
-from pytest_qat.measure.speed import bound
+from pytest_qat.measure.latency import TimingSettings
+from pytest_qat.measure.speed import LAYOUT_PAIRS, bound, faster_layout
 from pytest_qat.pipeline import ModelRun, RunSettings
 from pytest_qat.recipe import get_recipe
 from pytest_qat.refs import load_case
@@ -54,9 +54,10 @@ def deployed(reference: str, shapes: str | None = None, recipe: str = "fx-x86") 
         pair = run.deployed()
         fp32, int8 = pair.fp32["contiguous"], pair.int8["contiguous"]
         with threads(1), fp32.session(), int8.session(), torch.inference_mode():
-            sides = [[bound(form, case.example_inputs, "timed") for form in side.values()]
-                     for side in (pair.fp32, pair.int8)]
-            slow, fast = (faster(*forms) for forms in sides)
+            settings = TimingSettings(max_time_s=3, max_pairs=LAYOUT_PAIRS, margin=1)
+            (_, slow), (_, fast) = (
+                faster_layout(forms, bound(forms["contiguous"], case.example_inputs, "timed"), case.example_inputs,
+                              settings, "timed") for forms in (pair.fp32, pair.int8))
             yield Pair(name=f"{case.label} {shapes or ''}".strip(), slow=slow, fast=fast)
     finally:
         run.close()
@@ -79,14 +80,6 @@ def run_of(reference: str, shapes: str | None, recipe: str) -> ModelRun:
     case = load_case(reference, root=Path.cwd(), shapes=shapes, seed=0)
     case = dataclasses.replace(case, train=None, train_data=None, loss_fn=None, calibration_data=[case.example_inputs])
     return ModelRun(case, get_recipe(recipe), RunSettings(tolerances=Tolerances()), lock=MachineLock())
-
-
-def faster(call: Call, other: Call | None = None) -> Call:
-    """Return the faster of two calls."""
-    if other is None:
-        return call
-    settings = TimingSettings(max_time_s=3, margin=1)
-    return other if compare_latency(call, other, settings=settings, floor=1.0).estimate > 1 else call
 
 
 def usual_s(call: Call, warm_up: int = 10, timed: int = 100) -> float:
