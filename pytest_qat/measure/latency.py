@@ -30,7 +30,7 @@ _LEAST_SAMPLES = 3
 _SHORTEST_SAMPLE_NS = 200_000  # keeps the clock's own cost, about 2 µs, to a percent
 _MOST_CALLS = 2**20
 _LEAST_NS = 1e-3
-_DISCARDED, _DISCARDED_BLOCKS = 2, 20
+_DISCARDED, _DISCARDED_BLOCKS = 2, 34
 _COIN_SEED = 0
 
 
@@ -43,7 +43,7 @@ class TimingSettings:
         confidence: Confidence of the interval, over all looks at it.
         block_s: Aimed length of a block's timed part; at least three calls.
         discard_s: Aimed length of the calls thrown away at a block's head; at least two calls, or one where two
-            take longer than 20 times `block_s`.
+            take longer than 34 times `block_s`.
         margin: An interval whose near end is this factor away from the floor is clear: measuring stops.
         precision: Nearer to the floor it goes on until the interval is within this fraction of the estimate, so that
             two runs agree within twice as much.
@@ -57,8 +57,8 @@ class TimingSettings:
 
     max_time_s: float = 20.0
     confidence: float = 0.95
-    block_s: float = 0.005
-    discard_s: float = 0.002
+    block_s: float = 0.003
+    discard_s: float = 0.0015
     margin: float = 1.15
     precision: float = 0.015
     least_s: float = 0.0

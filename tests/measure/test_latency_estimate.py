@@ -36,9 +36,9 @@ def test_constant_times_give_their_exact_ratio(slow: int, fast: int) -> None:
 
 def test_an_outlier_in_every_block_changes_neither_the_ratio_nor_the_median() -> None:
     script = Script()
-    costs = itertools.chain([3 * MS] * 4, itertools.cycle([3 * MS] * 3 + [500 * MS, 3 * MS]))
+    costs = itertools.chain([3 * MS] * 2, itertools.cycle([3 * MS] * 3 + [500 * MS, 3 * MS]))
     found = script.compare(lambda script: next(costs), MS, max_pairs=8)
-    assert script.log.count("A") == 4 + 8 * 5, "blocks are not of five calls as this test assumes"
+    assert script.log.count("A") == 2 + 8 * 5, "blocks are not of five calls as this test assumes"
     assert found.estimate == pytest.approx(3, rel=1e-9)
     assert found.ci == pytest.approx((3, 3), rel=1e-9)
     assert parts(found.baseline) == pytest.approx((0.003, 0.5, 0.5), rel=1e-9)
@@ -112,7 +112,7 @@ def test_a_block_is_as_long_as_the_settings_say() -> None:
     assert len(set(script.log[-11:])) == 1
 
 
-@pytest.mark.parametrize(("cost", "discarded"), [(10, 2), (33, 2), (50, 2), (51, 1), (400, 1)])
+@pytest.mark.parametrize(("cost", "discarded"), [(10, 2), (33, 2), (51, 2), (52, 1), (400, 1)])
 def test_two_calls_are_thrown_away_or_one_long_one_and_three_are_timed(cost: int, discarded: int) -> None:
     script = Script()
     script.compare(cost * MS, cost * MS, max_pairs=1, discard_s=0)

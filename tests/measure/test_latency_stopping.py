@@ -15,7 +15,7 @@ from tests.measure.scripted_clock import MS, Script, constant, in_turn, uniform
 
 def longest_pair_s(cost_ms: float) -> float:
     """No pair of the usual settings is longer if no call is."""
-    return 2 * (0.002 + 0.005 + 4 * cost_ms / 1000)
+    return 2 * (0.0015 + 0.003 + 4 * cost_ms / 1000)
 
 
 @pytest.mark.parametrize("cost_ms", [0.1, 1, 30, 300, 3_000])
