@@ -29,6 +29,7 @@ __all__ = [
     "same_values",
     "sample_count",
     "to_channels_last",
+    "unlike",
     "with_batch",
 ]
 
@@ -97,6 +98,20 @@ def sample_count(inputs: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return int(leaf.shape[0])
     return 1
+
+
+def unlike(inputs: Any, example: Any) -> str | None:
+    """Tell in what shape or dtype the tensors of a batch differ from an example's, batch sizes apart; None if not."""
+    given, wanted = ([leaf for leaf in pytree.tree_leaves(dict(value) if isinstance(value, Mapping) else value)
+                      if isinstance(leaf, Tensor)] for value in (inputs, example))
+
+    def kinds(leaves: list[Tensor]) -> list[tuple[tuple[int, ...], str]]:
+        return sorted((tuple(leaf.shape[1:]), str(leaf.dtype)) for leaf in leaves)  # keywords may come in any order
+
+    def told(leaves: list[Tensor]) -> str:
+        return ", ".join(f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}" for leaf in leaves) or "none"
+
+    return None if kinds(given) == kinds(wanted) else f"tensors {told(given)}, example_inputs {told(wanted)}"
 
 
 def with_batch(inputs: Any, size: int) -> Any:

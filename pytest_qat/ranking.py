@@ -25,6 +25,7 @@ from pytest_qat.locate import headline
 from pytest_qat.measure.macs import count_macs
 from pytest_qat.pipeline import StageFailed
 from pytest_qat.recipe import COMPLETE_RECIPES, RECIPES, get_recipe
+from pytest_qat.soundness import checked_model
 
 __all__ = ["Entry", "rank"]
 
@@ -71,7 +72,12 @@ def rank(case: QATCase, assess: Callable[[QATCase, str, bool], Assessment],
 
     Returns:
         The entries, best first: those that hold by latency, then those that do not, then those not tried.
+
+    Raises:
+        QATError: the float model is not fit for any recipe.
     """
+    with preserved_torch_state(seed=0):
+        checked_model(case)
     entries: list[Entry] = []
     for workflow in _ENGINE_WORKFLOWS:
         best, losers = _fastest_engine(case, workflow, assess)

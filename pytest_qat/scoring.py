@@ -53,7 +53,7 @@ def measure_accuracy(case: QATCase, pair: DeployedPair, *, run: Callable[[Deploy
         assert case.eval_data is not None, "unreachable because it was asked for"
         # A loader that shuffles with torch's generator gives the same order in each pass this way.
         with preserved_torch_state(seed=seed), torch.inference_mode():
-            return evaluate(call_model, case.eval_data, case.metric)
+            return evaluate(call_model, case.eval_data, case.metric, like=case.example_inputs)
 
     def score_deployed(deployed: Deployed) -> Scores:
         with deployed.session():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pytest_qat.batches import sample_count, with_batch
+from pytest_qat.batches import sample_count, unlike, with_batch
 
 ROWS = torch.arange(6.0).reshape(3, 2)
 
@@ -95,3 +95,21 @@ def test_a_mapping_that_is_no_dict_is_resized_too() -> None:
 
 def test_an_empty_batch_stays_empty() -> None:
     assert with_batch((torch.empty(0, 2),), 5)[0].shape == (0, 2)
+
+
+@pytest.mark.parametrize("inputs", [
+    (ROWS, ROWS.long()), [ROWS[:1], ROWS[:2].long()], {"b": ROWS.long(), "a": ROWS}, UserDict(a=ROWS, b=ROWS.long()),
+    (ROWS, ROWS.long(), True),
+])
+def test_a_batch_of_another_size_or_form_is_like_the_example(inputs: Any) -> None:
+    assert unlike(inputs, {"a": ROWS, "b": ROWS.long()}) is None
+
+
+@pytest.mark.parametrize(("inputs", "told"), [
+    (ROWS, "tensors float32 (3, 2), example_inputs float32 (3, 2), int64 (3, 2)"),
+    ((ROWS, ROWS), "tensors float32 (3, 2), float32 (3, 2), example_inputs float32 (3, 2), int64 (3, 2)"),
+    ((ROWS.T, ROWS.long()), "tensors float32 (2, 3), int64 (3, 2), example_inputs float32 (3, 2), int64 (3, 2)"),
+    (3, "tensors none, example_inputs float32 (3, 2), int64 (3, 2)"),
+])
+def test_a_batch_of_another_shape_or_dtype_is_told_beside_the_example(inputs: Any, told: str) -> None:
+    assert unlike(inputs, (ROWS, ROWS.long())) == told

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pytest_qat.batches import classify, float_tensors, labelled, sample_count
-from pytest_qat.errors import DataError
+from pytest_qat.batches import classify, float_tensors, labelled, sample_count, unlike
+from pytest_qat.errors import DataError, QATError
+from pytest_qat.locate import headline
 from pytest_qat.measure.statistics import above_chance, is_binary, paired_drop_interval, paired_p, samples_to_prove
 
 if TYPE_CHECKING:
@@ -162,20 +163,31 @@ def top1(output: Any, target: Any) -> Tensor:
     return hits.reshape(hits.shape[0], -1).mean(dim=1)
 
 
-def evaluate(run: Callable[[Any], Any], data: Iterable[Any], metric: Metric | None) -> Scores:
+def evaluate(run: Callable[[Any], Any], data: Iterable[Any], metric: Metric | None, *, like: Any = None) -> Scores:
     """Score a model on every sample of `data`.
 
     Args:
         run: Calls the model on the inputs of a batch.
         data: Batches `(inputs, target)`.
         metric: One score per sample; default `top1`.
+        like: Inputs that the model is known to take; what it does not take is compared with them.
 
     Raises:
-        DataError: the data are empty or of another form, or the metric does not give one finite score per sample.
+        DataError: the data are empty or of another form, the model does not take a batch that differs from `like`, or
+            the metric does not give one finite score per sample.
     """
     seen = _Seen()
     for index, (inputs, target) in enumerate(labelled(data, field="eval_data")):
-        output = run(inputs)
+        try:
+            output = run(inputs)
+        except Exception as error:
+            difference = None if like is None or isinstance(error, QATError) else unlike(inputs, like)
+            if difference is None:
+                raise
+            raise DataError(
+                f"the model does not take batch {index} of eval_data, whose inputs are {difference}: "
+                f"{type(error).__name__}: {headline(error)}",
+                hint="Make eval_data yield what forward takes, in the shape of example_inputs.") from error
         seen.values.append(_scores(metric or top1, output, target, batch=index, expected=_counts(inputs, target)))
         seen.note_target(target, samples=len(seen.values[-1]))
         if metric is None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from pytest_qat.measure.macs import called_modules, count_macs, integer_multipliers
+from pytest_qat.measure.macs import called_modules, count_macs, float_function_macs, integer_multipliers
 from pytest_qat.runtimes.base import Kernel
 from pytest_qat.runtimes.graphs import REFERENCE_REASON
 from pytest_qat.workflows.border import user_names
@@ -98,12 +98,15 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
     missing = dict.fromkeys(modules.keys() - found.present, renamed) if strange else {}
     reasons = {**missing, **found.reasons, **reasons}
     leftovers = [
-        Leftover(module=name, kind=type(modules[name]).__name__, weights=weights[name], macs=macs.get(name, 0),
+        Leftover(module=name, kind=type(modules[name]).__name__, macs=left.macs, weights=left.weights,
                  reason="torch's quantized::matmul dequantizes, and computes in float" if name in found.products else
                  _reason(name, modules[name], reasons, called=name in called))
-        for name in modules if name not in found.owners and (weights[name] or macs.get(name, 0))
+        for name in modules
+        if (left := _Left(macs.get(name, 0), weights[name]) if name not in found.owners else
+            _Left(min(found.float_macs.get(name, 0), macs.get(name, 0)), 0)) != (0, 0)
     ]
-    int8_macs = sum(macs.get(name, 0) for name in found.owners)
+    floats = {left.module: left.macs for left in leftovers}
+    int8_macs = sum(macs.get(name, 0) - floats.get(name, 0) for name in found.owners)
     unknown = bool(strange) and not int8_macs
     return Coverage(
         weights=sum(weights.values()),
@@ -181,6 +184,13 @@ def _weights(modules: Mapping[str, nn.Module]) -> dict[str, int]:
             for name, module in modules.items()}
 
 
+class _Left(NamedTuple):
+    """What of a module stays in float."""
+
+    macs: int
+    weights: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Int8Names:
     """What a converted model does in int8, by the names of the float model's modules.
@@ -189,6 +199,7 @@ class _Int8Names:
         owners: With int8 weights, or functional calls of int8 kernels.
         running: Those of them that a call reaches.
         products: With functional calls of torch's quantized matmul.
+        float_macs: What owners multiply in float beside their functional calls of int8 kernels.
         present: All modules.
         reasons: Why modules with weights of low precision are not among the owners.
     """
@@ -196,6 +207,7 @@ class _Int8Names:
     owners: frozenset[str]
     running: frozenset[str]
     products: frozenset[str]
+    float_macs: dict[str, int]
     present: frozenset[str]
     reasons: dict[str, str]
 
@@ -207,7 +219,9 @@ def _int8_names(converted: nn.Module, example_inputs: tuple[Any, ...], *, known:
     multiplying = integer_multipliers(converted, example_inputs) if stored else frozenset()
     holders = {own[name] for name, module in modules.items()
                if _holds_int8_weight(module) or (name in stored and name in multiplying)}
-    owners = holders | _callers_of(converted, "conv", "linear")
+    callers = _callers_of(converted, "conv", "linear")
+    owners = holders | callers
+    beside = float_function_macs(converted, example_inputs, owner=_owners_of(converted)) if callers else {}
     called = {own[name] for name in called_modules(converted, example_inputs)}
     wrapper = _wrapper_of(owners | {own[name] for name in stored}, known)
 
@@ -217,6 +231,7 @@ def _int8_names(converted: nn.Module, example_inputs: tuple[Any, ...], *, known:
     return _Int8Names(
         owners=bare(owners), running=bare(owners - (holders - called)), present=bare(own.values()),
         products=bare(_callers_of(converted, "matmul")),
+        float_macs={_without(name, wrapper): macs for name, macs in beside.items() if name in callers},
         reasons={_without(own[name], wrapper): f"torchao stores its weight as {kind}, but multiplies in float, as "
                                                "weight-only quantization does"
                  for name, kind in stored.items() if own[name] in called - owners})
@@ -242,22 +257,30 @@ def _with_parents(name: str) -> list[str]:
 
 def _callers_of(converted: nn.Module, *ops: str) -> set[str]:
     """Names, in the user's model, of the modules that call quantized ops of these kinds as functions."""
-    own = user_names(converted)
-    return {".".join(filter(None, (own[place], caller)))
+    owner = _owners_of(converted)
+    return {owner(place, node)
             for place, part in converted.named_modules() if isinstance(part, torch.fx.GraphModule)
-            for caller in _callers_in(part, ops)}
-
-
-def _callers_in(graph_module: torch.fx.GraphModule, ops: Sequence[str]) -> set[str]:
-    own = user_names(graph_module)
-    return {_owner(node, own) for node in graph_module.graph.nodes
-            if node.op == "call_function" and "quantized" in (called := str(node.target))
+            for node in part.graph.nodes if node.op == "call_function" and "quantized" in (called := str(node.target))
             and any(op in called for op in ops)}
 
 
-def _owner(node: torch.fx.Node, own: Mapping[str, str]) -> str:
+def _owners_of(converted: nn.Module) -> Callable[[str, torch.fx.Node], str]:
+    """Return what tells, from a graph module's name and a node in it, the user's module that made the node."""
+    own = user_names(converted)
+    inside = {place: _flat_names(part) for place, part in converted.named_modules()
+              if isinstance(part, torch.fx.GraphModule)}
+    return lambda place, node: ".".join(filter(None, (own[place], _owner(node, inside[place]))))
+
+
+def _flat_names(part: torch.fx.GraphModule) -> dict[str, str]:
+    """Names of the modules in a graph, and of those that tracing dissolved, by how attributes of theirs begin."""
+    dissolved = {str(name) for node in part.graph.nodes for name in node.meta.get("nn_module_stack") or {}}
+    return {name.replace(".", "_"): user for name, user in {
+        **{name: name for name in dissolved}, **user_names(part)}.items()}
+
+
+def _owner(node: torch.fx.Node, flat: Mapping[str, str]) -> str:
     """The module that made a functional int8 call: its output's scale is an attribute named after it."""
-    flat = {name.replace(".", "_"): user for name, user in own.items()}
     for argument in node.all_input_nodes:
         place, found, _ = str(argument.target).rpartition("_scale_")
         if argument.op == "get_attr" and found and place in flat:

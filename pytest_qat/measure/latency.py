@@ -47,8 +47,8 @@ class TimingSettings:
         margin: An interval whose near end is this factor away from the floor is clear: measuring stops.
         precision: Nearer to the floor it goes on until the interval is within this fraction of the estimate, so that
             two runs agree within twice as much.
-        least_s: Once the answer is sure, go on for the sake of the estimate until it is as precise as that, or until
-            so many seconds have gone into the comparison.
+        least_s: Once the answer is sure, go on for the sake of the estimate until so many seconds have gone into the
+            comparison: what a tenth of a second shows, another one may not.
         max_pairs: Stop after so many pairs whatever they show; None: only time limits.
 
     Raises:
@@ -201,9 +201,8 @@ def _enough(interval: tuple[float, float] | None, floor: float | None, settings:
     precise = high <= low * (1 + settings.precision) ** 2
     if floor is None:
         return precise
-    if precise:
-        return low >= floor or high < floor
-    return elapsed_s >= settings.least_s and (low >= floor * settings.margin or high * settings.margin < floor)
+    margin = 1.0 if precise else settings.margin
+    return elapsed_s >= settings.least_s and (low >= floor * margin or high * margin < floor)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -7,9 +7,11 @@ asks to be left out of compilation, which alone imports torch's compiler and tak
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pytest_qat.batches import call
 from pytest_qat.isolation import without_fast_path
 
-__all__ = ["MacCount", "called_modules", "count_macs", "integer_multipliers"]
+__all__ = ["MacCount", "called_modules", "count_macs", "float_function_macs", "integer_multipliers"]
 
 _PRODUCTS = ("_int_mm", "mm", "addmm", "bmm", "convolution")
 
@@ -52,6 +54,55 @@ def count_macs(model: nn.Module, inputs: Any) -> MacCount:
     with (torch.no_grad(), _without_onednn(), _attention_in_parts(), _noting_modules(model, running, called), mode):
         call(model, inputs)
     return MacCount(by_module={name: macs for name, macs in mode.macs.items() if macs}, called=frozenset(called))
+
+
+def float_function_macs(converted: nn.Module, inputs: Any, *,
+                        owner: Callable[[str, torch.fx.Node], str]) -> Counter[str]:
+    """Call a converted model once and count what its traced graphs multiply in float outside of any module.
+
+    Args:
+        converted: In eval mode.
+        inputs: Arguments of one call.
+        owner: Tells, from the name of a graph module and a node in it, who the node's products are booked on.
+    """
+    running: list[Any] = [None]  # None: inside of a module
+    mode = _Counting(running, decomposing=False)
+    with contextlib.ExitStack() as stack:
+        for place, part in converted.named_modules():
+            if isinstance(part, torch.fx.GraphModule):
+                stack.enter_context(_run_by_node(part, partial(owner, place), mode))
+        with torch.no_grad(), _attention_in_parts(), mode:
+            call(converted, inputs)
+    mode.macs.pop(None, 0)
+    return mode.macs
+
+
+@contextlib.contextmanager
+def _run_by_node(part: torch.fx.GraphModule, owner: Callable[[torch.fx.Node], str], mode: _Counting) -> Iterator[None]:
+    """Run a traced graph node by node meanwhile, and let the mode know for whom."""
+    class Booking(torch.fx.Interpreter):
+        def run_node(self, node: torch.fx.Node) -> Any:
+            mode.running.append(None if node.op == "call_module" else owner(node))
+            try:
+                made = super().run_node(node)
+                if "quantized.matmul" in str(node.target):  # which dequantizes, and multiplies in float
+                    mode.macs[mode.running[-1]] += made.numel() * self.env[node.all_input_nodes[0]].shape[-1]
+                return made
+            finally:
+                mode.running.pop()
+
+    signature = inspect.signature(part.forward)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return Booking(part, garbage_collect_values=False).run(*bound.args)
+
+    part.forward = forward
+    try:
+        yield
+    finally:
+        del part.forward
 
 
 def called_modules(model: nn.Module, inputs: Any) -> frozenset[str]:
@@ -93,10 +144,11 @@ class _Counting(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, running: list[str]) -> None:
+    def __init__(self, running: list[Any], *, decomposing: bool = True) -> None:
         super().__init__()
-        self.macs: Counter[str] = Counter()
-        self._running = running
+        self.macs: Counter[Any] = Counter()
+        self.running = running
+        self._decomposing = decomposing
         self._flops: dict[Any, Callable[..., int]] = FlopCounterMode(display=False).flop_registry
 
     @classmethod
@@ -106,14 +158,14 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = getattr(func, "_overloadpacket", None)  # control flow has none
-        if op is not None and op not in self._flops and func is not torch.ops.prim.device.default:
+        if self._decomposing and op is not None and op not in self._flops and func is not torch.ops.prim.device.default:
             with self:
                 made = func.decompose(*args, **kwargs)
             if made is not NotImplemented:
                 return made
         made = func(*args, **kwargs)
         if op in self._flops:
-            self.macs[self._running[-1]] += self._flops[op](*args, **kwargs, out_val=made) // 2
+            self.macs[self.running[-1]] += self._flops[op](*args, **kwargs, out_val=made) // 2
         return made
 
 

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ def build(runtime: str, programs: Mapping[str, Path], artefacts: Mapping[str, Pa
             with _log_of(artefacts[side]).open("wb") as log:
                 children[side] = subprocess.Popen(  # noqa: S603 - this module, run by this interpreter
                     [sys.executable, "-m", __name__, module, str(program), str(artefacts[side]), str(threads)],
-                    env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log,  # the pipe: see _end_with_parent
                     start_new_session=True)
         ends = time.monotonic() + timeout_s
         return {side: _outcome(side, runtime, child, artefacts[side], ends=ends, timeout_s=timeout_s)
@@ -88,6 +89,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             os.killpg(child.pid, signal.SIGKILL)
     child.kill()
     child.wait()
+    if child.stdin is not None:
+        child.stdin.close()
 
 
 def _outcome(side: str, runtime: str, child: subprocess.Popen[bytes], artefact: Path, *, ends: float,
@@ -147,6 +150,18 @@ def _tell(artefact: Path, **what: Any) -> None:
     draft.replace(_note_of(artefact))
 
 
+def _end_with_parent(pipe: int) -> None:
+    """Wait for the end of the parent, then end this process and whatever it has started.
+
+    Args:
+        pipe: Nothing is ever written to it, and the system closes it when the parent is gone, however it went.
+    """
+    os.read(pipe, 1)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)  # the child leads a session of its own
+    os._exit(1)
+
+
 def _main(module: str, program: str, artefact: str, threads: str) -> None:
     """Be the child."""
     import torch
@@ -187,4 +202,7 @@ def _example_leaves(exported: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
+    kept = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a converter that asks a question gets no answer
+    threading.Thread(target=_end_with_parent, args=(kept,), daemon=True).start()
     _main(*sys.argv[1:])

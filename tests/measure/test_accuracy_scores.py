@@ -47,6 +47,28 @@ def test_targets_of_another_shape_never_score_one_sample_by_the_target_of_anothe
         evaluate(same, [(torch.eye(3), target)], None)
 
 
+@pytest.mark.parametrize("inputs", [
+    torch.zeros(3, 5), torch.zeros(3, 4, dtype=torch.float64), (LOGITS[:3], LOGITS[:3]), {"x": torch.zeros(3, 5)},
+])
+def test_a_batch_that_the_model_does_not_take_is_told_beside_the_example(inputs: Any) -> None:
+    def picky(inputs: Any) -> Any:
+        if inputs is not LOGITS:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        return inputs
+
+    with pytest.raises(DataError, match=r"does not take batch 1 of eval_data.*mat1 and mat2") as caught:
+        evaluate(picky, [(LOGITS, HITS), (inputs, HITS[:3])], None, like=(LOGITS,))
+    assert f"example_inputs float32 {tuple(LOGITS.shape)}" in caught.value.message
+
+
+def test_an_error_on_a_batch_like_the_example_stays_what_it_is() -> None:
+    def broken(inputs: Any) -> Any:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match=r"^a bug$"):
+        evaluate(broken, [(LOGITS[:3], HITS[:3])], None, like=[LOGITS])
+
+
 # -- one pass over the data -----------------------------------------------------------------------------------------
 
 

@@ -311,3 +311,29 @@ def test_a_product_between_int8_tensors_is_a_leftover() -> None:
     found = covered(Product(), torch.randn(16, 4))
     assert (found.macs, found.int8_macs) == (2 * 256 + 1024, 2 * 256)
     assert [(each.module, each.macs) for each in found.leftovers] == [("", 1024)]
+
+
+class Attending(nn.Module):
+    """A linear layer of 4*4 MACs a row by its own weights, and two float products of 16*4 a row of 16 rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.weight)
+        return torch.matmul(torch.softmax(torch.matmul(y, y.transpose(0, 1)), -1), y)
+
+
+@pytest.mark.parametrize("quantized_products", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_float_products_beside_a_functional_int8_layer_are_left_over(quantized_products: bool, inside: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Attending()) if inside else Attending()
+    mapping = tq.get_default_qat_qconfig_mapping("x86")
+    if not quantized_products:
+        mapping = mapping.set_object_type(torch.matmul, None)
+    found = covered(model, torch.randn(16, 4), qconfig_mapping=mapping)
+    owner, others = ("1", 256) if inside else ("", 0)
+    assert (found.macs, found.int8_macs) == (others + 256 + 2 * 1024, others + 256)
+    assert [(left.module, left.weights, left.macs) for left in found.leftovers] == [(owner, 0, 2048)]
+    assert ("quantized::matmul" in found.leftovers[0].reason) is quantized_products

@@ -83,6 +83,17 @@ def test_auto_fails_if_no_recipe_holds(project: Project) -> None:
     result.stdout.fnmatch_lines(["*no recipe holds the tolerances.*", "*size: artefact shrinks*"])
 
 
+def test_auto_says_once_that_the_model_does_not_take_its_inputs(project: Project) -> None:
+    hide(project, *RUNTIMES)
+    project.add("def narrow():\n    return nn.Linear(3, 2), (torch.randn(2, 4),)")
+    result = project.run("--qat-model=models:narrow", "--qat-recipe=auto")
+    result.assert_outcomes(failed=1)
+    text = result.stdout.str()
+    assert "on example_inputs of shape [(2, 4)]" in text
+    assert "Traceback" not in text
+    assert "no recipe holds" not in text
+
+
 def test_auto_is_the_same_under_xdist(project: Project) -> None:
     hide(project, *RUNTIMES)
     result = project.run("--qat-model=models:good", "--qat-recipe=auto", "--qat-json=qat.json", "-n", "2",

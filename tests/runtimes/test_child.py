@@ -255,8 +255,46 @@ def test_what_a_child_has_started_ends_with_it(tmp_path: Path) -> None:
     """
     with pytest.raises(CheckFailed, match="did not get done"):
         built(tmp_path, int8=code, timeout_s=10)
-    helper = int(note.read_text())
+    wait_until_gone(int(note.read_text()))
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_child_and_what_it_has_started_end_with_a_parent_that_is_killed(tmp_path: Path,
+                                                                          number: signal.Signals) -> None:
+    note = tmp_path / "pids"
+    (tmp_path / "int8.pt2").write_text(textwrap.dedent(f"""
+        import os, pathlib, subprocess, sys, time
+        helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        pathlib.Path({str(note)!r}).with_suffix(".draft").write_text(f"{{os.getpid()}} {{helper.pid}}")
+        pathlib.Path({str(note)!r}).with_suffix(".draft").replace({str(note)!r})
+        time.sleep(600)
+    """))
+    code = f"""
+import sys
+from pathlib import Path
+from pytest_qat.runtimes.child import build
+sys.path.insert(0, {str(script_of(tmp_path).parent)!r})
+folder = Path({str(tmp_path)!r})
+build("scripted", {{"int8": folder / "int8.pt2"}}, {{"int8": folder / "int8.artefact"}}, module={MODULE!r}, threads=1,
+      timeout_s=600)
+"""
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code]) as parent:
+        try:
+            ends = time.monotonic() + 120
+            while not note.exists():
+                assert parent.poll() is None, "the parent ended by itself"
+                assert time.monotonic() < ends, "the child never began"
+                time.sleep(0.05)
+        finally:
+            parent.send_signal(number)
+    for process in map(int, note.read_text().split()):
+        wait_until_gone(process)
+
+
+def wait_until_gone(process: int) -> None:
+    """Wait until a process has ended; a zombie has."""
     ends = time.monotonic() + 10
-    while Path(f"/proc/{helper}/cmdline").exists() and Path(f"/proc/{helper}/cmdline").read_bytes():
-        assert time.monotonic() < ends, "the helper lives on"
+    while Path(f"/proc/{process}/cmdline").exists() and Path(f"/proc/{process}/cmdline").read_bytes():
+        assert time.monotonic() < ends, f"process {process} lives on"
         time.sleep(0.05)
