@@ -59,6 +59,10 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
         StageError: it raised.
     """
     _refuse_unfit(name, fp32, example_inputs)
+    with torch.no_grad():
+        made = fp32(*example_inputs)
+    _refuse_opaque(made)
+    outputs = _Container(made)
     programs: dict[str, Path] = {}
     exported: dict[str, torch.export.ExportedProgram] = {}
     for side, module in (("fp32", fp32), ("int8", int8)):
@@ -74,8 +78,6 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
     built = build(name, programs, artefacts, module=runtime.__name__, threads=settings.threads,
                   timeout_s=settings.timeout_s)
     order = InputOrder(example_inputs, names=tuple(inspect.signature(fp32.forward).parameters))
-    with torch.no_grad():
-        outputs = _Container(fp32(*example_inputs))
     forms = {side: _form(runtime, built[side], outputs, threads=settings.threads, order=order,
                          batch=sample_count(example_inputs)) for side in built}
     if getattr(runtime, "COMPILES", False):  # now, so that nobody times it
@@ -152,6 +154,17 @@ def _refuse_unfit(name: str, model: nn.Module, example_inputs: tuple[Any, ...]) 
                               code="artefact-too-large", severity="error",
                               message=f"a {SUFFIX[name]} file cannot be larger.",
                               remedy="split the model, or use a recipe with another runtime.")])
+
+
+def _refuse_opaque(outputs: Any) -> None:
+    known = (Tensor, int, float, str, type(None))
+    strange = next((leaf for leaf in pytree.tree_leaves(outputs) if not isinstance(leaf, known)), None)
+    if strange is not None:
+        kind = type(strange).__name__
+        raise CheckFailed([f"the model returns {kind}, which torch.export does not look into."], findings=[Finding(
+            code="opaque-output", severity="error", message=f"the tensors inside {kind} would be lost.",
+            remedy=f"return a tuple or dict of tensors, or call torch.export.register_dataclass({kind}) once if it is "
+                   "a dataclass.")])
 
 
 def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: int, order: InputOrder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
@@ -192,6 +193,46 @@ def test_inputs_wider_than_float32_are_refused(standin: Standin, tmp_path: Path,
         deployed(standin, Single(), inputs, tmp_path)
     assert [(finding.code, finding.severity) for finding in caught.value.findings] == [("unsupported-dtype", "error")]
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclasses.dataclass
+class Answer:
+    scores: Tensor
+
+
+class Opaque(Single):
+    def forward(self, x: Tensor) -> Any:
+        return [Answer(scores=super().forward(x))]
+
+
+def test_an_output_that_torch_export_does_not_look_into_is_refused(standin: Standin, tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match="the model returns Answer") as caught:
+        deployed(standin, Opaque(), (rows(2),), tmp_path)
+    (finding,) = caught.value.findings
+    assert finding.code == "opaque-output"
+    assert "torch.export.register_dataclass(Answer)" in finding.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclasses.dataclass
+class Known:
+    scores: Tensor
+    samples: int
+
+
+class Registered(Single):
+    def forward(self, x: Tensor) -> Any:
+        return Known(scores=super().forward(x), samples=2)
+
+
+def test_a_registered_dataclass_comes_back_with_the_batch_s_own_tensors(standin: Standin, tmp_path: Path) -> None:
+    if Known not in pytree.SUPPORTED_NODES:
+        torch.export.register_dataclass(Known)
+    model = Registered()
+    form = deployed(standin, model, (rows(2),), tmp_path)
+    found = form.run(form.adapt((rows(2) + 3,)))
+    assert isinstance(found, Known)
+    assert torch.allclose(found.scores, answer(model, (rows(2) + 3,)).scores)
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(32, False), (33, True)])
