@@ -21,7 +21,7 @@ from torch import nn
 
 from pytest_qat.batches import call
 
-__all__ = ["HANGS", "Crash", "crash_of", "signal_of"]
+__all__ = ["HANGS", "Crash", "Death", "crash_of", "death_of", "signal_of"]
 
 HANGS = "does not come back"
 
@@ -48,8 +48,8 @@ def crash_of(model: nn.Module, batches: Sequence[Any], *, timeout_s: float = 120
     that hangs, since a fork of a process with threads may hang by itself; it is killed after `timeout_s`. Where
     processes cannot be forked, nothing is contained and None is returned.
     """
-    died = _death_of(lambda writer: _run_batches(model, batches, writer), timeout_s=timeout_s)
-    if died is None or died.said is None:
+    died = death_of(lambda writer: _run_batches(model, batches, writer), timeout_s=timeout_s)
+    if died is None or died.hung:
         return None
     entered = died.said.decode("utf-8", errors="replace").split("\n")[:-1]
     return Crash(signal_name=signal.Signals(died.number).name,
@@ -62,21 +62,38 @@ def signal_of(function: Callable[[], object], *, timeout_s: float = 10.0) -> str
 
     What Python can catch is none of this function's business. A fork of a process with threads may hang by itself.
     """
-    died = _death_of(lambda writer: function(), timeout_s=timeout_s)
+    died = death_of(lambda writer: function(), timeout_s=timeout_s)
     if died is None:
         return None
-    return HANGS if died.said is None else signal.Signals(died.number).name
+    return HANGS if died.hung else signal.Signals(died.number).name
 
 
-class _Death(NamedTuple):
-    """The signal that ended a child, and the tail of what it said; None if it hung and was killed from here."""
+class Death(NamedTuple):
+    """How a child died.
+
+    Attributes:
+        number: The signal that ended it.
+        said: The tail of what it wrote, at most 64 KiB.
+        hung: Whether it was killed from here, because its time was over.
+    """
 
     number: int
-    said: bytes | None
+    said: bytes
+    hung: bool
 
 
-def _death_of(work: Callable[[int], object], *, timeout_s: float) -> _Death | None:
-    """Do work in a forked child; return how it died, or None if it did not."""
+def death_of(work: Callable[[int], object], *, timeout_s: float, quiet: bool = True) -> Death | None:
+    """Do work in a forked child.
+
+    Args:
+        work: Takes a file descriptor that it may write to.
+        timeout_s: Most seconds.
+        quiet: Whether what the work prints goes nowhere.
+
+    Returns:
+        How the child died; None if it came to its end, be it with an exception, or if processes cannot be forked here,
+        and then nothing was done.
+    """
     if not hasattr(os, "fork"):
         return None
     reader, writer = os.pipe()
@@ -84,11 +101,11 @@ def _death_of(work: Callable[[int], object], *, timeout_s: float) -> _Death | No
         warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no threads, and lives a few calls
         child = os.fork()
     if child == 0:
-        _work_as_child(work, writer)
+        _work_as_child(work, writer, quiet=quiet)
     os.close(writer)
     try:
-        said = _listen(reader, deadline=time.monotonic() + timeout_s)
-        if said is None:
+        said, hung = _listen(reader, deadline=time.monotonic() + timeout_s)
+        if hung:
             os.kill(child, signal.SIGKILL)
     except BaseException:
         os.kill(child, signal.SIGKILL)
@@ -96,17 +113,18 @@ def _death_of(work: Callable[[int], object], *, timeout_s: float) -> _Death | No
     finally:
         os.close(reader)
         _, status = os.waitpid(child, 0)
-    return _Death(os.WTERMSIG(status), said) if os.WIFSIGNALED(status) else None
+    return Death(os.WTERMSIG(status), said, hung) if os.WIFSIGNALED(status) else None
 
 
-def _work_as_child(work: Callable[[int], object], writer: int) -> None:
+def _work_as_child(work: Callable[[int], object], writer: int, *, quiet: bool) -> None:
     """Do the work and leave without touching anything of the parent's."""
     code = 1
     try:
         faulthandler.disable()
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
+        if quiet:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
         torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here
         work(writer)
         code = 0
@@ -129,14 +147,14 @@ def _telling(name: str, writer: int) -> Callable[..., None]:
     return enter
 
 
-def _listen(reader: int, *, deadline: float) -> bytes | None:
-    """Return the tail of what the child says until it ends, or None if it does not end in time."""
+def _listen(reader: int, *, deadline: float) -> tuple[bytes, bool]:
+    """Return the tail of what the child says until it ends, and whether it does not end in time."""
     said = b""
     while True:
         ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            return None
+            return said, True
         chunk = os.read(reader, 65536)
         if not chunk:
-            return said
+            return said, False
         said = (said + chunk)[-65536:]

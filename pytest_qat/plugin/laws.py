@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["LawItem", "OpsCollector", "ReplayCollector", "ReplayItem"]
 
 _CACHE = "qat-laws"
+_MOST_S = 300.0
+"""What a law may take on a user's implementation before it counts as hanging; most take less than a second."""
 
 
 class OpsCollector(pytest.Collector):
@@ -93,16 +95,24 @@ class LawItem(CommandLineItem):
         Raises:
             CheckFailed: it does not hold; the smallest examples are printed and saved.
         """
+        from pytest_qat.properties.contained import contained
         from pytest_qat.properties.runner import check_law, fuzz_law
+        from pytest_qat.properties.targets import TORCH
 
         qat = self.parent.qat
         share_s = qat.fuzz_share_s
         seed = qat.options.seed if share_s is None else qat.fuzz_seed
-        if share_s is None:
-            failure = check_law(self.law, self.ops, seed=seed)
-            failures = [] if failure is None else [failure]
+
+        def check(law: Law) -> list[Failure]:
+            if share_s is not None:
+                return fuzz_law(law, self.ops, seconds=share_s, seed=seed)
+            failure = check_law(law, self.ops, seed=seed)
+            return [] if failure is None else [failure]
+
+        if self.parent.reference == TORCH:  # its laws share what they have built, and it does not end processes
+            failures = check(self.law)
         else:
-            failures = fuzz_law(self.law, self.ops, seconds=share_s, seed=seed)
+            failures = contained(check, self.law, self.ops, timeout_s=_MOST_S + (share_s or 0.0))
         if failures:
             raise CheckFailed([self.law.summary, *(line for failure in failures for line in self._told(failure, seed))])
 
@@ -112,7 +122,7 @@ class LawItem(CommandLineItem):
         reference = self.parent.reference
         cache = getattr(self.config, "cache", None)
         again = f"pytest --qat-ops={reference} -k {self.law.name}"
-        if cache is not None:
+        if cache is not None and failure.example is not None:
             with contextlib.suppress(OSError, QATError):  # a cache that cannot be written costs no finding
                 path = write_saved(failure, Path(cache.mkdir(_CACHE)), reference=reference, seed=seed)
                 again = f"pytest --qat-replay={_short(path, self.config)}"
@@ -159,6 +169,7 @@ class ReplayItem(CommandLineItem):
             CheckFailed: it is still broken.
             QATError: the file or its implementation cannot be used.
         """
+        from pytest_qat.properties.contained import contained
         from pytest_qat.properties.runner import hold
         from pytest_qat.properties.saved import read_saved
 
@@ -170,8 +181,13 @@ class ReplayItem(CommandLineItem):
         if not saved.law.applies(found[saved.ops]):
             raise DataError(f"{saved.law.name} does not speak about {saved.ops!r} as it is now.",
                             hint="Delete the file, or give the implementation the functions that it had.")
-        failure = hold(saved.law, found[saved.ops], saved.example)
-        if failure is not None:
+        ops = found[saved.ops]
+
+        def check(law: Law) -> list[Failure]:
+            failure = hold(law, ops, saved.example)
+            return [] if failure is None else [failure]
+
+        for failure in contained(check, saved.law, ops, timeout_s=_MOST_S):
             then = ", ".join(f"{package} {version}" for package, version in saved.versions.items())
             raise CheckFailed(["still failing.", saved.law.summary, *failure.lines, f"first seen with {then}"])
 

@@ -52,6 +52,7 @@ class Law:
         needs: Fields of ops that must be given.
         when: Whether it speaks about these ops at all.
         share: From ops to which part of the usual number of examples it is worth: some are dear.
+        threaded: Whether it takes several threads, which a forked process cannot have.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Law:
     needs: tuple[str, ...] = ()
     when: Callable[[Any], bool] = lambda _: True
     share: Callable[[Any], float] = lambda _: 1.0
+    threaded: bool = False
 
     def __call__(self, ops: Any, example: Any) -> None:
         """State the law about one example.
@@ -86,9 +88,11 @@ class Law:
 def law(*, kind: type, example: type, examples: Callable[[Any], SearchStrategy[Any]],
         sweep: Callable[[Any], Iterable[Any]] = lambda _: (), needs: tuple[str, ...] = (),
         when: Callable[[Any], bool] = lambda _: True,
-        share: float | Callable[[Any], float] = 1.0) -> Callable[[Callable[..., None]], Law]:
+        share: float | Callable[[Any], float] = 1.0,
+        threaded: bool = False) -> Callable[[Callable[..., None]], Law]:
     """Make a law of a function `(ops, example)`."""
     def make(statement: Callable[..., None]) -> Law:
         return Law(name=statement.__name__, statement=statement, kind=kind, example=example, examples=examples,
-                   sweep=sweep, needs=needs, when=when, share=share if callable(share) else lambda _: share)
+                   sweep=sweep, needs=needs, when=when, share=share if callable(share) else lambda _: share,
+                   threaded=threaded)
     return make

@@ -33,6 +33,15 @@ def late(x, *params):
 def bad():
     return QuantOps(name="bad", quantize=late, dequantize=dequantize)
 
+def deadly(x, *params):
+    if 30 < x.numel() < 200:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return quantize(x, *params)
+
+def crashing():
+    return QuantOps(name="crashing", quantize=deadly, dequantize=dequantize)
+
 def both():
     return [good(), bad()]
 '''
@@ -52,6 +61,16 @@ def test_each_law_is_an_item_under_the_reference(kernels: Project) -> None:
     result = kernels.run("--qat-ops=kernels:good", "--collect-only", "-q")
     assert "qat-ops:kernels:good::P1_round_trip" in result.outlines
     assert not any("::F1_" in line or "::C1_" in line for line in result.outlines)
+
+
+def test_a_kernel_that_crashes_fails_its_laws_and_the_session_goes_on(kernels: Project) -> None:
+    result = kernels.run("--qat-ops=kernels:crashing")
+    assert sum(result.parseoutcomes().values()) == 21
+    assert result.parseoutcomes()["failed"] >= 3
+    result.stdout.fnmatch_lines(["*the implementation ends the process with SIGSEGV*", "*pytest --qat-replay=*"])
+    again = kernels.run(f"--qat-replay={saved(kernels)[0].relative_to(kernels.path)}")
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines(["*still failing.*"])
 
 
 def test_a_correct_kernel_passes_without_a_test_file(kernels: Project) -> None:

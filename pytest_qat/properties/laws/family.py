@@ -62,9 +62,9 @@ def each_params(ops: QuantOps) -> Iterator[AffineExample]:
 
 def affine_law(*, examples: Callable[[Any], SearchStrategy[Any]] = affine,
                 sweep: Callable[[Any], Iterable[Any]] = grids,
-                share: float = 1.0) -> Callable[[Callable[..., None]], Law]:
+                share: float = 1.0, threaded: bool = False) -> Callable[[Callable[..., None]], Law]:
     """Make a law of one tensor."""
-    return law(kind=QuantOps, example=AffineExample, examples=examples, sweep=sweep, share=share)
+    return law(kind=QuantOps, example=AffineExample, examples=examples, sweep=sweep, share=share, threaded=threaded)
 
 
 def shown(x: float) -> str:

@@ -175,7 +175,7 @@ def P17_layout(ops: QuantOps, example: AffineExample) -> None:
                         actual=scattered_back[lane].item())
 
 
-@affine_law(examples=usual, sweep=lambda ops: itertools.islice(tails(ops), 3), share=0)
+@affine_law(examples=usual, sweep=lambda ops: itertools.islice(tails(ops), 3), share=0, threaded=True)
 def P18_threads(ops: QuantOps, example: AffineExample) -> None:
     """Large tensors get the same codes with one thread and with several."""
     calls, params = Watched(ops), example.qparams
