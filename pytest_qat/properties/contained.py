@@ -49,7 +49,7 @@ def contained(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, time
         return check(law) if found is None else found
     if died.hung:
         forked = () if died.said.count(b"\n") > 1 else (
-            "it was the first example: if this hangs in a forked process alone, start no threads before the first call",)
+            "it was the first example: if it hangs in a forked process alone, start no threads before the first call",)
         return [Failure(law=law.name, ops=ops.name, example=example, lines=(
             f"the implementation does not come back: it was ended after {timeout_s:g} s", *_told(example), *forked))]
     example = _smallest(law, ops, example)
@@ -110,7 +110,11 @@ def _smallest(law: Law, ops: Any, example: Any) -> Any:
         return None
 
     def deadly(smaller: Any) -> bool:
-        _, died, _ = _in_child(lambda law: [] if law(ops, smaller) is None else [], law, timeout_s=_SMALLER_S)
+        def tried(law: Law) -> list[Failure]:
+            law(ops, smaller)
+            return []
+
+        _, died, _ = _in_child(tried, law, timeout_s=_SMALLER_S)
         return died is not None and not died.hung
 
     left = _MOST_SMALLER
