@@ -7,7 +7,7 @@ tensor, or tensors in tuples, lists, dicts and dataclass-like containers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -187,27 +187,35 @@ def calibration_batches(case: QATCase, *, limit: int) -> list[Any]:
     return batches
 
 
-def in_parts(run: Callable[[Any], Any], inputs: Any, *, size: int) -> Any:
+def in_parts(run: Callable[[Any], Any], inputs: Any, *, size: int,
+             whole: Collection[tuple[int, ...]] = ()) -> Any:
     """Return the outputs for a batch of any size from calls on parts of one size.
 
     The last part is filled up with its first sample, whose further outputs are cut off again.
+
+    Args:
+        run: Calls the model.
+        inputs: The batch.
+        size: The one size that it takes.
+        whole: Shapes that it takes as they are: a table may have as many rows as the batch has samples.
 
     Raises:
         DataError: an output depends on the samples, but has no rows of theirs.
     """
     samples = sample_count(inputs)
-    parts = [run(_part(inputs, start, size, samples)) for start in range(0, samples, size)]
+    parts = [run(_part(inputs, start, size, samples, whole)) for start in range(0, samples, size)]
     leaves, spec = zip(*(pytree.tree_flatten(part) for part in parts), strict=True)
     joined = [_joined(values, size, samples) for values in zip(*leaves, strict=True)]
     return pytree.tree_unflatten(joined, spec[0])
 
 
-def _part(inputs: Any, start: int, size: int, samples: int) -> Any:
+def _part(inputs: Any, start: int, size: int, samples: int, whole: Collection[tuple[int, ...]]) -> Any:
     index = torch.arange(start, start + size)
     index[index >= samples] = start
 
     def cut(leaf: Tensor) -> Tensor:
-        return leaf[index] if leaf.dim() > 0 and leaf.shape[0] == samples else leaf
+        batched = leaf.dim() > 0 and leaf.shape[0] == samples and tuple(leaf.shape) not in whole
+        return leaf[index] if batched else leaf
 
     return pytree.tree_map_only(Tensor, cut, inputs if not hasattr(inputs, "items") else dict(inputs))
 

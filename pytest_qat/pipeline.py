@@ -288,6 +288,7 @@ class ModelRun:
 
     def _prepare(self) -> PreparedModel:
         if self.case.prepared is not None:
+            soundness.check_prepared(self.case, self.recipe)
             return PreparedModel(module=as_module(copy.deepcopy(self.case.prepared)), float_modules={})
         return load_workflow(self.recipe.workflow).prepare(self.case, self.recipe)
 

@@ -16,13 +16,17 @@ from pytest_qat.errors import CheckFailed, DataError, InvalidCase
 from pytest_qat.findings import Finding
 from pytest_qat.locate import headline, place_of
 from pytest_qat.measure.parity import sqnr_db
+from pytest_qat.recipe import Recipe
+from pytest_qat.workflows.exported import workflow_of
 
-__all__ = ["checked_model", "hold_to_model"]
+__all__ = ["check_prepared", "checked_model", "hold_to_model"]
 
 _SAME_DB = 60.0
 """Folding BatchNorm and other float kernels leave 100 dB and more; half-precision kernels about 65."""
 _LOST = ("what is traced is forward of the model's class: hooks, a forward put on the instance and state kept between "
          "calls are lost, in float and in int8 alike.")
+_FORMS = {"pt2e": "a graph that torch.export made", "fx": "a graph that torch.fx traced", "eager": "a plain module",
+          "torchao": "a plain module that quantize_ prepared"}
 _REMEDY = "put them into forward itself, as plain tensor operations."
 
 
@@ -75,6 +79,21 @@ def checked_model(case: QATCase) -> nn.Module:
             f"{case.label} returns NaN or infinity in {bad} of {total} output values on example_inputs.",
             hint="Look for NaN in the weights, and check that the inputs are normalised as in training.")
     return model
+
+
+def check_prepared(case: QATCase, recipe: Recipe) -> None:
+    """Check that a recipe can convert the model that a case prepared; beside `converted=` nobody converts it.
+
+    Raises:
+        InvalidCase: it comes from another workflow.
+    """
+    if case.prepared is None or case.converted is not None:
+        return
+    found, wanted = workflow_of(case.prepared), recipe.workflow
+    if found != wanted and (found, wanted) != ("eager", "torchao"):
+        raise InvalidCase(
+            f"prepared= is {_FORMS[found]}, but {recipe.name} converts {_FORMS[wanted]}.",
+            hint=f"Choose a recipe that begins with {found}, or give the float model and leave preparing to this.")
 
 
 def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Sequence[Any]) -> None:

@@ -141,17 +141,28 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
 
     Under `strict` the interval must prove that the drop is within tolerance. A float model below `min_accuracy`, or
     no better than naming the most frequent class, cannot pass; nor can an int8 model that names one class only, or
-    that has outputs gone flat which no metric looks at. What training did helps to name causes.
+    that has outputs gone flat which no metric looks at (inconclusive, if they are faint in float and there are no
+    evaluation data). What training did helps to name causes.
     """
     outcome, reason = _judge_drop(accuracy, tolerances.accuracy_drop, strict=strict)
     floor = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
     if floor is not None and (floor[0] is Outcome.FAILED or outcome is Outcome.PASSED):
         outcome, reason = floor
     reasons: tuple[str, ...] = (reason,)
-    if accuracy.flat or accuracy.only_class is not None:
+    if accuracy.only_class is None and accuracy.faint:
+        if outcome is Outcome.PASSED:
+            outcome, reasons = Outcome.INCONCLUSIVE, (_too_faint(accuracy), reason)
+    elif accuracy.flat or accuracy.only_class is not None:
         outcome, reasons = Outcome.FAILED, (_nothing_left(accuracy), reason)
     return Verdict(outcome=outcome, reasons=reasons, findings=causes_of_scores(
         accuracy, fine_tuning, higher_is_better=higher_is_better))
+
+
+def _too_faint(accuracy: Accuracy) -> str:
+    share = max(each.relative for each in accuracy.flat)
+    named = "; ".join(map(flat_text, accuracy.flat))
+    return (f"agreement says little here: {named} varies by {share:.1%} of its size in float, too faint for the steps "
+            "of int8. Give the trained model, and eval_data.")
 
 
 def _nothing_left(accuracy: Accuracy) -> str:

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import get_default_qat_qconfig_mapping
+from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
 from pytest_qat.assessment import Assessment
 from pytest_qat.case import QATCase, Tolerances
+from pytest_qat.errors import InvalidCase
 from pytest_qat.measure.exclusive import MachineLock
 from pytest_qat.pipeline import ModelRun, NotApplicable, RunSettings, StageFailed
 from pytest_qat.recipe import get_recipe
@@ -297,3 +300,22 @@ def test_calibration_data_that_are_no_numbers_are_told_by_where_they_show(runs: 
     with pytest.raises(StageFailed) as caught:
         runs(case(net(), calibration_data=data), recipe).converted()
     assert "batch 1 of the calibration data makes values from nan to nan at the input" in str(caught.value.error)
+
+
+# -- prepared models of another workflow -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("recipe", "told"), [
+    ("pt2e-executorch", "but pt2e-executorch converts a graph that torch.export made."),
+    ("eager-x86", "prepared= is a graph that torch.fx traced, but eager-x86 converts a plain module."),
+    ("torchao-int8", "prepared= is a graph that torch.fx traced, but torchao-int8 converts"),
+])
+def test_a_prepared_model_of_another_workflow_is_refused_in_a_sentence(runs: Any, recipe: str, told: str) -> None:
+    pytest.importorskip("torchao")
+    images = torch.randn(8, 16)
+    prepared = prepare_qat_fx(net().train(), get_default_qat_qconfig_mapping("x86"), (images,))
+    run = runs(dataclasses.replace(case(net()), prepared=prepared), recipe)
+    with pytest.raises(StageFailed) as caught:
+        run.prepared()
+    assert isinstance(caught.value.error, InvalidCase)
+    assert told in caught.value.error.message

@@ -240,6 +240,22 @@ def test_an_output_gone_flat_fails_and_is_named(flat: FlatOutput, named: str) ->
         found.findings[0].message)
 
 
+@pytest.mark.parametrize(("kind", "relative", "drop", "outcome", "severity"), [
+    ("agreement", 0.05, 0.0, Outcome.INCONCLUSIVE, "warning"), ("agreement", 0.3, 0.0, Outcome.FAILED, "error"),
+    ("metric", 0.05, 0.0, Outcome.FAILED, "error"), ("agreement", 0.05, 0.5, Outcome.FAILED, "warning"),
+])
+def test_what_is_faint_in_float_already_is_inconclusive_where_there_is_only_agreement(
+        kind: str, relative: float, drop: float, outcome: Outcome, severity: str) -> None:
+    flat = FlatOutput(output="", columns=(0,), of=10, spread=0.01, left=0.01, values=3, relative=relative)
+    measured = accuracy(kind=kind, flat=(flat,), fp32=1.0, int8=1.0 - drop, drop=drop, drop_ci=(drop, drop + 0.001),
+                        p_value=1.0 if drop == 0 else 1e-9)
+    found = judge_accuracy(measured, Tolerances())
+    assert found.outcome is outcome
+    assert [each.severity for each in found.findings if each.code == "flat-output"] == [severity]
+    if outcome is Outcome.INCONCLUSIVE:
+        assert "varies by 5.0% of its size in float" in found.reasons[0]
+
+
 @pytest.mark.parametrize(("fp32", "int8", "tolerance", "outcome"), [
     (1.06e-4, 4.25e-3, 0.01, "failed"), (0.00496, 0.00792, 0.01, "failed"), (3.018, 3.071, 0.01, "failed"),
     (3.018, 3.071, 0.02, "passed"), (-3.0, -2.99, 0.01, "passed"), (100.0, 101.5, "100%", "passed"),

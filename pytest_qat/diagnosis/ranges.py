@@ -15,14 +15,14 @@ __all__ = ["collapsed_ranges"]
 
 
 def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
-    """Return one warning if fake-quantizers of a calibrated model ended on their observer's smallest scale.
+    """Return one warning if fake-quantizers of a calibrated model round every value that they saw to zero.
 
-    An observer never gives a scale below its `eps` (2^-23 by default). Activations smaller than that all round to
-    zero; it happens in untrained or badly initialised models whose signal dies on the way.
+    An observer never gives a scale below its `eps` (2^-23 by default, 2^-12 in XNNPACKQuantizer). Activations smaller
+    than half of it all round to zero; it happens in untrained or badly initialised models whose signal dies on the way.
     """
     own = user_names(prepared)
     names = [observed(own[name]) for name, module in fake_quantizers(prepared)
-             if hasattr(module, "activation_post_process") and _at_eps(module)]
+             if hasattr(module, "activation_post_process") and _all_zero(module)]
     if not names:
         return ()
     return (Finding(
@@ -33,9 +33,10 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
         evidence={"modules": names[:20]}),)
 
 
-def _at_eps(module: Any) -> bool:
-    eps = float(getattr(module.activation_post_process, "eps", 0.0))
-    seen = getattr(module.activation_post_process, "max_val", None)
-    if eps <= 0 or seen is None or seen.numel() != 1 or not torch.isfinite(seen).all():
+def _all_zero(module: Any) -> bool:
+    observer = module.activation_post_process
+    ends = [getattr(observer, name, None) for name in ("min_val", "max_val")]
+    if any(end is None or end.numel() != 1 or not torch.isfinite(end).all() for end in ends):
         return False  # an observer that never ran has no range to judge
-    return float(module.calculate_qparams()[0].max()) <= eps
+    largest = max(abs(float(end)) for end in ends if end is not None)
+    return largest < float(module.calculate_qparams()[0].max()) / 2

@@ -27,9 +27,9 @@ def flat_text(flat: FlatOutput) -> str:
     return f"{place}[:, {columns}{more}] ({len(flat.columns)} of {flat.of})"
 
 
-def _flat_finding(flat: FlatOutput) -> Finding:
+def _flat_finding(flat: FlatOutput, *, faint: bool) -> Finding:
     return Finding(
-        code="flat-output", severity="error",
+        code="flat-output", severity="warning" if faint else "error",
         evidence={"output": flat.output, "columns": list(flat.columns[:_NAMED]), "flat": len(flat.columns),
                   "of": flat.of, "std_fp32": flat.spread, "std_int8": flat.left, "values": flat.values},
         message=f"{flat_text(flat)} varies by {flat.spread:.3g} (standard deviation) in float, and by {flat.left:.3g} "
@@ -42,7 +42,7 @@ def _flat_finding(flat: FlatOutput) -> Finding:
 def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *,
                      higher_is_better: bool) -> tuple[Finding, ...]:
     """Return findings for what a comparison of scores shows, and for what training did."""
-    found = [_flat_finding(each) for each in accuracy.flat]
+    found = [_flat_finding(each, faint=accuracy.faint) for each in accuracy.flat]
     if accuracy.drop < 0 and accuracy.p_value < SIGNIFICANT:
         found.append(Finding(
             code="suspicious-gain", severity="warning", evidence={"p_value": accuracy.p_value},

@@ -132,6 +132,11 @@ class Accuracy:
         """The drop as a fraction of the float score; None if that is zero."""
         return self.drop / abs(self.fp32) if self.fp32 else None
 
+    @property
+    def faint(self) -> bool:
+        """Whether all that went flat follows its input hardly in float either, and there are no evaluation data."""
+        return self.kind == "agreement" and bool(self.flat) and all(each.faint for each in self.flat)
+
     def allowed(self, tolerance: float) -> float:
         """Return the drop that a tolerance allows, in units of the score."""
         return tolerance if self.is_fraction else tolerance * abs(self.fp32)

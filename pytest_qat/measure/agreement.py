@@ -29,6 +29,8 @@ _LIVE = 0.1
 _FEW_VALUES, _COARSE = 4, 0.5
 """So few values, and noise of that share of float's spread: the steps are coarser than what they should tell."""
 _FEWEST_SAMPLES = 8
+_FAINT = 0.2
+"""Share of its own size that an output varies by, under which nobody could expect eight bits to show it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class FlatOutput:
         spread: Standard deviation of the first of them in float.
         left: The same in int8.
         values: Number of values that it takes in int8.
+        relative: Float's standard deviation as a share of the column's own size (root mean square), the median of
+            these columns.
     """
 
     output: str
@@ -50,6 +54,12 @@ class FlatOutput:
     spread: float
     left: float
     values: int
+    relative: float = 1.0
+
+    @property
+    def faint(self) -> bool:
+        """Whether it follows its input hardly in float either, as in a network with random weights."""
+        return self.relative < _FAINT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +128,10 @@ def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples:
         flat = (live & (coarse | (left <= _FLAT * spread))).nonzero().flatten().tolist()
         if flat and len(flat) >= 0.1 * int(live.sum()):
             first = flat[0]
+            relative = (spread / before.square().mean(dim=0).sqrt())[flat]
             found.append(FlatOutput(output=place, columns=tuple(flat), of=before.shape[1], values=int(values[first]),
-                                    spread=float(spread[first]), left=float(left[first])))
+                                    spread=float(spread[first]), left=float(left[first]),
+                                    relative=float(relative.median())))
     return tuple(found)
 
 

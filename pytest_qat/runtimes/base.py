@@ -64,6 +64,7 @@ class Deployed:
         save_program: Writes the model with the given inputs to a file from which the runtime's `load_program` runs
             it in another process.
         batch: The one batch size that the artefact is made for; None: any.
+        shapes: Shapes of the inputs that it is made for.
         kernels: What the artefact computes, in order; None: the modules of the converted model tell.
         fresh: Makes another `run` that nobody has called yet, for kernels that settle with their first call; None:
             `run` is the same whatever it was called with before.
@@ -78,6 +79,7 @@ class Deployed:
     session: Callable[[], AbstractContextManager[None]]
     save_program: Callable[[Any, Path], None]
     batch: int | None = None
+    shapes: frozenset[tuple[int, ...]] = frozenset()
     kernels: tuple[Kernel, ...] | None = None
     fresh: Callable[[], Callable[[Any], Any]] | None = None
 

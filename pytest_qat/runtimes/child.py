@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_qat.errors import CheckFailed, StageError
+from pytest_qat.errors import CheckFailed, QATError, StageError
 from pytest_qat.findings import Finding
 from pytest_qat.isolation import child_environment
 from pytest_qat.runtimes.base import Kernel, StoredTensor
@@ -188,9 +189,19 @@ def _main(module: str, program: str, artefact: str, threads: str) -> None:
         _tell(path, stage="done", kernels=[asdict(kernel) for kernel in kernels],
               tensors=[asdict(tensor) for tensor in tensors])
     except Exception as error:  # tells the parent, whatever it is
-        text = (str(error).strip().splitlines() or ["no message"])[0]
         _tell(path, stage=_stage_of(path), hint=getattr(error, "hint", ""),
-              error=f"{type(error).__name__}: {text[:300]} (in {_stage_of(path)})")
+              error=f"{type(error).__name__}: {_cause(error)[:300]} (in {_stage_of(path)})")
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of what an error was raised from in the end: converters wrap it in advice.
+
+    Errors of this package say all themselves.
+    """
+    while not isinstance(error, QATError) and error.__cause__ is not None and str(error.__cause__).strip():
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (text.splitlines() or ["no message"])[0]
 
 
 def _example_leaves(exported: Any) -> list[Any]:

@@ -18,4 +18,4 @@ def run_batch(deployed: Deployed, inputs: Any) -> Any:
     """
     if deployed.batch is None or sample_count(inputs) in (deployed.batch, 0):
         return deployed.run(deployed.adapt(inputs))
-    return in_parts(lambda part: deployed.run(deployed.adapt(part)), inputs, size=deployed.batch)
+    return in_parts(lambda part: deployed.run(deployed.adapt(part)), inputs, size=deployed.batch, whole=deployed.shapes)

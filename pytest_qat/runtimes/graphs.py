@@ -13,7 +13,8 @@ from torch import Tensor
 from pytest_qat.runtimes.base import Kernel
 from pytest_qat.workflows.exported import module_of
 
-__all__ = ["REFERENCE_REASON", "dequantized", "kernels_of", "op_name", "products", "quantized", "requantized"]
+__all__ = ["REFERENCE_REASON", "bias_place", "dequantized", "kernels_of", "op_name", "products", "quantized",
+           "requantized"]
 
 REFERENCE_REASON = "dequantize, float op, quantize: converted but not lowered to an int8 kernel"
 _PRODUCTS = ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
@@ -21,6 +22,8 @@ _PRODUCTS = ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "c
 _INT8_NAMES = ("qconv", "qlinear", "_int_mm", "quantized::", "int8")
 _ON_THE_WAY = ("relu", "hardtanh", "clamp", "getitem", "view", "permute", "squeeze", "alias", "flatten", "reshape",
                "add", "mean", "pool", "cat", "slice", "mul", "sigmoid", "hardswish")
+_OF_ACTIVATIONS = ("bmm", "matmul", "baddbmm", "scaled_dot_product_attention")
+"""Products that XNNPACK has float kernels for only, quantized or not."""
 _FURTHEST = 4
 
 
@@ -29,6 +32,13 @@ def products(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
     for node in graph.nodes:
         if node.op == "call_function" and op_name(node) in _PRODUCTS:
             yield node
+
+
+def bias_place(node: torch.fx.Node) -> int | None:
+    """Return which argument of a node is a bias; None if none can be."""
+    if node.op != "call_function" or (name := op_name(node)) not in _PRODUCTS:
+        return None
+    return 0 if name == "addmm" else 2 if name == "linear" or "conv" in name else None
 
 
 def op_name(node: torch.fx.Node) -> str:
@@ -46,14 +56,18 @@ def kernels_of(graph_module: torch.fx.GraphModule, *, lowered: bool = False) -> 
 
     Args:
         graph_module: An exported or edge graph.
-        lowered: Whether a product between dequantize and quantize runs on an int8 kernel, as in a delegate.
+        lowered: Whether a product between dequantize and quantize runs on an int8 kernel where XNNPACK has one, as in
+            its delegates.
     """
     found = []
     for node in products(graph_module.graph):
         between = quantized(node)
-        int8 = any(word in str(node.target) for word in _INT8_NAMES) or (between and lowered)
-        reason = "" if int8 else REFERENCE_REASON if between else "its inputs are not quantized"
-        found.append(Kernel(int8=int8, op=op_name(node), module=module_of(node), macs=_macs(node), reason=reason))
+        has_kernel = lowered and op_name(node) not in _OF_ACTIVATIONS
+        int8 = any(word in str(node.target) for word in _INT8_NAMES) or (between and has_kernel)
+        why = "its inputs are not quantized" if not between else (
+            "XNNPACK multiplies two activations in float" if lowered else REFERENCE_REASON)
+        found.append(Kernel(int8=int8, op=op_name(node), module=module_of(node), macs=_macs(node),
+                            reason="" if int8 else why))
     return tuple(found)
 
 

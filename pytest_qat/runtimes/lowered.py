@@ -25,7 +25,9 @@ from pytest_qat.findings import Finding
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, Kernel
 from pytest_qat.runtimes.child import Built, build
 from pytest_qat.runtimes.files import save_whole, write_whole
+from pytest_qat.runtimes.graphs import bias_place
 from pytest_qat.workflows.exported import ExportedModel, export_program
+from pytest_qat.workflows.exported_quirks import with_own_biases
 
 __all__ = ["Call", "InputOrder", "deploy_lowered", "in_order", "load_exported", "load_flat_program", "named_after",
            "without_wrapper"]
@@ -79,7 +81,7 @@ def deploy_lowered(runtime: ModuleType, name: str, fp32: nn.Module, int8: nn.Mod
                   timeout_s=settings.timeout_s)
     order = InputOrder(example_inputs, names=tuple(inspect.signature(fp32.forward).parameters))
     forms = {side: _form(runtime, built[side], outputs, threads=settings.threads, order=order,
-                         batch=sample_count(example_inputs)) for side in built}
+                         example_inputs=example_inputs) for side in built}
     if getattr(runtime, "COMPILES", False):  # now, so that nobody times it
         for form in forms.values():
             form.run(form.adapt(example_inputs))
@@ -105,7 +107,9 @@ def _flat(module: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Module:
             graph.erase_node(node)
     output = graph.output_node()
     output.args = (tuple(leaf for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, torch.fx.Node)),)
-    return torch.fx.GraphModule(module.graph_module, graph)
+    flat = torch.fx.GraphModule(module.graph_module, graph)
+    with_own_biases(flat, bias_place)
+    return flat
 
 
 class _Flat(nn.Module):
@@ -168,7 +172,7 @@ def _refuse_opaque(outputs: Any) -> None:
 
 
 def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: int, order: InputOrder,
-          batch: int) -> Deployed:
+          example_inputs: tuple[Any, ...]) -> Deployed:
     call: Call = runtime.load(built.artefact, threads=threads)
     single = outputs.single
 
@@ -185,8 +189,8 @@ def _form(runtime: ModuleType, built: Built, outputs: _Container, *, threads: in
 
     return Deployed(
         artefact=built.artefact, size_bytes=built.artefact.stat().st_size, tensors=built.tensors, layout="contiguous",
-        adapt=adapt, run=run, session=contextlib.nullcontext, save_program=save_program, batch=batch,
-        kernels=built.kernels)
+        adapt=adapt, run=run, session=contextlib.nullcontext, save_program=save_program, kernels=built.kernels,
+        batch=sample_count(example_inputs), shapes=frozenset(tuple(leaf.shape) for leaf in leaves_of(example_inputs)))
 
 
 class InputOrder:

@@ -21,7 +21,8 @@ from pytest_qat.errors import CheckFailed, DataError
 from pytest_qat.findings import Finding
 from pytest_qat.locate import headline, locate_module
 
-__all__ = ["ExportedModel", "always_on_nodes", "as_module", "export_program", "module_of", "without_spare_tensors"]
+__all__ = ["ExportedModel", "always_on_nodes", "as_module", "export_program", "module_of", "without_spare_tensors",
+           "workflow_of"]
 
 _FLAGS = ("training", "train")
 
@@ -42,6 +43,7 @@ class ExportedModel(nn.Module):
         self.graph_module = graph_module
         self.always_on = always_on
         self.batch = _fixed_batch(graph_module)
+        self._shapes = _shapes_of(graph_module) if self.batch is not None else frozenset()
         self._batchnorm_frozen = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +57,8 @@ class ExportedModel(nn.Module):
         if self.training:
             raise DataError(f"torch.export has fixed the batch size of this model at {self.batch}, but a batch has "
                             f"{samples}.", hint=f"Give batches of {self.batch} (drop_last=True), or use an fx recipe.")
-        return in_parts(lambda part: self._run(*part[0], **part[1]), (args, kwargs), size=self.batch)
+        return in_parts(lambda part: self._run(*part[0], **part[1]), (args, kwargs), size=self.batch,
+                        whole=self._shapes)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs and not self._takes_keywords():
@@ -95,10 +98,20 @@ class ExportedModel(nn.Module):
 
 def as_module(model: Any) -> Any:
     """Return a model that can be switched between train and eval mode: exported graphs are wrapped."""
-    exported = isinstance(model, torch.fx.GraphModule) and any(
+    return ExportedModel(model) if _is_exported(model) else model
+
+
+def _is_exported(model: Any) -> bool:
+    return isinstance(model, torch.fx.GraphModule) and any(
         node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)  # noqa: SLF001 - no public name
         for node in model.graph.nodes)
-    return ExportedModel(model) if exported else model
+
+
+def workflow_of(prepared: nn.Module) -> str:
+    """Return which workflow a prepared model seems to come from: `pt2e`, `fx`, or `eager` for plain modules."""
+    if isinstance(prepared, ExportedModel) or _is_exported(prepared):
+        return "pt2e"
+    return "fx" if isinstance(prepared, torch.fx.GraphModule) else "eager"
 
 
 def _flag_place(node: torch.fx.Node) -> int | None:
@@ -171,6 +184,13 @@ def _fixed_batch(graph_module: torch.fx.GraphModule) -> int | None:
     sides = [str(side) for node in graph_module.graph.nodes if node.op == "placeholder"
              for side in getattr(node.meta.get("val"), "shape", ())[:1]]
     return int(sides[0]) if sides and all(side.isdigit() for side in sides) else None  # fixed symbols show as numbers
+
+
+def _shapes_of(graph_module: torch.fx.GraphModule) -> frozenset[tuple[int, ...]]:
+    """Return the shapes of the inputs that are fixed as a whole."""
+    shapes = [tuple(map(str, getattr(node.meta.get("val"), "shape", ("?",)))) for node in graph_module.graph.nodes
+              if node.op == "placeholder"]
+    return frozenset(tuple(map(int, shape)) for shape in shapes if all(side.isdigit() for side in shape))
 
 
 def _by_position(model: nn.Module, shapes: tuple[Any, ...]) -> Any:

@@ -27,13 +27,20 @@ from pytest_qat.workflows.exported import (
     module_of,
     without_spare_tensors,
 )
+from pytest_qat.workflows.exported_quirks import (
+    complete_batchnorms,
+    quantize_transposed_by_output,
+    read_weights_apart,
+    shield,
+    unfoldable,
+    unshield,
+)
 from pytest_qat.workflows.quantizers import make_quantizer
 
 __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
 
 CONVERTS_SLOWLY = True
 """Conversion matches patterns for seconds to minutes, so the untrained control stays in its simulated form."""
-_SHIELD = "pytest_qat_shield"
 _DEFAULT_EPS = 1e-5
 """What torchao's patterns for Conv-BatchNorm take for eps, whatever the model's is."""
 
@@ -51,7 +58,10 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     skip = case.skip if case.quantizer is None else ()  # a quantizer of the user's own knows what to leave out
     batchnorms = _batchnorm_settings(graph_module)
     _tell_calls_apart(graph_module, but=skip)
-    _shield_convolutions(graph_module, skip)
+    read_weights_apart(graph_module)
+    complete_batchnorms(graph_module)
+    apart = unfoldable(graph_module)
+    shield(graph_module, lambda node: node in apart or _within(module_of(node), skip))
     quantizer = copy.deepcopy(case.quantizer) if case.quantizer is not None else make_quantizer(
         recipe.quantizer or "xnnpack", skip=skip)
     try:
@@ -61,7 +71,8 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     except Exception as error:
         raise CheckFailed([f"{type(quantizer).__name__} cannot prepare the model."],
                           findings=[_refusal(error, quantizer)]) from error
-    _unshield_convolutions(prepared)
+    unshield(prepared)
+    quantize_transposed_by_output(prepared)
     _restore_batchnorm(prepared, batchnorms)
     reasons = dict.fromkeys(skip, "left in float on purpose (skip)")
     return PreparedModel(module=ExportedModel(prepared, always_on=always_on).train(), float_modules=reasons)
@@ -134,29 +145,6 @@ def _tell_calls_apart(graph_module: torch.fx.GraphModule, *, but: Sequence[str])
             node.meta["nn_module_stack"] = {
                 key: (f"{name}@{key.rpartition('@')[2]}" if "@" in key and not _within(name, but) else name, kind)
                 for key, (name, kind) in stack.items()}
-
-
-def _shield_convolutions(graph_module: torch.fx.GraphModule, skip: Sequence[str]) -> None:
-    """Put an op behind each skipped convolution, in place, until the model is prepared.
-
-    torchao rewrites every convolution that feeds a BatchNorm for QAT, and fails on those that stay in float or never
-    folds them back.
-    """
-    for node in list(graph_module.graph.nodes):
-        if node.op == "call_function" and ".conv" in str(node.target) and _within(module_of(node), skip):
-            with graph_module.graph.inserting_after(node):
-                shield = graph_module.graph.call_function(torch.ops.aten.alias.default, (node,))
-            shield.meta = {"val": node.meta["val"], _SHIELD: True}  # of no module, or quantizers take it for its output
-            node.replace_all_uses_with(shield, delete_user_cb=lambda user, shield=shield: user is not shield)
-    graph_module.recompile()
-
-
-def _unshield_convolutions(graph_module: torch.fx.GraphModule) -> None:
-    for node in list(graph_module.graph.nodes):
-        if node.meta.get(_SHIELD):
-            node.replace_all_uses_with(node.args[0])
-            graph_module.graph.erase_node(node)
-    graph_module.recompile()
 
 
 def _within(name: str, parents: Sequence[str]) -> bool:

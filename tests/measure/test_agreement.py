@@ -128,6 +128,14 @@ def test_outputs_that_vary_as_they_should_are_not_flat(reference: torch.Tensor, 
     assert flat_outputs([reference], [candidate], samples=[len(reference)]) == ()
 
 
+@pytest.mark.parametrize(("level", "faint"), [(0.0, False), (4.0, False), (10.0, True)])
+def test_an_output_that_varies_by_a_small_share_of_its_size_in_float_is_faint(level: float, faint: bool) -> None:
+    reference = boxes() + level
+    [found] = flat_outputs([reference], [torch.full_like(reference, level)], samples=[32])
+    assert found.relative == pytest.approx(1 / (1 + level**2) ** 0.5, rel=0.2)
+    assert found.faint is faint
+
+
 def test_the_scored_output_is_left_to_its_metric_and_each_other_is_looked_at() -> None:
     reference = {"logits": boxes(), "boxes": boxes(), "depth": boxes()[:, 0], "map": boxes().reshape(8, 4, 2, 2)}
     reference |= {"logits": reference["logits"][:8], "boxes": reference["boxes"][:8], "depth": reference["depth"][:8]}
@@ -135,4 +143,5 @@ def test_the_scored_output_is_left_to_its_metric_and_each_other_is_looked_at() -
     found = flat_outputs([reference], [dead], samples=[8], but="['logits']")
     assert [(each.output, each.of) for each in found] == [("['boxes']", 4), ("['depth']", 1), ("['map']", 4)]
     assert found[1] == FlatOutput(output="['depth']", columns=(0,), of=1, left=0.0, values=1,
+                                  relative=pytest.approx(1.0, rel=0.1),
                                   spread=pytest.approx(float(reference["depth"].std())))

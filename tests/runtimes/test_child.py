@@ -206,6 +206,19 @@ def test_an_error_comes_with_its_first_line_and_stage(tmp_path: Path) -> None:
     assert error.hint
 
 
+def test_an_error_that_wraps_another_is_told_by_what_caused_it_without_colours(tmp_path: Path) -> None:
+    error = told(tmp_path, """
+try:
+    try:
+        raise OSError('\x1b[96monly 4D queries\x1b[0m')
+    except OSError as cause:
+        raise ValueError('step 3/3 failed') from cause
+except ValueError as cause:
+    raise RuntimeError('\x1b[1mNext steps:\x1b[0m') from cause
+""")
+    assert error.message == "scripted cannot take the int8 model: RuntimeError: only 4D queries (in lowering)"
+
+
 def test_an_error_without_a_word_says_so(tmp_path: Path) -> None:
     assert "KeyError: no message (in lowering)" in told(tmp_path, "raise KeyError").message
 

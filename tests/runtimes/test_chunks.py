@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections import UserDict
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,14 @@ def test_what_has_no_batch_side_goes_into_every_part() -> None:
     found = run_batch(artefact.deployed(), (rows(6), scale, "text"))
     assert all(torch.equal(part[1], scale) and part[2] == "text" for part in artefact.calls)
     assert (found[0].shape, found[1].item(), found[2]) == ((6, 3), 6.0, "text")
+
+
+def test_a_table_with_as_many_rows_as_the_batch_has_samples_goes_into_every_part_whole() -> None:
+    artefact, table = Artefact(size=None), torch.randn(6, 2)
+    fixed = dataclasses.replace(artefact.deployed(), batch=4, shapes=frozenset({(4, 3), (6, 2)}))
+    found = run_batch(fixed, (rows(6), table))
+    assert all(torch.equal(part[1], table) for part in artefact.calls)
+    assert found[0].shape == (6, 3)
 
 
 def test_a_scalar_before_the_batch_does_not_count_as_one() -> None:

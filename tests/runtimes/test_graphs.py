@@ -166,6 +166,20 @@ def test_in_a_delegate_the_same_product_is_an_int8_kernel() -> None:
 
 
 @pytest.mark.parametrize("lowered", [False, True])
+def test_xnnpack_has_no_int8_kernel_for_a_product_of_two_activations(lowered: bool) -> None:
+    import torch.ao.quantization.fx._decomposed  # registers the ops
+
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        form, ops = (0.1, 0, -128, 127, torch.int8), torch.ops.quantized_decomposed
+        both = [ops.dequantize_per_tensor(ops.quantize_per_tensor(value, *form), *form) for value in (x, y)]
+        return torch.bmm(*both)
+
+    (kernel,) = kernels_of(exported(function, torch.randn(2, 3, 4), torch.randn(2, 4, 5)), lowered=lowered)
+    assert not kernel.int8
+    assert kernel.reason == ("XNNPACK multiplies two activations in float" if lowered else REFERENCE_REASON)
+
+
+@pytest.mark.parametrize("lowered", [False, True])
 @pytest.mark.parametrize("float_side", ["data", "weight"])
 def test_a_product_with_one_float_side_is_float_everywhere(lowered: bool, float_side: str) -> None:
     (kernel,) = kernels_of(quantized_graph(**{float_side: False}), lowered=lowered)

@@ -94,6 +94,12 @@ def test_a_collapsed_range_is_told_with_the_users_module() -> None:
     assert finding.evidence == {"modules": ["0"]}
 
 
+def test_a_small_range_that_the_smallest_scale_still_resolves_is_no_finding() -> None:
+    """XNNPACKQuantizer gives no scale below 2^-12, which a range of 0.02 has 80 steps of."""
+    prepared = prepared_for(made(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)), ROWS * 0.01), XNNPACK)
+    assert collapsed_ranges(prepared.module) == ()
+
+
 def test_a_range_that_is_wide_enough_is_no_finding(mlp: SimpleNamespace) -> None:
     assert collapsed_ranges(mlp.calibrated.module) == ()
 
