@@ -41,6 +41,7 @@ class Entry:
     Attributes:
         recipe: Its name.
         holds: Whether no check failed and none was left undecided but those that have nothing to look at.
+        judged: Whether the checks were made; not of what was not tried, and of engines that another one beat.
         latency_s: Median of a call of the int8 artefact; None if it was not measured.
         speedup: Over float in the same runtime.
         accuracy: Of the int8 artefact.
@@ -55,6 +56,7 @@ class Entry:
     accuracy: float | None = None
     size_bytes: int | None = None
     note: str = ""
+    judged: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as plain JSON values."""
@@ -91,10 +93,11 @@ def rank(case: QATCase, assess: Callable[[QATCase, str, bool], Assessment],
         try:
             recipe.require_packages()
         except MissingPackage as missing:
-            entries.append(Entry(recipe=name, holds=False, note=f"not tried: {missing.message} {missing.hint}"))
+            entries.append(Entry(recipe=name, holds=False, judged=False,
+                                 note=f"not tried: {missing.message} {missing.hint}"))
             continue
         if recipe.workflow == "torchao" and (share := _linear_share(case)) < LEAST_LINEAR_SHARE:
-            entries.append(Entry(recipe=name, holds=False, note=(
+            entries.append(Entry(recipe=name, holds=False, judged=False, note=(
                 f"not tried: {share:.0%} of the multiply-accumulates are in linear layers")))
             continue
         entries.append(_judged(assess(case, name, False), done))
@@ -111,7 +114,8 @@ def _fastest_engine(case: QATCase, workflow: str,
     refused: list[Entry] = []
     for name in names:
         if get_recipe(name).engine not in torch.backends.quantized.supported_engines:
-            refused.append(Entry(recipe=name, holds=False, note="not tried: this machine lacks the engine"))
+            refused.append(Entry(recipe=name, holds=False, judged=False,
+                                 note="not tried: this machine lacks the engine"))
             continue
         run = assess(glance, name, True).run
         try:
@@ -125,7 +129,7 @@ def _fastest_engine(case: QATCase, workflow: str,
         return None, refused
     best = min(latency, key=lambda name: latency[name])
     return best, refused + [
-        Entry(recipe=name, holds=False, latency_s=seconds, note=f"untrained; slower than {best}")
+        Entry(recipe=name, holds=False, judged=False, latency_s=seconds, note=f"untrained; slower than {best}")
         for name, seconds in latency.items() if name != best]
 
 

@@ -62,7 +62,8 @@ def _ranking(ranking: Mapping[str, Any]) -> Group:
             _NOTHING if entry["speedup"] is None else f"{entry['speedup']:.2f}x",
             _NOTHING if entry["accuracy"] is None else f"{entry['accuracy']:.2%}",
             _NOTHING if entry["size_bytes"] is None else _bytes(entry["size_bytes"]),
-            Text("holds", style=_STYLES["passed"]) if entry["holds"] else Text("does not", style="dim"))
+            Text("holds", style=_STYLES["passed"]) if entry["holds"] else Text(
+                "does not hold" if entry["judged"] else "not judged", style="dim"))
         if not entry["holds"]:
             notes.append(Padding(Text(f"{entry['recipe']}: {entry['note']}"), (0, 0, 0, 2)))
     return Group(Text(f"recipes for {ranking['model']}, fastest that holds the tolerances first", style="bold"),

@@ -72,6 +72,8 @@ def test_auto_ranks_what_is_installed_fastest_first(project: Project) -> None:
     by_name = {entry["recipe"]: entry for entry in entries}
     assert "pip install" in by_name["pt2e-executorch"]["note"]
     engines = [name for name in by_name if by_name[name]["note"].startswith("untrained; slower than")]
+    assert {name for name in by_name if not by_name[name]["judged"]} >= {*engines, "pt2e-executorch"}
+    assert all(entry["judged"] for entry in held)
     assert len({run["recipe"] for run in written["runs"]} & set(engines)) == 0
     assert {run["recipe"] for run in written["runs"]} >= {entry["recipe"] for entry in held}
 
