@@ -254,6 +254,12 @@ def test_a_case_stays_the_case_it_is() -> None:
 # -- torchvision ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _torchvision() -> None:
+    pytest.importorskip("torchvision")
+
+
+@pytest.mark.usefixtures("_torchvision")
 def test_a_torchvision_model_is_built_with_random_weights_and_says_so(tmp_path: Path) -> None:
     made = load_case("torchvision:squeezenet1_1", root=tmp_path, shapes="2x3x32x32")
     assert made.label == "squeezenet1_1 (random weights)"
@@ -261,10 +267,12 @@ def test_a_torchvision_model_is_built_with_random_weights_and_says_so(tmp_path: 
     assert not made.model.training
 
 
+@pytest.mark.usefixtures("_torchvision")
 def test_a_torchvision_model_needs_no_shapes(tmp_path: Path) -> None:
     assert load_case("torchvision:squeezenet1_1", root=tmp_path).example_inputs[0].shape == (1, 3, 224, 224)
 
 
+@pytest.mark.usefixtures("_torchvision")
 def test_no_backbone_s_weights_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("nothing may be downloaded")
@@ -275,6 +283,7 @@ def test_no_backbone_s_weights_are_downloaded(tmp_path: Path, monkeypatch: pytes
     assert made.name == "lraspp_mobilenet_v3_large (random weights)"
 
 
+@pytest.mark.usefixtures("_torchvision")
 def test_an_unknown_torchvision_model_is_answered_with_the_near_ones(tmp_path: Path) -> None:
     error = refused(ReferenceNotFound, "torchvision:resnet81", tmp_path)
     assert "'resnet81'" in error.message

@@ -46,6 +46,7 @@ class Tree:
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
+    pytest.importorskip("zeus", reason="needs the extra energy")
     from zeus.device import cpu
     from zeus.device.cpu import rapl
 

@@ -35,6 +35,7 @@ def test_vgg_passes_without_stubs_of_its_own(project: Project) -> None:
 
 
 def test_mobilenet_in_eager_mode_names_every_residual_plus_before_training(project: Project) -> None:
+    pytest.importorskip("torchvision")
     checks, run, text = outcomes(project, "mobilenet:digits", "--qat-recipe=eager-x86")
     assert checks.pop("prepare") == "failed"
     assert set(checks.values()) == {"blocked"}

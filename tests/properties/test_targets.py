@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from packaging.version import Version
 
 from pytest_qat.errors import InvalidCase, ReferenceNotFound
@@ -23,6 +24,7 @@ SOME = ("quint8", "decomposed int4", "learnable", "FakeQuantize", "FusedMovingAv
         "eager", "fx")
 
 
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.14"), reason="older builds round before the zero point")
 @pytest.mark.parametrize("name", [name for name in SOME if name in TARGETS])
 def test_pytorch_keeps_the_laws_but_for_known_issues(name: str) -> None:
     ops = TARGETS[name]
