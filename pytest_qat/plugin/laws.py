@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,9 +95,7 @@ class LawItem(CommandLineItem):
         Raises:
             CheckFailed: it does not hold; the smallest examples are printed and saved.
         """
-        from pytest_qat.properties.contained import contained
         from pytest_qat.properties.runner import check_law, fuzz_law
-        from pytest_qat.properties.targets import TORCH
 
         qat = self.parent.qat
         share_s = qat.fuzz_share_s
@@ -109,10 +107,8 @@ class LawItem(CommandLineItem):
             failure = check_law(law, self.ops, seed=seed)
             return [] if failure is None else [failure]
 
-        if self.parent.reference == TORCH:  # its laws share what they have built, and it does not end processes
-            failures = check(self.law)
-        else:
-            failures = contained(check, self.law, self.ops, timeout_s=_MOST_S + (share_s or 0.0))
+        failures = _held(check, self.law, self.ops, reference=self.parent.reference,
+                         timeout_s=_MOST_S + (share_s or 0.0))
         if failures:
             raise CheckFailed([self.law.summary, *(line for failure in failures for line in self._told(failure, seed))])
 
@@ -169,7 +165,6 @@ class ReplayItem(CommandLineItem):
             CheckFailed: it is still broken.
             QATError: the file or its implementation cannot be used.
         """
-        from pytest_qat.properties.contained import contained
         from pytest_qat.properties.runner import hold
         from pytest_qat.properties.saved import read_saved
 
@@ -187,9 +182,21 @@ class ReplayItem(CommandLineItem):
             failure = hold(law, ops, saved.example)
             return [] if failure is None else [failure]
 
-        for failure in contained(check, saved.law, ops, timeout_s=_MOST_S):
+        for failure in _held(check, saved.law, ops, reference=saved.reference, timeout_s=_MOST_S):
             then = ", ".join(f"{package} {version}" for package, version in saved.versions.items())
             raise CheckFailed(["still failing.", saved.law.summary, *failure.lines, f"first seen with {then}"])
+
+
+def _held(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, reference: str,
+          timeout_s: float) -> list[Failure]:
+    """Return what a check of a law finds, in a child process unless it is about PyTorch.
+
+    PyTorch's laws share what they have built, and it does not end processes.
+    """
+    from pytest_qat.properties.contained import contained
+    from pytest_qat.properties.targets import TORCH
+
+    return check(law) if reference == TORCH else contained(check, law, ops, timeout_s=timeout_s)
 
 
 def _short(path: Path, config: pytest.Config) -> str:
