@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_qat.case import QATCase as QATCase
-    from pytest_qat.diagnosis.explain import explain as explain
     from pytest_qat.errors import CheckFailed as CheckFailed
     from pytest_qat.errors import QATError as QATError
     from pytest_qat.findings import Finding as Finding
     from pytest_qat.measure.latency import Speedup as Speedup
     from pytest_qat.measure.latency import TimingSettings as TimingSettings
     from pytest_qat.measure.latency import compare_latency as compare_latency
-    from pytest_qat.ops import QuantOps as QuantOps
+    from pytest_qat.properties.ops import QuantOps as QuantOps
     from pytest_qat.tolerances import Tolerances as Tolerances
+    from pytest_qat.workflows.known_errors import explain as explain
 
 _HOMES = {
     "CheckFailed": "pytest_qat.errors",
     "Finding": "pytest_qat.findings",
     "QATCase": "pytest_qat.case",
     "QATError": "pytest_qat.errors",
-    "QuantOps": "pytest_qat.ops",
+    "QuantOps": "pytest_qat.properties.ops",
     "Speedup": "pytest_qat.measure.latency",
     "TimingSettings": "pytest_qat.measure.latency",
     "Tolerances": "pytest_qat.tolerances",
     "compare_latency": "pytest_qat.measure.latency",
-    "explain": "pytest_qat.diagnosis.explain",
+    "explain": "pytest_qat.workflows.known_errors",
 }
 
 __all__ = [

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_qat.errors import InvalidCase
+from pytest_qat.core.batches import labeled
+from pytest_qat.errors import DataError, InvalidCase
 from pytest_qat.tolerances import Tolerances
 
-__all__ = ["QATCase", "ReplayedIterable", "Tolerances"]
+__all__ = ["QATCase", "ReplayedIterable", "Tolerances", "calibration_batches"]
 
 
 class ReplayedIterable:
@@ -183,7 +184,7 @@ class QATCase:
         if self.train is not None:
             return
         if self.train_data is not None and self.loss_fn is None:
-            raise InvalidCase("train_data is given without loss_fn, so there is nothing to minimise.",
+            raise InvalidCase("train_data is given without loss_fn, so there is nothing to minimize.",
                               hint="Add loss_fn=torch.nn.functional.cross_entropy, or give train= instead.")
         if self.loss_fn is not None and self.train_data is None:
             raise InvalidCase("loss_fn is given without train_data, so there is nothing to train on.",
@@ -267,3 +268,22 @@ def _quantized_module(model: nn.Module) -> tuple[str, str] | None:
         if tensor.is_quantized or (type(tensor.data) is not Tensor and type(tensor).__module__.startswith("torchao")):
             return name, f"a {type(tensor).__name__} of {tensor.dtype}"
     return None
+
+
+def calibration_batches(case: QATCase, *, limit: int) -> list[Any]:
+    """Return at most `limit` batches of inputs to calibrate on: the case's own, its training inputs, or the example.
+
+    Raises:
+        DataError: the data are empty.
+    """
+    if case.calibration_data is not None:
+        batches = list(itertools.islice(case.calibration_data, limit))
+        field = "calibration_data"
+    elif case.train_data is not None:
+        batches = [inputs for inputs, _ in itertools.islice(labeled(case.train_data, field="train_data"), limit)]
+        field = "train_data"
+    else:
+        return [case.example_inputs]
+    if not batches:
+        raise DataError(f"{field} is empty, expected at least one batch.", hint=f"Make {field} yield a batch.")
+    return batches

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic import qat as nniqat
 
-from pytest_qat.batches import call, labelled, move, same_values
 from pytest_qat.case import QATCase
+from pytest_qat.core.batches import call, labeled, move, same_values
+from pytest_qat.core.tracebacks import headline, place_of
 from pytest_qat.errors import DataError, StageError, UnsupportedEnvironment
-from pytest_qat.locate import headline, place_of
-from pytest_qat.workflows.border import observed, user_names
-from pytest_qat.workflows.exported import ExportedModel
+from pytest_qat.exported.model import ExportedModel
+from pytest_qat.workflows.names import observed, user_names
 from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers, take_over_ranges
 
 __all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "Progress", "calibrate", "fine_tune", "silent"]
@@ -222,7 +222,7 @@ def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str, progress:
     losses: list[float] = []
     with torch.enable_grad():
         for _ in range(case.epochs):
-            for inputs, target in labelled(case.train_data, field="train_data"):
+            for inputs, target in labeled(case.train_data, field="train_data"):
                 _freeze(prepared, done=len(losses) / total)
                 loss = _loss(prepared, case, move(inputs, device), move(target, device), step=len(losses) + 1)
                 optimizer.zero_grad()

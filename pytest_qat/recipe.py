@@ -20,7 +20,7 @@ class Recipe:
     Attributes:
         name: The name on the command line and in the report.
         workflow: Module of `pytest_qat.workflows` that prepares and converts.
-        runtime: Module of `pytest_qat.runtimes` that runs the artefact.
+        runtime: Module of `pytest_qat.runtimes` that runs the artifact.
         engine: torch's quantized engine (`torch.backends.quantized.engine`); None: the recipe uses none.
         quantizer: What the workflow quantizes with: a PT2E quantizer's name, or a torchao weight form.
         fold_quantize: PT2E: store weights as int8; the converter of LiteRT wants them beside their quantize ops.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_qat.diagnosis.scores import SIGNIFICANT, causes_of_scores, flat_text, score_text
+from pytest_qat.diagnosis.accuracy_causes import SIGNIFICANT, causes_of_scores, flat_text, score_text
 from pytest_qat.findings import Finding, json_number
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
     known = coverage.mac_share is not None
     share = (f"{coverage.mac_share:.1%} of multiply-accumulates{by_weight} run in int8 "
              f"({coverage.int8_modules} modules)") if known else (
-                 f"{coverage.int8_modules} kernels run in int8, and the artefact does not tell of what size")
+                 f"{coverage.int8_modules} kernels run in int8, and the artifact does not tell of what size")
     if coverage.leftovers:
         more = len(coverage.leftovers) - NAMED_LEFTOVERS
         share += "; in float: " + ", ".join(
@@ -233,17 +233,17 @@ def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: b
 
 def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances, *,
                float_weights: Sequence[StoredTensor] = ()) -> Verdict:
-    """The artefact must shrink by at least `min_size_reduction`.
+    """The artifact must shrink by at least `min_size_reduction`.
 
     Args:
-        fp32_bytes: The float artefact.
-        int8_bytes: The int8 artefact.
+        fp32_bytes: The float artifact.
+        int8_bytes: The int8 artifact.
         tolerances: What is required.
-        float_weights: Large float tensors in the int8 artefact, largest first.
+        float_weights: Large float tensors in the int8 artifact, largest first.
     """
     ratio = fp32_bytes / max(int8_bytes, 1)
     enough = ratio >= tolerances.min_size_reduction
-    reason = (f"artefact shrinks {ratio:.2f}x ({fp32_bytes:,} to {int8_bytes:,} bytes); "
+    reason = (f"artifact shrinks {ratio:.2f}x ({fp32_bytes:,} to {int8_bytes:,} bytes); "
               f"required is {tolerances.min_size_reduction:.2f}x.")
     findings: tuple[Finding, ...] = ()
     if float_weights:
@@ -253,7 +253,7 @@ def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances, *,
         more = len(float_weights) - NAMED_LEFTOVERS
         findings = (Finding(
             code="float-weights-left", severity="note" if enough else "error",
-            message=f"{total / max(int8_bytes, 1):.0%} of the int8 artefact are float weights: {named}"
+            message=f"{total / max(int8_bytes, 1):.0%} of the int8 artifact are float weights: {named}"
                     f"{f' and {more} more' if more > 0 else ''}.",
             remedy="quantize these layers, or save the converted model only: coverage names the reasons.",
             evidence={"bytes": total}),)

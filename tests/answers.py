@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pytest_qat.isolation import preserved_torch_state
+from pytest_qat.core.torch_state import preserved_torch_state
 
 __all__ = ["agree", "answer", "quietly", "sqnr_db"]
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.ao.quantization import get_default_qat_qconfig_mapping
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
-from pytest_qat.assessment import Assessment
 from pytest_qat.case import QATCase, Tolerances
+from pytest_qat.checks import Assessment
 from pytest_qat.errors import InvalidCase
-from pytest_qat.measure.exclusive import MachineLock
-from pytest_qat.pipeline import ModelRun, NotApplicable, RunSettings, StageFailed
+from pytest_qat.measure.machine_lock import MachineLock
+from pytest_qat.pipeline.run import ModelRun, NotApplicable, RunSettings, StageFailed
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows.observers import switch_fake_quantize
 
@@ -116,11 +116,11 @@ def test_a_model_with_batch_norm_is_the_same_once_folded(runs: Any, recipe: str)
 class Detector(nn.Module):
     """Class scores, and boxes in pixels far from zero."""
 
-    def __init__(self, *, centre: float, boxes_only: bool = False) -> None:
+    def __init__(self, *, center: float, boxes_only: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.trunk, self.scores, self.boxes = nn.Linear(16, 32), nn.Linear(32, 10), nn.Linear(32, 4)
-        self.boxes.bias = nn.Parameter(torch.tensor([0.0, 0.0, 0.0, centre]))
+        self.boxes.bias = nn.Parameter(torch.tensor([0.0, 0.0, 0.0, center]))
         self.boxes_only = boxes_only
 
     def forward(self, x: Tensor) -> Any:
@@ -137,9 +137,9 @@ def labels(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
         return [(images, model(images)["logits"].argmax(dim=1)) for images in batches]
 
 
-@pytest.mark.parametrize(("centre", "outcome"), [(600.0, "failed"), (0.0, "passed")])
-def test_boxes_beside_scores_are_looked_at_without_a_metric_of_theirs(runs: Any, centre: float, outcome: str) -> None:
-    model = Detector(centre=centre).eval()
+@pytest.mark.parametrize(("center", "outcome"), [(600.0, "failed"), (0.0, "passed")])
+def test_boxes_beside_scores_are_looked_at_without_a_metric_of_theirs(runs: Any, center: float, outcome: str) -> None:
+    model = Detector(center=center).eval()
     tolerances = Tolerances(accuracy_drop="10%")
     assessment = Assessment(runs(case(model, eval_data=labels(model))), reference="models:net")
     found = assessment.check("accuracy", tolerances=tolerances).verdict
@@ -149,15 +149,15 @@ def test_boxes_beside_scores_are_looked_at_without_a_metric_of_theirs(runs: Any,
 
 
 def test_a_metric_of_the_users_decides_what_counts(runs: Any) -> None:
-    model = Detector(centre=600.0).eval()
+    model = Detector(center=600.0).eval()
     given = case(model, eval_data=labels(model), metric=lambda output, target: (
         output["logits"].argmax(dim=1) == target).float())
     assert runs(given).accuracy().flat == ()
 
 
-@pytest.mark.parametrize(("centre", "outcome"), [(600.0, "failed"), (0.0, "passed")])
-def test_boxes_alone_are_held_to_more_than_which_is_the_largest(runs: Any, centre: float, outcome: str) -> None:
-    assessment = Assessment(runs(case(Detector(centre=centre, boxes_only=True))), reference="models:net")
+@pytest.mark.parametrize(("center", "outcome"), [(600.0, "failed"), (0.0, "passed")])
+def test_boxes_alone_are_held_to_more_than_which_is_the_largest(runs: Any, center: float, outcome: str) -> None:
+    assessment = Assessment(runs(case(Detector(center=center, boxes_only=True))), reference="models:net")
     found = assessment.check("accuracy", tolerances=Tolerances(accuracy_drop="25%")).verdict
     assert found.outcome.value == outcome
 

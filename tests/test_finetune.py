@@ -12,9 +12,9 @@ import torch.ao.quantization as tq
 from torch import nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.errors import StageError
 from pytest_qat.finetune import calibrate, fine_tune
-from pytest_qat.isolation import preserved_torch_state
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows import fx

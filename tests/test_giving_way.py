@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pytest_qat.case import QATCase, Tolerances
-from pytest_qat.measure.exclusive import MachineLock
-from pytest_qat.pipeline import ModelRun, RunSettings
+from pytest_qat.measure.machine_lock import MachineLock
+from pytest_qat.pipeline.run import ModelRun, RunSettings
 from pytest_qat.recipe import get_recipe
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_qat.core.parsing import parse_fraction, parse_ratio
 from pytest_qat.errors import InvalidOption
-from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
+from pytest_qat.tolerances import Tolerances
 
 STABLE = settings(deadline=None, derandomize=True)
 

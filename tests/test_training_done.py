@@ -12,11 +12,11 @@ from torch import nn
 from torch.ao.quantization import quantize_fx
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.errors import DataError, StageError
 from pytest_qat.finetune import calibrate, fine_tune
-from pytest_qat.isolation import preserved_torch_state
+from pytest_qat.pipeline.preflight import checked_model
 from pytest_qat.recipe import get_recipe
-from pytest_qat.soundness import checked_model
 from pytest_qat.workflows import fx
 
 IMAGES = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))

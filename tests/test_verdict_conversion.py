@@ -174,14 +174,14 @@ def test_size_is_judged_by_the_ratio_of_bytes(fp32: int, int8: int, required: fl
 
 
 @pytest.mark.parametrize(("required", "outcome", "severity"), [(2.0, PASSED, "note"), (4.0, FAILED, "error")])
-def test_float_weights_left_in_the_artefact_are_named_and_are_the_error_where_it_is_too_large(
+def test_float_weights_left_in_the_artifact_are_named_and_are_the_error_where_it_is_too_large(
         required: float, outcome: Outcome, severity: str) -> None:
     verdict = judge_size(3000, 1000, Tolerances(min_size_reduction=required),
                          float_weights=[weight("emb.weight"), weight("head.weight", size_bytes=200)])
     assert verdict.outcome is outcome
     [finding] = verdict.findings
     assert (finding.code, finding.severity, finding.evidence) == ("float-weights-left", severity, {"bytes": 600})
-    assert finding.message == ("60% of the int8 artefact are float weights: emb.weight (float32, 400 bytes), "
+    assert finding.message == ("60% of the int8 artifact are float weights: emb.weight (float32, 400 bytes), "
                                "head.weight (float32, 200 bytes).")
     assert "quantize these layers" in finding.remedy
 
@@ -198,7 +198,7 @@ def test_five_float_weights_leave_nothing_to_count() -> None:
     assert finding.message.endswith("w4 (float32, 400 bytes).")
 
 
-def test_an_artefact_without_large_float_weights_gives_no_findings() -> None:
+def test_an_artifact_without_large_float_weights_gives_no_findings() -> None:
     assert judge_size(4000, 1000, Tolerances()).findings == ()
     assert judge_size(1000, 1000, Tolerances()).findings == ()
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_qat.batches import call
+from pytest_qat.core.batches import call
 from pytest_qat.measure.parity import sqnr_db
-from pytest_qat.workflows.border import user_names
+from pytest_qat.workflows.names import user_names
 
 __all__ = ["Divergence", "first_divergence"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pytest_qat.findings import Finding
-from pytest_qat.workflows.border import observed, user_names
+from pytest_qat.workflows.names import observed, user_names
 from pytest_qat.workflows.observers import fake_quantizers
 
 __all__ = ["collapsed_ranges"]
@@ -18,7 +18,7 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
     """Return one warning if fake-quantizers of a calibrated model round every value that they saw to zero.
 
     An observer never gives a scale below its `eps` (2^-23 by default, 2^-12 in XNNPACKQuantizer). Activations smaller
-    than half of it all round to zero; it happens in untrained or badly initialised models whose signal dies on the way.
+    than half of it all round to zero; it happens in untrained or badly initialized models whose signal dies on the way.
     """
     own = user_names(prepared)
     names = [observed(own[name]) for name, module in fake_quantizers(prepared)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pytest_qat.batches import classify, float_tensors, labelled, sample_count, unlike
+from pytest_qat.core.batches import classify, float_tensors, labeled, sample_count, unlike
+from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import DataError, QATError
-from pytest_qat.locate import headline
 from pytest_qat.measure.statistics import above_chance, is_binary, paired_drop_interval, paired_p, samples_to_prove
 
 if TYPE_CHECKING:
-    from pytest_qat.measure.agreement import FlatOutput
+    from pytest_qat.measure.outputs import FlatOutput
 
 __all__ = ["Accuracy", "Flip", "Scores", "compare_scores", "evaluate", "top1"]
 
@@ -182,7 +182,7 @@ def evaluate(run: Callable[[Any], Any], data: Iterable[Any], metric: Metric | No
             the metric does not give one finite score per sample.
     """
     seen = _Seen()
-    for index, (inputs, target) in enumerate(labelled(data, field="eval_data")):
+    for index, (inputs, target) in enumerate(labeled(data, field="eval_data")):
         try:
             output = run(inputs)
         except Exception as error:

@@ -1,7 +1,7 @@
 """The clock of a timing: monotonic time, and how long this thread was kept waiting for a CPU meanwhile.
 
 On Linux the scheduler counts, per thread, the nanoseconds it stood ready to run while other processes had the CPU
-(the second field of `/proc/thread-self/schedstat`). A neighbour's time slice is no part of a model's latency, so
+(the second field of `/proc/thread-self/schedstat`). A neighbor's time slice is no part of a model's latency, so
 timings leave it out. Where the count is missing, waits are zero and timings are plain wall time.
 """
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from pytest_qat.measure.macs import called_modules, count_macs, float_function_macs, integer_multipliers
 from pytest_qat.runtimes.base import Kernel
-from pytest_qat.runtimes.graphs import REFERENCE_REASON
-from pytest_qat.workflows.border import user_names
-from pytest_qat.workflows.flow import has_int8_form
+from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON
+from pytest_qat.workflows.eager.int8_flow import has_int8_form
+from pytest_qat.workflows.names import user_names
 
 __all__ = ["Coverage", "Leftover", "coverage_of_kernels", "measure_coverage"]
 
@@ -44,10 +44,10 @@ class Coverage:
 
     Attributes:
         weights: Number of weights in the float model.
-        int8_weights: Those held by int8 modules; None where an artefact does not tell whose kernels are whose, or a
+        int8_weights: Those held by int8 modules; None where an artifact does not tell whose kernels are whose, or a
             converted model's int8 modules have names that the float model has not.
         macs: Multiply-accumulates of one call on the example inputs.
-        int8_macs: Those done by int8 modules; None where an artefact tells neither names nor shapes of its kernels, or
+        int8_macs: Those done by int8 modules; None where an artifact tells neither names nor shapes of its kernels, or
             a converted model's int8 modules have names that the float model has not.
         int8_modules: Number of modules with int8 weights that a call on the example inputs reaches.
         leftovers: What stays in float, most MACs first.
@@ -118,11 +118,11 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
 
 def coverage_of_kernels(float_model: nn.Module, kernels: Sequence[Kernel], example_inputs: tuple[Any, ...], *,
                         reasons: Mapping[str, str]) -> Coverage:
-    """Compare what an artefact computes with what the float model asks for.
+    """Compare what an artifact computes with what the float model asks for.
 
     Args:
         float_model: In eval mode.
-        kernels: The artefact's products, in order.
+        kernels: The artifact's products, in order.
         example_inputs: Positional arguments of one call.
         reasons: Known reasons for staying in float, by module name (or a parent's).
     """
@@ -314,7 +314,7 @@ def _reason(name: str, module: nn.Module, reasons: Mapping[str, str], *, called:
         return "not called on the example inputs"
     kind = type(module).__name__
     if lost:
-        return "no kernel of the artefact is known to compute it"
+        return "no kernel of the artifact is known to compute it"
     if has_int8_form(module):
         return f"no int8 tensor reaches this {kind}: look at the operation before it"
     if type(module).__module__.startswith("torch.nn."):

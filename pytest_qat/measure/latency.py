@@ -1,7 +1,7 @@
 """Paired latency of two callables, side by side in one process.
 
 Short blocks of both sides come in pairs, so that a slow moment of the machine hits both; a coin decides which side
-goes first, so that no rhythm of the machine can favour one. Each block throws its first calls away, because they pay
+goes first, so that no rhythm of the machine can favor one. Each block throws its first calls away, because they pay
 for the switch of sides (caches, thread pools). The estimate is the median of the pairs' log ratios. Its interval holds
 over all looks at once (`statistics.median_interval`), so stopping as soon as the answer is sure costs no error rate.
 Clock and callables are seams: tests script the times.

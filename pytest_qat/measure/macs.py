@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pytest_qat.batches import call
-from pytest_qat.isolation import without_fast_path
+from pytest_qat.core.batches import call
+from pytest_qat.core.torch_state import without_fast_path
 
 __all__ = ["MacCount", "called_modules", "count_macs", "float_function_macs", "integer_multipliers"]
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_qat.core.torch_state import child_environment
 from pytest_qat.errors import MeasurementError
-from pytest_qat.isolation import child_environment
 
 __all__ = ["Memory", "MemoryProbes"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_qat.batches import named_float_tensors
+from pytest_qat.core.batches import named_float_tensors
 from pytest_qat.errors import DataError
 
 __all__ = ["Parity", "compare_parity", "sqnr_db"]
@@ -31,7 +31,7 @@ class Parity:
     Attributes:
         sqnr_db: SQNR of the converted model's outputs, the prepared model's being the signal.
         quantization_sqnr_db: SQNR of the prepared model's outputs, those with fake-quantize off being the signal:
-            how much noise quantization itself adds, which travelling rounding ties may equal.
+            how much noise quantization itself adds, which traveling rounding ties may equal.
         finite: Whether every output of the converted model is finite.
         prepared_finite: The same of the prepared model.
         output: Place of that output, such as `['scores']`; "" where all outputs together are meant.

@@ -1,4 +1,4 @@
-"""What an artefact's bytes are: by dtype and by tensor, so that float weights left behind have names."""
+"""What an artifact's bytes are: by dtype and by tensor, so that float weights left behind have names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeCensus:
-    """The bytes of one artefact.
+    """The bytes of one artifact.
 
     Attributes:
         total_bytes: Size of the file.
@@ -40,7 +40,7 @@ class SizeCensus:
 
 
 def take_census(deployed: Deployed) -> SizeCensus:
-    """Return the census of a deployed model's artefact."""
+    """Return the census of a deployed model's artifact."""
     return census_of(deployed.tensors, total_bytes=deployed.size_bytes)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from pytest_qat.batches import float_tensors, sample_count, with_batch
+from pytest_qat.core.batches import float_tensors, sample_count, with_batch
+from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import MeasurementError
-from pytest_qat.locate import headline
 from pytest_qat.measure.energy import NOT_MOVING, Energy, find_meter, measure_energy
 from pytest_qat.measure.latency import Speedup, TimingSettings, compare_latency
 from pytest_qat.measure.parity import HEALTHY_DB, sqnr_db

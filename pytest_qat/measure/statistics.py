@@ -125,10 +125,10 @@ def _adjusted_wald(differences: NDArray[np.float64], confidence: float, *, span:
     It is as if two more pairs had been seen, of which half a pair got worse by the whole span and half a pair better.
     """
     adjusted = len(differences) + 2
-    centre = float(differences.sum()) / adjusted
-    spread = math.sqrt((float(np.sum(differences**2)) + span**2) / adjusted - centre**2) / math.sqrt(adjusted)
+    center = float(differences.sum()) / adjusted
+    spread = math.sqrt((float(np.sum(differences**2)) + span**2) / adjusted - center**2) / math.sqrt(adjusted)
     reach = float(special.ndtri(0.5 + confidence / 2)) * spread
-    return max(-span, centre - reach), min(span, centre + reach)
+    return max(-span, center - reach), min(span, center + reach)
 
 
 def _span(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:

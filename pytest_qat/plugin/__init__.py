@@ -1,7 +1,7 @@
 """The pytest plugin. Loading it loads no torch; without an option, marker or fixture of its own it does nothing.
 
 Every pytest session reads this module, so the session's hooks (`session`) come in only when something asks for them;
-what is measured and how it is judged is below, in `pytest_qat.assessment`.
+what is measured and how it is judged is below, in `pytest_qat.checks`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class _OneOfSeveral(pytest.Collector):
 
 
 def _items(parent: OpsCollector | _OneOfSeveral, ops: Any) -> Iterator[LawItem]:
-    from pytest_qat.properties.known import known_issue
+    from pytest_qat.properties.known_issues import known_issue
     from pytest_qat.properties.laws import laws_for
     from pytest_qat.properties.targets import TORCH
 
@@ -113,7 +113,7 @@ class LawItem(CommandLineItem):
             raise CheckFailed([self.law.summary, *(line for failure in failures for line in self._told(failure, seed))])
 
     def _told(self, failure: Failure, seed: int) -> list[str]:
-        from pytest_qat.properties.saved import write_saved
+        from pytest_qat.properties.replay import write_saved
 
         reference = self.parent.reference
         cache = getattr(self.config, "cache", None)
@@ -139,7 +139,7 @@ class ReplayCollector(pytest.Collector):
         Raises:
             CollectError: there is no such file, or no saved example in the folder.
         """
-        from pytest_qat.properties.saved import saved_files
+        from pytest_qat.properties.replay import saved_files
 
         try:
             files = saved_files(self._path)
@@ -165,8 +165,8 @@ class ReplayItem(CommandLineItem):
             CheckFailed: it is still broken.
             QATError: the file or its implementation cannot be used.
         """
+        from pytest_qat.properties.replay import read_saved
         from pytest_qat.properties.runner import hold
-        from pytest_qat.properties.saved import read_saved
 
         saved = read_saved(self.file)
         found = {ops.name: ops for ops in self.parent.qat.implementations(saved.reference)}
@@ -193,7 +193,7 @@ def _held(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, referenc
 
     PyTorch's laws share what they have built, and it does not end processes.
     """
-    from pytest_qat.properties.contained import contained
+    from pytest_qat.properties.forked import contained
     from pytest_qat.properties.targets import TORCH
 
     return check(law) if reference == TORCH else contained(check, law, ops, timeout_s=timeout_s)

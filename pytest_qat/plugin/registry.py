@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from pytest_qat.recipe import AUTO, DEFAULT_RECIPE, get_recipe
 
 if TYPE_CHECKING:
-    from pytest_qat.assessment import Assessment
     from pytest_qat.case import QATCase
+    from pytest_qat.checks import Assessment
     from pytest_qat.finetune import Progress
-    from pytest_qat.measure.exclusive import MachineLock
-    from pytest_qat.pipeline import RunSettings
+    from pytest_qat.measure.machine_lock import MachineLock
+    from pytest_qat.pipeline.run import RunSettings
     from pytest_qat.plugin.settings import Options
 
 __all__ = ["RunRegistry"]
@@ -55,8 +55,8 @@ class RunRegistry:
         Raises:
             QATError: the reference or what it gives is bad.
         """
-        from pytest_qat.isolation import preserved_torch_state
-        from pytest_qat.refs import as_case, load_case
+        from pytest_qat.core.torch_state import preserved_torch_state
+        from pytest_qat.references import as_case, load_case
 
         if key not in self._cases:
             options = self._options
@@ -88,9 +88,9 @@ class RunRegistry:
 
     def assessment(self, case: QATCase, recipe: str, *, key: object, reference: str) -> Assessment:
         """Return the shared assessment of a case by a recipe."""
-        from pytest_qat.assessment import Assessment
-        from pytest_qat.measure.exclusive import MachineLock
-        from pytest_qat.pipeline import ModelRun
+        from pytest_qat.checks import Assessment
+        from pytest_qat.measure.machine_lock import MachineLock
+        from pytest_qat.pipeline.run import ModelRun
 
         where = (key, recipe)
         if where not in self._runs:
@@ -106,9 +106,9 @@ class RunRegistry:
 
     def glance(self, case: QATCase, recipe: str, *, reference: str) -> Assessment:
         """Return an assessment that is not kept, with little time for its latencies; whoever asks closes its run."""
-        from pytest_qat.assessment import Assessment
-        from pytest_qat.measure.exclusive import MachineLock
-        from pytest_qat.pipeline import ModelRun
+        from pytest_qat.checks import Assessment
+        from pytest_qat.measure.machine_lock import MachineLock
+        from pytest_qat.pipeline.run import ModelRun
 
         self._lock = self._lock or MachineLock()
         settings = dataclasses.replace(self._settings(case), batches=(), memory=False,
@@ -116,7 +116,7 @@ class RunRegistry:
         return Assessment(ModelRun(case, get_recipe(recipe), settings, lock=self._lock), reference=reference)
 
     def _settings(self, case: QATCase) -> RunSettings:
-        from pytest_qat.pipeline import RunSettings
+        from pytest_qat.pipeline.run import RunSettings
 
         options = self._options
         return RunSettings(
@@ -132,13 +132,13 @@ class RunRegistry:
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold the machine for a timing."""
-        from pytest_qat.measure.exclusive import MachineLock
+        from pytest_qat.measure.machine_lock import MachineLock
 
         self._lock = self._lock or MachineLock()
         return self._lock.alone()
 
     def close(self) -> None:
-        """Free models and artefacts."""
+        """Free models and artifacts."""
         while self._runs:
             with contextlib.suppress(OSError):
                 self._runs.popitem()[1].run.close()

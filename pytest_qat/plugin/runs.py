@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_qat.checks import CHECK_OF_TOLERANCE
+from pytest_qat.core.parsing import parse_fraction, parse_ratio
 from pytest_qat.errors import CheckFailed, InvalidOption, QATError
 from pytest_qat.plugin import start
-from pytest_qat.plugin.collection import raise_result
 from pytest_qat.plugin.keys import RUN, SESSION
 from pytest_qat.plugin.marker import MarkerArguments, read_marker
 from pytest_qat.plugin.messages import failure_text
-from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
+from pytest_qat.plugin.models import raise_result
+from pytest_qat.record.schema import CHECK_OF_TOLERANCE
+from pytest_qat.tolerances import Tolerances
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pytest_qat.assessment import Assessment, Result
     from pytest_qat.case import QATCase
+    from pytest_qat.checks import Assessment, Result
     from pytest_qat.measure.latency import Speedup
-    from pytest_qat.pipeline import ModelRun
+    from pytest_qat.pipeline.run import ModelRun
     from pytest_qat.plugin.session import QATSession
 
 __all__ = ["AsTestFailure", "QATRun", "hold_to_marker", "latency_comparison", "started_run"]
@@ -85,7 +86,7 @@ class QATRun:
         self._hold("speedup", min_speedup=None if at_least is None else parse_ratio(at_least, name="at_least"))
 
     def assert_size_reduction(self, at_least: float | None = None) -> None:
-        """Assert that the artefact shrinks by a factor of `at_least`.
+        """Assert that the artifact shrinks by a factor of `at_least`.
 
         Raises:
             CheckFailed: it shrinks less.
@@ -104,8 +105,8 @@ class QATRun:
 
     def lend(self, stage: Callable[[ModelRun], nn.Module]) -> Iterator[nn.Module]:
         """Yield a copy of a stage's module, with the recipe's engine set meanwhile."""
-        from pytest_qat.isolation import quantized_engine
-        from pytest_qat.pipeline import StageFailed
+        from pytest_qat.core.torch_state import quantized_engine
+        from pytest_qat.pipeline.run import StageFailed
 
         run = self.assessment.run
         with AsTestFailure():
@@ -204,7 +205,7 @@ def latency_comparison(request: pytest.FixtureRequest) -> Callable[..., Speedup]
 
     def compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], object], *,
                 floor: float | None = None) -> Speedup:
-        from pytest_qat.isolation import preserved_torch_state, threads
+        from pytest_qat.core.torch_state import preserved_torch_state, threads
         from pytest_qat.measure.latency import TimingSettings, compare_latency
 
         settings = TimingSettings(max_time_s=session.options.max_time_s)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_qat.plugin.registry import RunRegistry
     from pytest_qat.plugin.settings import Options
-    from pytest_qat.report.store import RecordStore
+    from pytest_qat.record.store import RecordStore
 
 __all__ = ["QATSession"]
 
@@ -74,7 +74,7 @@ class QATSession:
     @functools.cached_property
     def store(self) -> RecordStore:
         """The record; only the controller keeps one under xdist."""
-        from pytest_qat.report.store import RecordStore
+        from pytest_qat.record.store import RecordStore
 
         return RecordStore(self.models)
 
@@ -138,7 +138,7 @@ class QATSession:
         if not isinstance(collector, pytest.Session) or report.outcome != "passed":
             return report
         if self.models:
-            from pytest_qat.plugin.collection import ModelCollector
+            from pytest_qat.plugin.models import ModelCollector
 
             report.result.extend(
                 ModelCollector.from_parent(collector, name=reference, qat=self, reference=reference)
@@ -170,7 +170,7 @@ class QATSession:
             self._laws = sum(isinstance(item, LawItem) for item in session.items)
         if not self.models:
             return
-        from pytest_qat.plugin.collection import CheckItem
+        from pytest_qat.plugin.models import CheckItem
 
         for item in session.items:
             if isinstance(item, CheckItem):
@@ -191,7 +191,7 @@ class QATSession:
         """Attach what the item measured to its report; xdist carries plain dicts to the controller."""
         report = yield
         if report.when == "call" and RECORD in item.stash:
-            from pytest_qat.report.environment import describe_environment
+            from pytest_qat.record.environment import describe_environment
 
             measured = item.stash[RECORD]
             report.qat = {  # type: ignore[attr-defined]
@@ -248,9 +248,9 @@ class QATSession:
             return
         from pytest_qat.report.terminal import render
 
-        writer = terminalreporter._tw  # noqa: SLF001 - width and colour have no public name
+        writer = terminalreporter._tw  # noqa: SLF001 - width and color have no public name
         terminalreporter.section("quantized models")
-        terminalreporter.write(render(self.store.runs, width=writer.fullwidth, colour=writer.hasmarkup,
+        terminalreporter.write(render(self.store.runs, width=writer.fullwidth, color=writer.hasmarkup,
                                       rankings=self.store.rankings))
         if self._unwritten is not None:
             terminalreporter.write_line(f"the record could not be written to {self.options.json}: {self._unwritten}",
@@ -259,7 +259,7 @@ class QATSession:
             terminalreporter.write_line(f"record written to {self.options.json}")
 
     def pytest_unconfigure(self) -> None:
-        """Free models and artefacts."""
+        """Free models and artifacts."""
         if "registry" in vars(self):
             self.registry.close()
 

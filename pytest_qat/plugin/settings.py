@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from pytest_qat.core.parsing import parse_fraction, parse_ratio, parse_shapes
 from pytest_qat.errors import InvalidOption
 from pytest_qat.plugin.options import OPTIONS, Option
 from pytest_qat.recipe import AUTO, COMPLETE_RECIPES, DEFAULT_RECIPE, get_recipe
 from pytest_qat.report.json import check_writable
-from pytest_qat.shapes import parse_shapes
-from pytest_qat.tolerances import Tolerances, parse_fraction, parse_ratio
+from pytest_qat.tolerances import Tolerances
 
 __all__ = ["Options", "read_options"]
 
@@ -34,7 +34,7 @@ class Options:
         defaults: Tolerances from the ini file over the built-in ones.
         threads: Intra-op threads while timing.
         max_time_s: Budget of one speed verdict.
-        stage_timeout_s: Most seconds for building artefacts in other processes.
+        stage_timeout_s: Most seconds for building artifacts in other processes.
         seed: Seed of every stage.
         device: Where to fine-tune.
         strict: Whether inconclusive fails.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pytest_qat.errors import DataError
-from pytest_qat.ops import ChannelQParams, FakeQuantizeConfig, QParams
+from pytest_qat.properties.ops import ChannelQParams, FakeQuantizeConfig, QParams
 
 __all__ = ["FLOAT32_MAX", "LAYOUTS", "TAILS", "AffineExample", "ChannelExample", "IntegerExample", "ModuleExample",
            "NetExample", "StreamExample", "decode", "encode", "laid_out", "simpler"]

@@ -2,7 +2,7 @@
 
 Specification: q = clamp(round(x / scale) + zero_point, quant_min, quant_max), and back (q - zero_point) * scale.
 Kernels in float32 multiply by fl(1 / scale), which differs from x / scale by up to two roundings of 2^-24 each; where
-that can turn a tie (757.5 / 15 * ... lands beside 50.5), both neighbours are right. This module is the only place that
+that can turn a tie (757.5 / 15 * ... lands beside 50.5), both neighbors are right. This module is the only place that
 says where: within |x / scale| * 2^-22 of a tie, and nowhere for powers of two as scale, whose products are exact.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-from pytest_qat.ops import QParams
+from pytest_qat.properties.ops import QParams
 
 __all__ = ["NEAR_TIE", "Codes", "back_slack", "codes_of", "dequantized", "is_power_of_two", "round_trip_bound",
            "stands_for", "step", "unclamped"]
@@ -25,7 +25,7 @@ _OVERFLOWS = Fraction(2)**128 * (1 - Fraction(1, 2**25))
 
 
 class Codes(NamedTuple):
-    """The codes that are right: one, or two neighbours beside a tie.
+    """The codes that are right: one, or two neighbors beside a tie.
 
     Attributes:
         low: The smallest.

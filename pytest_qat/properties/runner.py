@@ -12,7 +12,7 @@ import hypothesis
 from hypothesis import Phase
 from hypothesis.errors import Flaky, Unsatisfiable
 
-from pytest_qat.isolation import preserved_torch_state, threads
+from pytest_qat.core.torch_state import preserved_torch_state, threads
 from pytest_qat.properties.examples import encode, simpler
 from pytest_qat.properties.law import Law, LawBroken
 

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
-from pytest_qat.ops import ChannelQParams, LearnableOps, QParams, QuantOps
 from pytest_qat.properties.examples import LAYOUTS, TAILS, AffineExample, ChannelExample
-from pytest_qat.strategies import HUGE_EDGES, MAX_SCALE, PLACES, WIDE, edges, fl32, largest_scale, place_of
+from pytest_qat.properties.ops import ChannelQParams, LearnableOps, QParams, QuantOps
+from pytest_qat.properties.strategies import HUGE_EDGES, MAX_SCALE, PLACES, WIDE, edges, fl32, largest_scale, place_of
 
 __all__ = ["channel_grids", "grids", "huge_grids", "qparams_grid", "tails", "tie_grids"]
 

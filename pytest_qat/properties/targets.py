@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver, observer
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - importing it registers the ops
 
-from pytest_qat.containment import signal_of
+from pytest_qat.core.forked import signal_of
+from pytest_qat.core.torch_state import quantized_engine
 from pytest_qat.errors import InvalidCase
-from pytest_qat.isolation import quantized_engine
-from pytest_qat.ops import (
+from pytest_qat.properties.laws.nets import LAYERS
+from pytest_qat.properties.ops import (
     FakeQuantizeConfig,
     FakeQuantizeModules,
     FlowOps,
@@ -27,8 +28,7 @@ from pytest_qat.ops import (
     QuantizedTensors,
     QuantOps,
 )
-from pytest_qat.properties.laws.nets import LAYERS
-from pytest_qat.refs import load_value
+from pytest_qat.references import load_value
 
 __all__ = ["KINDS", "TORCH", "load_ops", "torch_targets"]
 

@@ -19,12 +19,12 @@ _NOTHING = "-"
 _ENERGY = (("energy/sample", "energy_j_per_sample", "J"), ("throughput/W", "throughput_per_w", "/s/W"))
 
 
-def render(runs: Iterable[Mapping[str, Any]], *, width: int, colour: bool,
+def render(runs: Iterable[Mapping[str, Any]], *, width: int, color: bool,
            rankings: Iterable[Mapping[str, Any]] = ()) -> str:
-    """Return the tables of all runs and rankings as text, with ANSI colours if `colour`."""
+    """Return the tables of all runs and rankings as text, with ANSI colors if `color`."""
     sink = io.StringIO()
-    console = Console(file=sink, width=max(width, 80), force_terminal=colour, no_color=not colour,
-                      color_system="standard" if colour else None, legacy_windows=False, highlight=False)
+    console = Console(file=sink, width=max(width, 80), force_terminal=color, no_color=not color,
+                      color_system="standard" if color else None, legacy_windows=False, highlight=False)
     for run in runs:
         console.print(_run(run))
         console.print()
@@ -35,7 +35,7 @@ def render(runs: Iterable[Mapping[str, Any]], *, width: int, colour: bool,
 
 
 def _without_padding(line: str) -> str:
-    """Drop the spaces that rich fills a line with, also those inside of colour codes."""
+    """Drop the spaces that rich fills a line with, also those inside of color codes."""
     kept = re.sub(r"(?:\x1b\[[0-9;]*m| )+$", "", line)
     return f"{kept}\x1b[0m" if "\x1b" in kept else kept
 

@@ -1,4 +1,4 @@
-"""What every runtime gives back: an artefact on disk, what is stored in it, what runs in int8, and ways to run it."""
+"""What every runtime gives back: an artifact on disk, what is stored in it, what runs in int8, and ways to run it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["DeploySettings", "Deployed", "DeployedPair", "Kernel", "Runtime", "S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """A tensor in an artefact.
+    """A tensor in an artifact.
 
     Attributes:
-        name: As the artefact calls it.
+        name: As the artifact calls it.
         dtype: Such as `float32` or `qint8`.
         shape: Its sides.
         size_bytes: Bytes of its values.
@@ -32,13 +32,13 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """A convolution, linear layer or matrix product as an artefact runs it.
+    """A convolution, linear layer or matrix product as an artifact runs it.
 
     Attributes:
         int8: Whether an int8 kernel does it.
-        op: What the artefact calls it.
-        module: Name of the user's module; None where the artefact does not say.
-        macs: Multiply-accumulates of one call; None where the artefact does not say.
+        op: What the artifact calls it.
+        module: Name of the user's module; None where the artifact does not say.
+        macs: Multiply-accumulates of one call; None where the artifact does not say.
         reason: Why it runs in float; empty if it does not.
     """
 
@@ -54,7 +54,7 @@ class Deployed:
     """A model as it ships.
 
     Attributes:
-        artefact: The file that ships.
+        artifact: The file that ships.
         size_bytes: Its size.
         tensors: What is stored in it.
         layout: Memory layout of 4-D inputs, `contiguous` or `channels_last`.
@@ -63,14 +63,14 @@ class Deployed:
         session: Enters the state that `run` needs: engine, inference mode.
         save_program: Writes the model with the given inputs to a file from which the runtime's `load_program` runs
             it in another process.
-        batch: The one batch size that the artefact is made for; None: any.
+        batch: The one batch size that the artifact is made for; None: any.
         shapes: Shapes of the inputs that it is made for.
-        kernels: What the artefact computes, in order; None: the modules of the converted model tell.
+        kernels: What the artifact computes, in order; None: the modules of the converted model tell.
         fresh: Makes another `run` that nobody has called yet, for kernels that settle with their first call; None:
             `run` is the same whatever it was called with before.
     """
 
-    artefact: Path
+    artifact: Path
     size_bytes: int
     tensors: tuple[StoredTensor, ...]
     layout: str
@@ -86,7 +86,7 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeployedPair:
-    """The float and the int8 artefact in one runtime, in each layout that was deployed."""
+    """The float and the int8 artifact in one runtime, in each layout that was deployed."""
 
     fp32: Mapping[str, Deployed]
     int8: Mapping[str, Deployed]
@@ -98,7 +98,7 @@ class DeploySettings:
 
     Attributes:
         engine: torch's quantized engine, where the recipe has one.
-        threads: Intra-op threads that the artefact runs with.
+        threads: Intra-op threads that the artifact runs with.
         timeout_s: Most seconds for each side, where a process of its own does it.
     """
 
@@ -112,7 +112,7 @@ class Runtime(Protocol):
 
     def deploy(self, fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
                settings: DeploySettings) -> DeployedPair:
-        """Write the artefact of both sides to `folder` and return them ready to run.
+        """Write the artifact of both sides to `folder` and return them ready to run.
 
         Raises:
             CheckFailed: the runtime cannot take the model, or crashes on it; the findings say why.

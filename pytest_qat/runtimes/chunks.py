@@ -1,17 +1,17 @@
-"""Run batches of any size through an artefact that is made for one size."""
+"""Run batches of any size through an artifact that is made for one size."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pytest_qat.batches import in_parts, sample_count
+from pytest_qat.core.batches import in_parts, sample_count
 from pytest_qat.runtimes.base import Deployed
 
 __all__ = ["run_batch"]
 
 
 def run_batch(deployed: Deployed, inputs: Any) -> Any:
-    """Return the outputs for a batch: at once if the size fits, else in parts of the artefact's size.
+    """Return the outputs for a batch: at once if the size fits, else in parts of the artifact's size.
 
     Raises:
         DataError: an output depends on the samples, but has no rows of theirs.

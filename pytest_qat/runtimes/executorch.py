@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pytest_qat.core.quiet import silenced
 from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
-from pytest_qat.runtimes.graphs import kernels_of
-from pytest_qat.runtimes.lowered import Call, deploy_lowered, load_exported, load_flat_program
-from pytest_qat.runtimes.quiet import silenced
+from pytest_qat.runtimes.exported import Call, deploy_lowered, load_exported, load_flat_program
+from pytest_qat.runtimes.graph_kernels import kernels_of
 
 __all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
 
@@ -99,5 +99,5 @@ def _loaded(path: Path, *, threads: int) -> tuple[Callable[[Sequence[Tensor]], S
 
 
 def load_program(path: Path) -> Callable[[], object]:
-    """Return one call of the artefact that `save_program` noted."""
+    """Return one call of the artifact that `save_program` noted."""
     return load_flat_program(sys.modules[__name__], path)

@@ -1,6 +1,6 @@
 """Inductor: `torch.compile` with freezing, which lowers what X86InductorQuantizer and torchao made to int8 kernels.
 
-The artefact is the exported program with its weights; the machine code is made anew on each machine, and the time
+The artifact is the exported program with its weights; the machine code is made anew on each machine, and the time
 that takes is never part of the latency.
 """
 
@@ -22,25 +22,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pytest_qat.containment import crash_of
+from pytest_qat.core.forked import crash_of
+from pytest_qat.core.torch_state import threads as intra_op_threads
 from pytest_qat.errors import CheckFailed, MeasurementError, MissingPackage
+from pytest_qat.exported.program import module_of
 from pytest_qat.findings import Finding
-from pytest_qat.isolation import threads as intra_op_threads
 from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
-from pytest_qat.runtimes.graphs import kernels_of, op_name, products, quantized
-from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported, without_wrapper
+from pytest_qat.runtimes.exported import Call, deploy_lowered, in_order, load_exported, without_wrapper
+from pytest_qat.runtimes.graph_kernels import kernels_of, op_name, products, quantized
 from pytest_qat.runtimes.torch import stored_tensors
-from pytest_qat.workflows.exported import module_of
 
 __all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
 
 COMPILES = True
-"""The first call of an artefact takes seconds to minutes."""
+"""The first call of an artifact takes seconds to minutes."""
 _INT8 = r"(?:onednn|quantized)\.q(?:conv|linear)\w*|(?:aten\.|extern_kernels\.)?_int_mm\w*|cpp_fused\w*_int_mm\w*"
 _FLOAT = (r"mkldnn\._(?:convolution|linear)\w*|mkl\._mkl_linear|extern_kernels\.(?:convolution|addmm|mm|bmm|baddbmm)"
           r"|aten\.convolution\w*|aten\._scaled_dot_product\w*")
 _CODE: dict[Path, str] = {}
-"""What was generated for an artefact in this process."""
+"""What was generated for an artifact in this process."""
 
 
 def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pytest_qat.core.quiet import silenced
+from pytest_qat.exported.program import module_of
 from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
-from pytest_qat.runtimes.graphs import products
-from pytest_qat.runtimes.lowered import Call, deploy_lowered, in_order, load_exported, load_flat_program
-from pytest_qat.runtimes.quiet import silenced
-from pytest_qat.workflows.exported import module_of
+from pytest_qat.runtimes.exported import Call, deploy_lowered, in_order, load_exported, load_flat_program
+from pytest_qat.runtimes.graph_kernels import products
 
 __all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
 
@@ -159,5 +159,5 @@ def _dequantizer(entry: Any) -> Callable[[Any], Any]:
 
 
 def load_program(path: Path) -> Callable[[], object]:
-    """Return one call of the artefact that `save_program` noted."""
+    """Return one call of the artifact that `save_program` noted."""
     return load_flat_program(sys.modules[__name__], path)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
-from pytest_qat.runtimes.graphs import kernels_of
-from pytest_qat.runtimes.lowered import (
+from pytest_qat.runtimes.exported import (
     Call,
     deploy_lowered,
     in_order,
@@ -23,6 +22,7 @@ from pytest_qat.runtimes.lowered import (
     named_after,
     without_wrapper,
 )
+from pytest_qat.runtimes.graph_kernels import kernels_of
 
 __all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
 
@@ -112,5 +112,5 @@ def load(path: Path, *, threads: int) -> Call:
 
 
 def load_program(path: Path) -> Callable[[], object]:
-    """Return one call of the artefact that `save_program` noted."""
+    """Return one call of the artifact that `save_program` noted."""
     return load_flat_program(sys.modules[__name__], path)

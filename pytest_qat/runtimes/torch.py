@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pytest_qat.batches import call, to_channels_last
+from pytest_qat.core.batches import call, to_channels_last
+from pytest_qat.core.files import save_whole, write_whole
+from pytest_qat.core.torch_state import quantized_engine
+from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import MeasurementError, StageError
-from pytest_qat.isolation import quantized_engine
-from pytest_qat.locate import headline
+from pytest_qat.exported.model import ExportedModel
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, StoredTensor
-from pytest_qat.runtimes.files import save_whole, write_whole
-from pytest_qat.runtimes.graphs import kernels_of
-from pytest_qat.workflows.exported import ExportedModel
+from pytest_qat.runtimes.graph_kernels import kernels_of
 
 __all__ = ["deploy", "deploy_form", "deploy_in_layouts", "engine_session", "inputs_of", "load_program",
            "stored_tensors", "trace", "unchanged"]
@@ -84,7 +84,7 @@ def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_la
         save_whole({"inputs": adapt(inputs), "engine": engine}, inputs_of(target))
 
     return Deployed(
-        artefact=path,
+        artifact=path,
         size_bytes=path.stat().st_size,
         tensors=stored_tensors(state),
         layout="channels_last" if channels_last else "contiguous",

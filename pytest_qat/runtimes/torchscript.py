@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_qat.batches import call, to_channels_last
+from pytest_qat.core.batches import call, to_channels_last
+from pytest_qat.core.files import save_whole, write_whole
+from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
-from pytest_qat.locate import headline
 from pytest_qat.runtimes import torch as torch_runtime
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings
-from pytest_qat.runtimes.files import save_whole, write_whole
 from pytest_qat.runtimes.torch import (
     deploy_in_layouts,
     engine_session,
@@ -74,7 +74,7 @@ def _form(model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, engi
         save_whole({"inputs": adapt(inputs), "engine": engine}, inputs_of(target))
 
     return Deployed(
-        artefact=path, size_bytes=path.stat().st_size, tensors=stored_tensors(model.state_dict()),
+        artifact=path, size_bytes=path.stat().st_size, tensors=stored_tensors(model.state_dict()),
         layout="channels_last" if channels_last else "contiguous", adapt=adapt,
         run=lambda inputs: call(loaded, inputs), session=session, save_program=save_program,
         fresh=lambda: partial(call, torch.jit.load(str(path))))

@@ -11,7 +11,10 @@ from pytest_qat.case import QATCase
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
 
-__all__ = ["ConvertedModel", "PreparedModel", "Workflow"]
+__all__ = ["CONTAINERS", "ConvertedModel", "PreparedModel", "Workflow"]
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules that only hold others; what runs are their children."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.tracebacks import headline, locate_module
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
-from pytest_qat.locate import headline, locate_module
 from pytest_qat.recipe import Recipe
 from pytest_qat.workflows import eager
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel

@@ -15,19 +15,9 @@ from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed
-from pytest_qat.findings import Finding
-from pytest_qat.locate import headline
-from pytest_qat.recipe import Recipe
-from pytest_qat.workflows.base import ConvertedModel, PreparedModel
-from pytest_qat.workflows.exported import (
-    ExportedModel,
-    always_on_nodes,
-    export_program,
-    module_of,
-    without_spare_tensors,
-)
-from pytest_qat.workflows.exported_quirks import (
+from pytest_qat.exported.fixes import (
     complete_batchnorms,
     quantize_transposed_by_output,
     read_weights_apart,
@@ -35,6 +25,11 @@ from pytest_qat.workflows.exported_quirks import (
     unfoldable,
     unshield,
 )
+from pytest_qat.exported.model import ExportedModel, always_on_nodes
+from pytest_qat.exported.program import export_program, module_of, without_spare_tensors
+from pytest_qat.findings import Finding
+from pytest_qat.recipe import Recipe
+from pytest_qat.workflows.base import ConvertedModel, PreparedModel
 from pytest_qat.workflows.quantizers import make_quantizer
 
 __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]

@@ -10,7 +10,7 @@ import torch.ao.quantization as tq
 from torch import nn
 
 from pytest_qat.case import QATCase
-from pytest_qat.workflows.trace import CONTAINERS
+from pytest_qat.workflows.base import CONTAINERS
 
 __all__ = ["float_roots", "qconfig_for", "qconfig_mapping"]
 

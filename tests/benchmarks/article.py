@@ -14,8 +14,8 @@ from torch import nn
 
 from fixtures.edge_model import digits
 from pytest_qat.case import QATCase
-from pytest_qat.measure.exclusive import MachineLock
-from pytest_qat.pipeline import ModelRun, RunSettings
+from pytest_qat.measure.machine_lock import MachineLock
+from pytest_qat.pipeline.run import ModelRun, RunSettings
 from pytest_qat.recipe import get_recipe
 
 

@@ -29,11 +29,11 @@ from torch.testing._internal.common_quantized import _quantize
 
 from fixtures import reference_ops
 from fixtures.mutants import MUTANTS
-from pytest_qat.ops import QuantOps
 from pytest_qat.properties.laws import get_law, laws_for
+from pytest_qat.properties.ops import QuantOps
 from pytest_qat.properties.runner import check_law
+from pytest_qat.properties.strategies import affine_examples
 from pytest_qat.properties.targets import torch_targets
-from pytest_qat.strategies import affine_examples
 
 DRAWN, VALUES, ROUNDS = 300, 8, 5
 ALL = list(hypothesis.HealthCheck)

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from pytest_qat.case import QATCase, Tolerances
-from pytest_qat.isolation import threads
-from pytest_qat.measure.exclusive import MachineLock
+from pytest_qat.core.torch_state import threads
 from pytest_qat.measure.latency import TimingSettings
+from pytest_qat.measure.machine_lock import MachineLock
 from pytest_qat.measure.speed import LAYOUT_PAIRS, bound, faster_layout
-from pytest_qat.pipeline import ModelRun, RunSettings
+from pytest_qat.pipeline.run import ModelRun, RunSettings
 from pytest_qat.recipe import get_recipe
-from pytest_qat.refs import load_case
+from pytest_qat.references import load_case
 
 Call = Callable[[], object]
 
@@ -38,7 +38,7 @@ class Pair:
 
 
 def convnet() -> QATCase:
-    """Return a case whose weights and activations fit the caches, so that its ratio depends little on neighbours."""
+    """Return a case whose weights and activations fit the caches, so that its ratio depends little on neighbors."""
     layers = [layer for _ in range(6)
               for layer in (nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())]
     images = torch.randn(1, 32, 28, 28)

@@ -1,4 +1,4 @@
-"""Our latency of an artefact against a minimal loop written for its runtime alone, in a fresh process.
+"""Our latency of an artifact against a minimal loop written for its runtime alone, in a fresh process.
 
 Run from the repository root: `python -W ignore -m tests.benchmarks.runtime_agreement [rounds] [REF] [SHAPE]`. The
 loops know nothing of this package; each waits in a process of its own until it is asked for the median of its next
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from pytest_qat.core.torch_state import threads
 from pytest_qat.errors import MissingPackage
-from pytest_qat.isolation import threads
 from pytest_qat.measure.latency import TimingSettings, compare_latency
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import Deployed
@@ -90,12 +90,12 @@ def main() -> None:
         run = run_of(reference, sys.argv[3] if len(sys.argv) > 3 else None, name)
         pair = run.deployed()
         sides = {"fp32": pair.fp32["contiguous"], "int8": pair.int8["contiguous"]}
-        inputs = sides["fp32"].artefact.parent / "loop-inputs.pt"
+        inputs = sides["fp32"].artifact.parent / "loop-inputs.pt"
         adapted = sides["fp32"].adapt(run.case.example_inputs)
         torch.save(adapted, inputs)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {min(cores)})
-        loops = {side: Loop(recipe.runtime, form.artefact, inputs) for side, form in sides.items()}
+        loops = {side: Loop(recipe.runtime, form.artifact, inputs) for side, form in sides.items()}
         taken = [{side: (ours, loops[side].median_s()) for side, ours in ours_s(sides, adapted).items()}
                  for _ in range(rounds)]
         for side, loop in loops.items():
@@ -121,8 +121,8 @@ def ours_s(sides: Mapping[str, Deployed], inputs: Any) -> dict[str, float]:
 class Loop:
     """A minimal loop in a fresh process, which runs only while it is asked."""
 
-    def __init__(self, runtime: str, artefact: Path, inputs: Path) -> None:
-        command = [sys.executable, "-W", "ignore", "-c", LOOPS[runtime] + TIMING, str(artefact), str(inputs)]
+    def __init__(self, runtime: str, artifact: Path, inputs: Path) -> None:
+        command = [sys.executable, "-W", "ignore", "-c", LOOPS[runtime] + TIMING, str(artifact), str(inputs)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          stderr=subprocess.DEVNULL, text=True)
         self.median_s()  # imports, loads and warms up

@@ -32,7 +32,7 @@ class Script:
         return self.waited
 
     def wait(self, spent: int) -> None:
-        """Pass time in which a neighbour has the CPU."""
+        """Pass time in which a neighbor has the CPU."""
         self.now += spent
         self.waited += spent
 

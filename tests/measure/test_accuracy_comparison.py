@@ -116,7 +116,7 @@ def test_chance_is_no_matter_for_agreement_or_scores_on_a_scale(options: dict) -
 
 
 @pytest.mark.parametrize(("counts", "drop", "interval", "provable"), [
-    # Agresti and Min by hand: (b - c) / (n + 2) +- 1.959964 sqrt((b + c + 1) / (n + 2) - centre**2) / sqrt(n + 2).
+    # Agresti and Min by hand: (b - c) / (n + 2) +- 1.959964 sqrt((b + c + 1) / (n + 2) - center**2) / sqrt(n + 2).
     ((98, 0, 0), 0.0, (-0.0195996, 0.0195996), 0.0195996),
     ((95, 3, 0), 0.0306122, (-0.0087558, 0.0687558), 0.0381435),
     ((95, 0, 3), -0.0306122, (-0.0687558, 0.0087558), 0.0393680),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import quantize_fx
 
 from pytest_qat.case import QATCase
-from pytest_qat.isolation import preserved_torch_state
+from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.measure.coverage import Coverage, Leftover, measure_coverage
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows import load_workflow

@@ -13,7 +13,7 @@ import torch.ao.quantization as tq
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_fx
 
-from pytest_qat.isolation import preserved_torch_state
+from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.measure.coverage import Coverage, measure_coverage
 
 IMAGES = torch.randn(2, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""How much of a model runs in int8, from tables of an artefact's kernels."""
+"""How much of a model runs in int8, from tables of an artifact's kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pytest_qat.measure.coverage import Coverage, Leftover, coverage_of_kernels
 from pytest_qat.runtimes.base import Kernel
-from pytest_qat.runtimes.graphs import REFERENCE_REASON
+from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON
 
 
 class Net(nn.Module):
@@ -76,7 +76,7 @@ def test_leftovers_come_with_most_macs_first_then_most_weights() -> None:
     assert (found.int8_macs, found.int8_weights, found.int8_modules, found.mac_share) == (0, 0, 0, 0.0)
 
 
-def test_the_module_s_own_macs_count_and_not_those_of_the_artefact() -> None:
+def test_the_module_s_own_macs_count_and_not_those_of_the_artifact() -> None:
     """Padding, layouts and fused ops make the kernels' own numbers differ."""
     found = covered(kernel("conv", macs=9_999_999), kernel("fc", macs=7), kernel("head", macs=7))
     assert (found.macs, found.int8_macs) == (CONV + FC + HEAD, CONV + FC + HEAD)
@@ -105,7 +105,7 @@ def test_one_sibling_without_macs_makes_the_shares_equal(macs: int | None) -> No
 
 def test_a_module_that_no_kernel_names_is_a_leftover() -> None:
     found = covered(kernel("fc"), kernel("head"))
-    assert left(found) == [("conv", CONV, W_CONV, "no kernel of the artefact is known to compute it"), SPARE]
+    assert left(found) == [("conv", CONV, W_CONV, "no kernel of the artifact is known to compute it"), SPARE]
     assert (found.macs, found.int8_macs) == (CONV + FC + HEAD, FC + HEAD)
 
 
@@ -117,7 +117,7 @@ def test_macs_of_a_kernel_whose_module_has_none_are_its_own() -> None:
 
 
 @pytest.mark.parametrize("reasons", [{"head": "skipped"}, {"fc": "no", "head": "skipped"}])
-def test_a_known_reason_goes_before_the_artefact_s(reasons: dict[str, str]) -> None:
+def test_a_known_reason_goes_before_the_artifact_s(reasons: dict[str, str]) -> None:
     found = covered(*ALL[:3], kernel("head", int8=False), reasons=reasons)
     assert left(found)[0] == ("head", HEAD, W_HEAD, "skipped")
 

@@ -92,7 +92,7 @@ def bursts(mean_calls: int) -> Noise:
 
 
 def in_step(generator: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """A neighbour that comes and goes with the rhythm of two pairs of blocks, sixteen calls."""
+    """A neighbor that comes and goes with the rhythm of two pairs of blocks, sixteen calls."""
     phase = generator.integers(0, 16, (shape[0], 1))
     return (1 + ((np.arange(shape[1]) + phase) % 16 < 8)) * jitter(generator, shape)
 

@@ -159,7 +159,7 @@ def test_waiting_for_a_cpu_is_no_part_of_a_latency_but_uses_the_budget_up() -> N
     assert found.pairs < alone.pairs / 2, "waits did not count against the budget"
 
 
-def test_a_neighbour_that_hits_one_side_only_does_not_change_the_ratio() -> None:
+def test_a_neighbor_that_hits_one_side_only_does_not_change_the_ratio() -> None:
     def hit(script: Script) -> int:
         script.wait(random.Random(script.now).randrange(20 * MS))
         return 2 * MS
@@ -172,7 +172,7 @@ def test_a_neighbour_that_hits_one_side_only_does_not_change_the_ratio() -> None
 # -- machines that change -------------------------------------------------------------------------------------------
 
 
-def test_a_machine_that_slows_down_meanwhile_does_not_favour_a_side() -> None:
+def test_a_machine_that_slows_down_meanwhile_does_not_favor_a_side() -> None:
     def heating(script: Script) -> int:
         return int(MS * (1 + 2 * script.now / 1e9))
 
@@ -182,7 +182,7 @@ def test_a_machine_that_slows_down_meanwhile_does_not_favour_a_side() -> None:
     assert found.estimate == pytest.approx(1, abs=0.05)
 
 
-def test_a_slow_warm_up_does_not_favour_a_side() -> None:
+def test_a_slow_warm_up_does_not_favor_a_side() -> None:
     def warming(script: Script) -> int:
         return int(MS * (1 + 20 * math.exp(-script.now / 3e8)))
 

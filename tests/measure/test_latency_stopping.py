@@ -95,15 +95,15 @@ def test_a_noisy_but_clear_answer_stops_at_eight_pairs_too(floor: float, passes:
     assert found.settles(floor)
 
 
-@pytest.mark.parametrize("centre", [3.15, 2.85])
-def test_near_the_floor_measuring_goes_on_until_the_interval_is_precise(centre: float) -> None:
+@pytest.mark.parametrize("center", [3.15, 2.85])
+def test_near_the_floor_measuring_goes_on_until_the_interval_is_precise(center: float) -> None:
     def measure(most: int | None) -> Speedup:
-        return Script().compare(uniform(centre - 0.4, centre + 0.4), MS, floor=3.0, margin=1.1, precision=0.03,
+        return Script().compare(uniform(center - 0.4, center + 0.4), MS, floor=3.0, margin=1.1, precision=0.03,
                                 max_time_s=30, max_pairs=most)
 
     found = measure(None)
     assert found.settles(3.0)
-    assert (found.ci[0] >= 3.0) is (centre > 3)
+    assert (found.ci[0] >= 3.0) is (center > 3)
     assert found.ci[1] / found.ci[0] <= 1.03**2 + 1e-9
     assert found.elapsed_s < 20
     for most in range(8, found.pairs):

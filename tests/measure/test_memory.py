@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
 from pytest_qat.errors import MeasurementError
 from pytest_qat.finetune import calibrate
-from pytest_qat.isolation import preserved_torch_state, quantized_engine
 from pytest_qat.measure import memory
 from pytest_qat.measure.memory import MemoryProbes
 from pytest_qat.recipe import get_recipe

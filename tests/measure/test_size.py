@@ -1,4 +1,4 @@
-"""The census of an artefact: made-up tensors, and files that the torch runtime wrote of a float and an int8 model."""
+"""The census of an artifact: made-up tensors, and files that the torch runtime wrote of a float and an int8 model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
 from pytest_qat.finetune import calibrate
-from pytest_qat.isolation import preserved_torch_state, quantized_engine
 from pytest_qat.measure.size import SizeCensus, census_of, take_census
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes.base import Deployed, StoredTensor
@@ -48,7 +48,7 @@ def int8_of(model: nn.Module, *, skip: Sequence[str] = ()) -> nn.Module:
 
 
 def deployed(model: nn.Module, folder: Path) -> Deployed:
-    return deploy_form(model.eval(), folder / "artefact.pt", engine="x86",
+    return deploy_form(model.eval(), folder / "artifact.pt", engine="x86",
                                         channels_last=False)
 
 
@@ -67,7 +67,7 @@ def test_bytes_are_counted_by_dtype_most_first() -> None:
     assert (census.total_bytes, census.container_bytes) == (200, 60)
 
 
-def test_tensors_of_one_size_stay_in_the_order_of_the_artefact() -> None:
+def test_tensors_of_one_size_stay_in_the_order_of_the_artifact() -> None:
     assert names(census_of([tensor("b", 5), tensor("a", 5), tensor("c", 6)], total_bytes=16).tensors) == ["c", "b", "a"]
 
 
@@ -108,7 +108,7 @@ def test_every_byte_of_a_tensor_is_counted_once(tensors: list[StoredTensor], tot
     assert census.container_bytes == max(0, total - sum(census.by_dtype.values()))
 
 
-# -- of real artefacts ----------------------------------------------------------------------------------------------
+# -- of real artifacts ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

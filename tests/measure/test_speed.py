@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_qat.batches import sample_count
+from pytest_qat.core.batches import sample_count
 from pytest_qat.measure import latency, speed
 from pytest_qat.measure.energy import NO_COUNTER, NOT_MOVING, EnergyMeter
 from pytest_qat.measure.latency import Latency, Speedup, TimingSettings
@@ -74,7 +74,7 @@ class Machine:
             finally:
                 self.sessions.remove(name)
 
-        return Deployed(artefact=Path("none"), size_bytes=0, tensors=(), layout=layout, adapt=adapt, run=run,
+        return Deployed(artifact=Path("none"), size_bytes=0, tensors=(), layout=layout, adapt=adapt, run=run,
                         session=session, save_program=lambda inputs, path: None)
 
     def measure(self, fp32: Any, int8: Any, *, eager: float = 9, floor: float = 1.0, batches: tuple[int, ...] = (),

@@ -170,7 +170,7 @@ def test_a_model_far_slower_than_the_budget_ends_soon_and_says_what_to_raise(
         finally:
             took.append(time.monotonic() - started)
 
-    monkeypatch.setattr("pytest_qat.pipeline.measure_speed", watched)
+    monkeypatch.setattr("pytest_qat.pipeline.run.measure_speed", watched)
     project.add('''
         import pathlib, time
 

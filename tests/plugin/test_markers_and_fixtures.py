@@ -50,7 +50,7 @@ def test_size(qat_run):
     qat_run.assert_size_reduction(at_least=50)
 ''')
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*artefact shrinks * required is 50.00x.*"])
+    result.stdout.fnmatch_lines(["*artifact shrinks * required is 50.00x.*"])
     assert "plugin/fixtures.py" not in result.stdout.str()
 
 

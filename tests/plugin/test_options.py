@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import Project
 
-from pytest_qat.checks import CHECKS
 from pytest_qat.plugin.options import OPTIONS
 from pytest_qat.plugin.settings import Options, read_options
 from pytest_qat.recipe import COMPLETE_RECIPES, RECIPES
+from pytest_qat.record.schema import CHECKS
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_qat.errors import DataError
-from pytest_qat.ops import ChannelQParams, QParams
 from pytest_qat.properties.examples import (
     LAYOUTS,
     AffineExample,
@@ -25,7 +24,8 @@ from pytest_qat.properties.examples import (
     laid_out,
     simpler,
 )
-from pytest_qat.strategies import affine_examples, channel_examples, observer_streams
+from pytest_qat.properties.ops import ChannelQParams, QParams
+from pytest_qat.properties.strategies import affine_examples, channel_examples, observer_streams
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -84,7 +84,7 @@ def test_nan_is_written_and_read() -> None:
 
 @pytest.mark.parametrize("data", [None, [], {}, {"values": 3}, {"qparams": {}, "values": ["one"]},
                                   {"qparams": {"scale": "0x1p0", "zero_point": "0"}, "values": []},
-                                  {"qparams": {}, "values": ["0x1p0"], "colour": "red"}])
+                                  {"qparams": {}, "values": ["0x1p0"], "color": "red"}])
 def test_other_data_are_refused_in_one_sentence(data: Any) -> None:
     with pytest.raises(DataError, match="a saved example is no AffineExample"):
         decode(AffineExample, data)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_qat.ops import QParams
+from pytest_qat.properties.ops import QParams
 from pytest_qat.properties.oracle import (
     Codes,
     back_slack,
@@ -44,7 +44,7 @@ def test_rounding_comes_before_the_zero_point(x: float, zero_point: int, code: i
 
 
 @pytest.mark.parametrize(("x", "low", "high"), [(757.5, 50, 51), (757.0, 50, 50), (758.0, 51, 51), (-757.5, -51, -50)])
-def test_beside_a_tie_both_neighbours_are_right_if_the_product_is_not_exact(x: float, low: int, high: int) -> None:
+def test_beside_a_tie_both_neighbors_are_right_if_the_product_is_not_exact(x: float, low: int, high: int) -> None:
     """757.5 times fl(1/15) is 50.500004: rounding up is no bug (pytorch#139464)."""
     assert codes_of(x, params(scale=15.0)) == Codes(low, high)
 
@@ -96,7 +96,7 @@ def test_with_exact_products_it_is_python_s_own_rounding(x: float, power: int, z
 
 
 @given(FLOATS, st.floats(2.0**-60, 2.0**60, width=32), st.integers(-128, 127))
-def test_the_right_codes_are_one_or_two_neighbours_and_within_the_bound(x: float, scale: float,
+def test_the_right_codes_are_one_or_two_neighbors_and_within_the_bound(x: float, scale: float,
                                                                        zero_point: int) -> None:
     qparams = params(scale=scale, zero_point=zero_point)
     found = codes_of(x, qparams)

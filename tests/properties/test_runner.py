@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fixtures.reference_ops import half_even
-from pytest_qat.ops import QParams, QuantOps
 from pytest_qat.properties.examples import AffineExample
 from pytest_qat.properties.laws import get_law
+from pytest_qat.properties.ops import QParams, QuantOps
 from pytest_qat.properties.runner import check_law, fuzz_law, hold
 
 RIGHT = half_even()

@@ -12,10 +12,10 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from pytest_qat.errors import InvalidOption
-from pytest_qat.ops import QParams
 from pytest_qat.properties.examples import AffineExample
+from pytest_qat.properties.ops import QParams
 from pytest_qat.properties.oracle import step, unclamped
-from pytest_qat.strategies import (
+from pytest_qat.properties.strategies import (
     WIDE,
     affine_examples,
     channel_examples,

@@ -13,7 +13,7 @@ import torch
 from packaging.version import Version
 
 from pytest_qat.errors import InvalidCase, ReferenceNotFound
-from pytest_qat.properties.known import KNOWN, KnownIssue, known_issue
+from pytest_qat.properties.known_issues import KNOWN, KnownIssue, known_issue
 from pytest_qat.properties.laws import get_law, laws_for
 from pytest_qat.properties.runner import check_law
 from pytest_qat.properties.targets import load_ops, torch_targets

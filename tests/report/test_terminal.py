@@ -52,7 +52,7 @@ def finding(**changes: Any) -> dict[str, Any]:
 
 
 def shown(*runs: dict[str, Any], width: int = 80) -> str:
-    return render(runs, width=width, colour=False)
+    return render(runs, width=width, color=False)
 
 
 def row(text: str, label: str) -> str:
@@ -273,9 +273,9 @@ def test_every_run_has_its_own_table() -> None:
     assert text.count("latency") == 2
 
 
-def test_colours_are_used_only_where_they_are_asked_for() -> None:
+def test_colors_are_used_only_where_they_are_asked_for() -> None:
     run = record(outcomes={"size": "failed"})
     assert "\x1b[" not in shown(run)
-    coloured = render([run], width=80, colour=True)
-    assert "\x1b[" in coloured
-    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == shown(run)
+    colored = render([run], width=80, color=True)
+    assert "\x1b[" in colored
+    assert re.sub(r"\x1b\[[0-9;]*m", "", colored) == shown(run)

@@ -14,10 +14,10 @@ from torch._dynamo.utils import counters
 from torch.nn.utils import fuse_conv_bn_eval
 
 from pytest_qat.case import QATCase
-from pytest_qat.containment import Crash
+from pytest_qat.core.forked import Crash
+from pytest_qat.core.torch_state import threads
 from pytest_qat.errors import CheckFailed, MeasurementError, MissingPackage
 from pytest_qat.finetune import calibrate
-from pytest_qat.isolation import threads
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, Kernel, inductor, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
@@ -95,13 +95,13 @@ def test_a_compiled_program_answers_as_its_model(models: dict[str, nn.Module], p
 
 
 def test_deploying_compiles_so_that_nothing_later_does(pair: DeployedPair) -> None:
-    assert {form_of(pair, side).artefact for side in ("fp32", "int8")} <= set(inductor._CODE)
+    assert {form_of(pair, side).artifact for side in ("fp32", "int8")} <= set(inductor._CODE)
 
 
 def test_the_program_of_the_int8_model_is_far_smaller(pair: DeployedPair) -> None:
     fp32, int8 = form_of(pair, "fp32"), form_of(pair, "int8")
-    assert [form.artefact.name for form in (fp32, int8)] == ["fp32.program.pt2", "int8.program.pt2"]
-    assert int8.size_bytes == int8.artefact.stat().st_size < 0.6 * fp32.size_bytes
+    assert [form.artifact.name for form in (fp32, int8)] == ["fp32.program.pt2", "int8.program.pt2"]
+    assert int8.size_bytes == int8.artifact.stat().st_size < 0.6 * fp32.size_bytes
     largest = max(int8.tensors, key=lambda entry: entry.size_bytes)
     assert (largest.dtype, largest.size_bytes) == ("int8", 64 * 64 * 9)
 
@@ -138,7 +138,7 @@ def test_a_program_loaded_again_is_frozen_again(pair: DeployedPair) -> None:
     packed = "mkldnn_conv_weight_pack_matcher_count"
     with quietly():
         before = counters["inductor"][packed]
-        (found,) = inductor.load(form.artefact, threads=1)([IMAGES])
+        (found,) = inductor.load(form.artifact, threads=1)([IMAGES])
         assert torch.allclose(found, expected, atol=1e-5)
         if before:
             assert counters["inductor"][packed] > before

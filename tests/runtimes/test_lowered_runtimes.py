@@ -20,8 +20,8 @@ from pytest_qat.measure.macs import count_macs
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
-from pytest_qat.runtimes.graphs import REFERENCE_REASON, kernels_of
-from pytest_qat.runtimes.lowered import leaves_of
+from pytest_qat.runtimes.exported import leaves_of
+from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON, kernels_of
 from tests.answers import agree, answer, quietly
 
 RECIPES = ["pt2e-executorch", "pt2e-litert", "pt2e-onnxruntime"]
@@ -125,7 +125,7 @@ class Models:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     pytest.importorskip("torchao")
-    return Models(tmp_path_factory.mktemp("artefacts"))
+    return Models(tmp_path_factory.mktemp("artifacts"))
 
 
 # -- what ships -----------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize(("side", "least_db"), [("fp32", 80.0), ("int8", 20.0)])
-def test_an_artefact_answers_as_the_model_it_is_made_from(models: Models, name: str, side: str,
+def test_an_artifact_answers_as_the_model_it_is_made_from(models: Models, name: str, side: str,
                                                           least_db: float) -> None:
     form = models.form(side, name)
     with form.session():
@@ -144,17 +144,17 @@ def test_an_artefact_answers_as_the_model_it_is_made_from(models: Models, name: 
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_artefacts_are_files_and_the_int8_one_is_far_smaller(models: Models, name: str) -> None:
+def test_the_artifacts_are_files_and_the_int8_one_is_far_smaller(models: Models, name: str) -> None:
     fp32, int8 = (models.form(side, name) for side in SIDES)
-    assert [form.artefact.name for form in (fp32, int8)] == [f"fp32{SUFFIX[name]}", f"int8{SUFFIX[name]}"]
-    assert [form.size_bytes for form in (fp32, int8)] == [form.artefact.stat().st_size for form in (fp32, int8)]
+    assert [form.artifact.name for form in (fp32, int8)] == [f"fp32{SUFFIX[name]}", f"int8{SUFFIX[name]}"]
+    assert [form.size_bytes for form in (fp32, int8)] == [form.artifact.stat().st_size for form in (fp32, int8)]
     assert int8.size_bytes < 0.4 * fp32.size_bytes
     assert (int8.batch, int8.layout) == (2, "contiguous")
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_no_draft_of_a_file_stays_beside_the_artefacts(models: Models, name: str) -> None:
-    suffixes = {path.suffix for path in models.form("int8", name).artefact.parent.iterdir()}
+def test_no_draft_of_a_file_stays_beside_the_artifacts(models: Models, name: str) -> None:
+    suffixes = {path.suffix for path in models.form("int8", name).artifact.parent.iterdir()}
     assert suffixes == {SUFFIX[name], ".pt2", ".json", ".log"}
 
 
@@ -168,7 +168,7 @@ def test_kernels_name_the_user_s_modules_with_their_macs(models: Models, name: s
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_float_artefact_runs_float_kernels_alone(models: Models, name: str) -> None:
+def test_the_float_artifact_runs_float_kernels_alone(models: Models, name: str) -> None:
     kernels = models.form("fp32", name).kernels
     assert kernels is not None
     assert not any(kernel.int8 for kernel in kernels)
@@ -176,7 +176,7 @@ def test_the_float_artefact_runs_float_kernels_alone(models: Models, name: str) 
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_only_the_skipped_module_is_float_in_the_int8_artefact(models: Models, name: str) -> None:
+def test_only_the_skipped_module_is_float_in_the_int8_artifact(models: Models, name: str) -> None:
     kernels = {kernel.module: kernel for kernel in models.form("int8", name).kernels or ()}
     assert {module: kernel.int8 for module, kernel in kernels.items()} == {
         **dict.fromkeys(INT8, True), SKIPPED: False}
@@ -222,7 +222,7 @@ def test_keywords_may_come_in_any_order(models: Models, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_saved_program_runs_the_artefact_on_its_inputs(models: Models, name: str, tmp_path: Path) -> None:
+def test_a_saved_program_runs_the_artifact_on_its_inputs(models: Models, name: str, tmp_path: Path) -> None:
     form, runtime = models.form("int8", name), load_runtime(get_recipe(name).runtime)
     form.save_program(EXAMPLE, tmp_path / "int8.program")
     found: Any = runtime.load_program(tmp_path / "int8.program")()
@@ -244,9 +244,9 @@ def test_executorch_keeps_its_weights_in_blobs(models: Models) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_artefacts_loaded_for_other_threads_do_not_disturb_each_other(models: Models, name: str) -> None:
+def test_artifacts_loaded_for_other_threads_do_not_disturb_each_other(models: Models, name: str) -> None:
     form, runtime = models.form("fp32", name), load_runtime(get_recipe(name).runtime)
-    calls = [runtime.load(form.artefact, threads=threads) for threads in (2, 1)]  # type: ignore[attr-defined]
+    calls = [runtime.load(form.artifact, threads=threads) for threads in (2, 1)]  # type: ignore[attr-defined]
     expected = tensors_of(answer(models.fp32, EXAMPLE))
     for call in [*calls, *calls]:
         found = call(leaves_of(EXAMPLE))

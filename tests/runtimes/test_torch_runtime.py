@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
 from pytest_qat.finetune import calibrate
-from pytest_qat.isolation import preserved_torch_state, quantized_engine
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import load_runtime
 from pytest_qat.runtimes import torch as torch_runtime
@@ -75,12 +75,12 @@ def test_it_is_found_by_name() -> None:
     assert load_runtime("torch") is torch_runtime
 
 
-def test_the_artefact_is_the_state_dict(tmp_path: Path) -> None:
+def test_the_artifact_is_the_state_dict(tmp_path: Path) -> None:
     model = Net().eval()
     form = deployed(model, tmp_path)
-    assert form.artefact == tmp_path / "model.pt"
-    assert form.size_bytes == form.artefact.stat().st_size
-    loaded = torch.load(form.artefact)
+    assert form.artifact == tmp_path / "model.pt"
+    assert form.size_bytes == form.artifact.stat().st_size
+    loaded = torch.load(form.artifact)
     assert list(loaded) == list(model.state_dict())
     assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
 from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.finetune import calibrate
-from pytest_qat.isolation import preserved_torch_state, quantized_engine
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import DeployedPair, DeploySettings, load_runtime, torchscript
 from pytest_qat.runtimes.chunks import run_batch
@@ -109,20 +109,20 @@ def test_a_file_answers_as_its_model_in_every_batch_size(models: dict[str, nn.Mo
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_int8_file_is_far_smaller(pair: DeployedPair, layout: str) -> None:
     fp32, int8 = pair.fp32[layout], pair.int8[layout]
-    assert {form.artefact.suffix for form in (fp32, int8)} == {".torchscript"}
-    assert [form.size_bytes for form in (fp32, int8)] == [form.artefact.stat().st_size for form in (fp32, int8)]
+    assert {form.artifact.suffix for form in (fp32, int8)} == {".torchscript"}
+    assert [form.size_bytes for form in (fp32, int8)] == [form.artifact.stat().st_size for form in (fp32, int8)]
     assert int8.size_bytes < 0.4 * fp32.size_bytes
 
 
 def test_the_file_is_frozen_and_runs_without_the_model_s_code(pair: DeployedPair) -> None:
-    loaded = torch.jit.load(pair.fp32["contiguous"].artefact)  # type: ignore[no-untyped-call]
+    loaded = torch.jit.load(pair.fp32["contiguous"].artifact)  # type: ignore[no-untyped-call]
     assert list(loaded.parameters()) == []
     assert "batch_norm" not in str(loaded.inlined_graph)
     assert torch.equal(loaded(IMAGES), pair.fp32["contiguous"].run((IMAGES,)))
 
 
 def test_quantized_kernels_are_in_the_int8_file_alone(pair: DeployedPair) -> None:
-    fp32, int8 = (str(torch.jit.load(side["contiguous"].artefact).inlined_graph)  # type: ignore[no-untyped-call]
+    fp32, int8 = (str(torch.jit.load(side["contiguous"].artifact).inlined_graph)  # type: ignore[no-untyped-call]
                   for side in (pair.fp32, pair.int8))
     assert "quantized::conv2d" in int8
     assert "quantized::linear" in int8

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.finetune import calibrate, fine_tune, untrained_copy
-from pytest_qat.isolation import preserved_torch_state
 from pytest_qat.workflows import pt2e
 from pytest_qat.workflows.base import PreparedModel
 from pytest_qat.workflows.observers import switch_observers

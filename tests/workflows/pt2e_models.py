@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torchao.quantization.pt2e.quantizer import Quantizer
 
 from pytest_qat.case import QATCase
+from pytest_qat.exported.model import ExportedModel
+from pytest_qat.exported.program import module_of
 from pytest_qat.finetune import calibrate
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows import pt2e
 from pytest_qat.workflows.base import PreparedModel
-from pytest_qat.workflows.exported import ExportedModel, module_of
 from pytest_qat.workflows.observers import switch_observers
 
 XNNPACK, INDUCTOR = get_recipe("pt2e-torch"), get_recipe("pt2e-inductor")

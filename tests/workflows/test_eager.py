@@ -13,9 +13,9 @@ from torch.ao.nn.intrinsic import qat as nniqat
 from torch.ao.nn.quantized import FloatFunctional
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
 from pytest_qat.errors import CheckFailed
 from pytest_qat.finetune import calibrate, untrained_copy
-from pytest_qat.isolation import preserved_torch_state, quantized_engine
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows import PreparedModel, eager, load_workflow

@@ -10,9 +10,9 @@ import torch.ao.quantization as tq
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import quantized_engine
 from pytest_qat.errors import CheckFailed
 from pytest_qat.finetune import calibrate
-from pytest_qat.isolation import quantized_engine
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows import eager, fx
 from pytest_qat.workflows.qconfigs import qconfig_mapping

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pytest_qat.errors import CheckFailed, MissingPackage
+from pytest_qat.exported.program import module_of
 from pytest_qat.finetune import calibrate
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.workflows import pt2e, quantizers
-from pytest_qat.workflows.exported import module_of
 from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize
 from pytest_qat.workflows.quantizers import make_quantizer
 from tests.workflows.pt2e_models import (

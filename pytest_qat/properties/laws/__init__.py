@@ -6,12 +6,12 @@ from typing import Any
 
 from pytest_qat.errors import DataError
 from pytest_qat.properties.law import Law
-from pytest_qat.properties.laws import affine, channels, fake, flow, inputs, integer, modules, observers, tensors
+from pytest_qat.properties.laws import affine, channels, fake, inputs, integer, modules, observers, tensors, workflows
 
 __all__ = ["LAWS", "get_law", "laws_for"]
 
 LAWS: tuple[Law, ...] = (*affine.LAWS, *inputs.LAWS, *channels.LAWS, *fake.LAWS, *modules.LAWS, *observers.LAWS,
-                         *integer.LAWS, *tensors.LAWS, *flow.LAWS)
+                         *integer.LAWS, *tensors.LAWS, *workflows.LAWS)
 
 
 def laws_for(ops: Any) -> tuple[Law, ...]:

@@ -11,10 +11,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from pytest_qat.ops import QuantOps
 from pytest_qat.properties.examples import AffineExample
+from pytest_qat.properties.guarded import Watched
 from pytest_qat.properties.law import Law, LawBroken
-from pytest_qat.properties.laws.family import (
+from pytest_qat.properties.laws.per_tensor import (
     affine_law,
     all_codes,
     check_back,
@@ -27,10 +27,10 @@ from pytest_qat.properties.laws.family import (
     shown,
     usual,
 )
+from pytest_qat.properties.ops import QuantOps
 from pytest_qat.properties.oracle import round_trip_bound, step, unclamped
+from pytest_qat.properties.strategies import WIDE, fl32
 from pytest_qat.properties.sweeps import tie_grids
-from pytest_qat.properties.watched import Watched
-from pytest_qat.strategies import WIDE, fl32
 
 __all__ = ["LAWS"]
 
@@ -156,7 +156,7 @@ def P7_exact_grid(ops: QuantOps, example: AffineExample) -> None:
 
 @affine_law(examples=powers, sweep=tie_grids)
 def P8_ties(ops: QuantOps, example: AffineExample) -> None:
-    """Ties go where the rounding says, before the zero point is added, and neighbours of ties to the nearer code.
+    """Ties go where the rounding says, before the zero point is added, and neighbors of ties to the nearer code.
 
     Scales are powers of two, so products are exact and there is one right answer. No tolerance.
     """

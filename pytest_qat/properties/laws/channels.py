@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from pytest_qat.ops import ChannelQParams, QuantOps
 from pytest_qat.properties.examples import ChannelExample
+from pytest_qat.properties.guarded import Watched
 from pytest_qat.properties.law import Law, LawBroken, Raised, law
-from pytest_qat.properties.laws.family import check_back, check_code, check_saturated, shown
+from pytest_qat.properties.laws.per_tensor import check_back, check_code, check_saturated, shown
+from pytest_qat.properties.ops import ChannelQParams, QuantOps
 from pytest_qat.properties.oracle import codes_of, round_trip_bound
+from pytest_qat.properties.strategies import WIDE, channel_examples, fl32
 from pytest_qat.properties.sweeps import channel_grids
-from pytest_qat.properties.watched import Watched
-from pytest_qat.strategies import WIDE, channel_examples, fl32
 
 __all__ = ["LAWS"]
 
@@ -69,7 +69,7 @@ def _reordered(example: ChannelExample, order: list[int]) -> ChannelExample:
 def C1_slices(ops: QuantOps, example: ChannelExample) -> None:
     """Each channel gets what its own scale and zero point say, both ways.
 
-    Codes: those of the exact oracle, beside a tie either neighbour. Numbers: within `oracle.back_slack`.
+    Codes: those of the exact oracle, beside a tie either neighbor. Numbers: within `oracle.back_slack`.
     """
     calls = Watched(ops)
     codes = calls.quantize_channels(example.tensor(), example.qparams)
@@ -103,7 +103,7 @@ def C3_axis(ops: QuantOps, example: ChannelExample) -> None:
 def C4_equal_channels(ops: QuantOps, example: ChannelExample) -> None:
     """With the same scale and zero point in all channels it is per-tensor quantization.
 
-    Tolerance: beside a tie, as `oracle` defines it, both neighbours are right.
+    Tolerance: beside a tie, as `oracle` defines it, both neighbors are right.
     """
     calls, params, count = Watched(ops), example.qparams.channel(0), len(example.rows)
     far = max(abs(x) for row in example.rows for x in row) / params.scale

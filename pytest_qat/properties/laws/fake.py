@@ -13,15 +13,15 @@ import torch
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from pytest_qat.locate import headline
-from pytest_qat.ops import LearnableOps, QParams, QuantOps
+from pytest_qat.core.tracebacks import headline
 from pytest_qat.properties.examples import AffineExample
+from pytest_qat.properties.guarded import Watched
 from pytest_qat.properties.law import Law, LawBroken, Raised, law
-from pytest_qat.properties.laws.family import affine, scattered, shown
+from pytest_qat.properties.laws.per_tensor import affine, scattered, shown
+from pytest_qat.properties.ops import LearnableOps, QParams, QuantOps
 from pytest_qat.properties.oracle import NEAR_TIE, codes_of, dequantized, stands_for, step, unclamped
+from pytest_qat.properties.strategies import PLACES, affine_examples, place_of
 from pytest_qat.properties.sweeps import grids, huge_grids, qparams_grid, tails, tie_grids
-from pytest_qat.properties.watched import Watched
-from pytest_qat.strategies import PLACES, affine_examples, place_of
 
 __all__ = ["LAWS"]
 
@@ -53,7 +53,7 @@ def _all_sweeps(ops: Any) -> Iterable[AffineExample]:
 def F1_forward(ops: QuantOps, example: AffineExample) -> None:
     """Fake-quantize gives what dequantize gives for the code that quantize gives.
 
-    Tolerance: `oracle.back_slack`; beside a tie, the number of either neighbour.
+    Tolerance: `oracle.back_slack`; beside a tie, the number of either neighbor.
     """
     params = example.qparams
     numbers = Watched(ops).fake_quantize(example.tensor(), params).flatten().tolist()

@@ -11,12 +11,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pytest_qat.containment import HANGS, signal_of
-from pytest_qat.isolation import threads
-from pytest_qat.ops import QParams, QuantOps
+from pytest_qat.core.forked import HANGS, signal_of
+from pytest_qat.core.torch_state import threads
 from pytest_qat.properties.examples import AffineExample, laid_out
+from pytest_qat.properties.guarded import Watched
 from pytest_qat.properties.law import Law, LawBroken, Raised
-from pytest_qat.properties.laws.family import (
+from pytest_qat.properties.laws.per_tensor import (
     affine_law,
     check_code,
     check_codes,
@@ -29,8 +29,8 @@ from pytest_qat.properties.laws.family import (
     shown,
     usual,
 )
+from pytest_qat.properties.ops import QParams, QuantOps
 from pytest_qat.properties.sweeps import huge_grids, tails, tie_grids
-from pytest_qat.properties.watched import Watched
 
 __all__ = ["LAWS"]
 
@@ -155,7 +155,7 @@ def P16_input_dtype(ops: QuantOps, example: AffineExample) -> None:
 
 @affine_law(examples=scattered, sweep=tails)
 def P17_layout(ops: QuantOps, example: AffineExample) -> None:
-    """An element's code depends neither on its neighbours, nor on its place, nor on how the tensor lies in memory.
+    """An element's code depends neither on its neighbors, nor on its place, nor on how the tensor lies in memory.
 
     Nor does the number that a code comes back as. No tolerance.
     """
@@ -204,7 +204,7 @@ def P19_sizes(ops: QuantOps, example: AffineExample) -> None:
 def P20_cross_implementation(ops: QuantOps, example: AffineExample) -> None:
     """Codes are those of the exact specification, so that implementations agree.
 
-    Tolerance: beside a tie, as `oracle` defines it, both neighbours are right.
+    Tolerance: beside a tie, as `oracle` defines it, both neighbors are right.
     """
     check_codes(ops, example)
 

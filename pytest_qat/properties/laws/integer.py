@@ -11,12 +11,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pytest_qat.ops import IntegerOps
 from pytest_qat.properties.examples import IntegerExample
+from pytest_qat.properties.guarded import watched_call
 from pytest_qat.properties.law import Law, LawBroken, law
+from pytest_qat.properties.ops import IntegerOps
 from pytest_qat.properties.oracle import Codes
-from pytest_qat.properties.watched import watched_call
-from pytest_qat.strategies import fl32
+from pytest_qat.properties.strategies import fl32
 
 __all__ = ["LAWS"]
 
@@ -111,7 +111,7 @@ def R1_exact_accumulation(ops: IntegerOps, example: IntegerExample) -> None:
 def R2_requantization(ops: IntegerOps, example: IntegerExample) -> None:
     """The accumulator times the product of scales is rounded to the nearest code, zero point added, and clamped.
 
-    Without bias. Tolerance: beside a tie (2^-20 of the accumulated size) either neighbour, and `tolerance` of the ops.
+    Without bias. Tolerance: beside a tie (2^-20 of the accumulated size) either neighbor, and `tolerance` of the ops.
     """
     _check_linear(ops, dataclasses.replace(example, bias=()), tolerance=ops.tolerance)
 
@@ -140,7 +140,7 @@ def _check_linear(ops: IntegerOps, example: IntegerExample, *, tolerance: int) -
 def R4_add(ops: IntegerOps, example: IntegerExample) -> None:
     """Adding keeps to the output's scale and zero point.
 
-    Tolerance: beside a tie either neighbour, and `tolerance` of the ops.
+    Tolerance: beside a tie either neighbor, and `tolerance` of the ops.
     """
     _check_pairs(ops, ops.add, "add", example, lambda one, two: (one + two, abs(one) + abs(two)))
 
@@ -149,7 +149,7 @@ def R4_add(ops: IntegerOps, example: IntegerExample) -> None:
 def R4_mul(ops: IntegerOps, example: IntegerExample) -> None:
     """Multiplying keeps to the output's scale and zero point.
 
-    Tolerance: beside a tie either neighbour, and `tolerance` of the ops.
+    Tolerance: beside a tie either neighbor, and `tolerance` of the ops.
     """
     _check_pairs(ops, ops.mul, "mul", example, lambda one, two: (one * two, abs(one * two)))
 
@@ -158,7 +158,7 @@ def R4_mul(ops: IntegerOps, example: IntegerExample) -> None:
 def R4_cat(ops: IntegerOps, example: IntegerExample) -> None:
     """Concatenating brings both inputs to the output's scale and zero point.
 
-    Tolerance: beside a tie either neighbour, and `tolerance` of the ops.
+    Tolerance: beside a tie either neighbor, and `tolerance` of the ops.
     """
     a, b, codes = _pairs(ops.cat, "cat", example)
     (a_scale, a_zero), (b_scale, b_zero) = _pair_qparams(example)

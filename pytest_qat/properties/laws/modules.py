@@ -9,10 +9,10 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from pytest_qat.ops import FakeQuantizeConfig, FakeQuantizeModules
 from pytest_qat.properties.examples import ModuleExample
 from pytest_qat.properties.law import Law, LawBroken, law
-from pytest_qat.strategies import fake_quantize_configs, observer_streams
+from pytest_qat.properties.ops import FakeQuantizeConfig, FakeQuantizeModules
+from pytest_qat.properties.strategies import fake_quantize_configs, observer_streams
 from pytest_qat.workflows.observers import qparams_of
 
 __all__ = ["LAWS"]

@@ -12,11 +12,11 @@ import torch
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
-from pytest_qat.locate import headline
-from pytest_qat.ops import ObserverOps
+from pytest_qat.core.tracebacks import headline
 from pytest_qat.properties.examples import StreamExample
 from pytest_qat.properties.law import Law, LawBroken, law
-from pytest_qat.strategies import observer_streams
+from pytest_qat.properties.ops import ObserverOps
+from pytest_qat.properties.strategies import observer_streams
 
 __all__ = ["LAWS"]
 

@@ -13,10 +13,10 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 from torch.nn import functional
 
-from pytest_qat.ops import QParams, QuantizedTensors
 from pytest_qat.properties.examples import AffineExample
 from pytest_qat.properties.law import Law, LawBroken, law
-from pytest_qat.strategies import affine_examples
+from pytest_qat.properties.ops import QParams, QuantizedTensors
+from pytest_qat.properties.strategies import affine_examples
 
 __all__ = ["LAWS"]
 

@@ -1,0 +1,124 @@
+"""Export a model for any batch size or for one, and read from the graph what was fixed and which module made a node."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pytest_qat.core.batches import sample_count, with_batch
+from pytest_qat.core.tracebacks import headline, locate_module
+from pytest_qat.errors import CheckFailed
+from pytest_qat.findings import Finding
+
+__all__ = ["export_program", "fixed_batch", "fixed_shapes", "module_of", "without_spare_tensors"]
+
+
+def export_program(model: nn.Module, inputs: Any, *, any_batch: bool) -> torch.export.ExportedProgram:
+    """Export a model in eval mode.
+
+    Args:
+        model: In eval mode.
+        inputs: One batch.
+        any_batch: Leave the batch size open where the model allows it; else the program is made for this batch.
+
+    Raises:
+        CheckFailed: torch.export refuses the model.
+    """
+    if any_batch and (samples := sample_count(inputs)):
+        wider = with_batch(inputs, 2) if samples == 1 else inputs  # a size of 1 would be taken for a constant
+        size = sample_count(wider)
+
+        def side(leaf: Any) -> Any:
+            fits = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
+            return {0: torch.export.Dim.AUTO} if fits else None
+
+        try:
+            program = _export(model, wider, shapes=side)
+            if wider is inputs or fixed_batch(program.graph_module) is None:
+                return program
+        except Exception:  # noqa: S110 - whatever it is, it shows again below if it is not the open batch
+            pass
+    try:
+        return _export(model, inputs, shapes=None)
+    except Exception as error:
+        raise CheckFailed(["torch.export refuses the model."], findings=[_refusal(error, model)]) from error
+
+
+def _export(model: nn.Module, inputs: Any, *, shapes: Any) -> torch.export.ExportedProgram:
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, Mapping):
+        kwargs = dict(inputs)
+    else:
+        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    dynamic = None
+    if shapes is not None:
+        dynamic = pytree.tree_map(shapes, kwargs) if kwargs else _by_position(model, pytree.tree_map(shapes, args))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about torch's own modules, such as nn.LSTM; forward was called before
+        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+
+
+def fixed_batch(graph_module: torch.fx.GraphModule) -> int | None:
+    """Return the first side of the first input, or None if an input may have another one.
+
+    torch.export fixes it silently where the model does.
+    """
+    sides = [str(side) for node in graph_module.graph.nodes if node.op == "placeholder"
+             for side in getattr(node.meta.get("val"), "shape", ())[:1]]
+    return int(sides[0]) if sides and all(side.isdigit() for side in sides) else None  # fixed symbols show as numbers
+
+
+def fixed_shapes(graph_module: torch.fx.GraphModule) -> frozenset[tuple[int, ...]]:
+    """Return the shapes of the inputs that are fixed as a whole."""
+    shapes = [tuple(map(str, getattr(node.meta.get("val"), "shape", ("?",)))) for node in graph_module.graph.nodes
+              if node.op == "placeholder"]
+    return frozenset(tuple(map(int, shape)) for shape in shapes if all(side.isdigit() for side in shape))
+
+
+def _by_position(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
+    """Return the arguments' shapes as torch.export wants them: those of `*args` in a tuple of their own."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:first], shapes[first:])
+
+
+def _refusal(error: BaseException, model: nn.Module) -> Finding:
+    text = headline(error)
+    depends = any(word in str(error) for word in ("data-dependent", "Could not guard", "GuardOnDataDependent"))
+    cause = "its forward depends on values" if depends else "torch.export cannot follow its forward"
+    return Finding(
+        code="not-exportable", severity="error", module=locate_module(error, model) or None,
+        message=f"{cause}: {text.rstrip('.')}.",
+        remedy="decide by shapes and attributes instead of tensor values (or with torch.cond), keep that part out of "
+               "the model, or use an eager or fx recipe such as --qat-recipe=fx-x86.",
+        evidence={"error": type(error).__name__})
+
+
+def module_of(node: torch.fx.Node) -> str:
+    """Return the name of the user's module that made a node; "" is the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [re.sub(r"@\d+", "", str(entry[0])) for entry in stack.values()]
+    return re.sub(r"^graph_module(\.|$)", "", names[-1]) if names else ""
+
+
+def without_spare_tensors(graph_module: torch.fx.GraphModule) -> None:
+    """Drop, in place, the parameters and buffers that the graph does not read, such as weights folded to int8."""
+    used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    called = {str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
+    tensors = [name for name, _ in (*graph_module.named_parameters(remove_duplicate=False),
+                                    *graph_module.named_buffers(remove_duplicate=False))]
+    for name in tensors:
+        if name in used or any(name.startswith(f"{part}.") for part in called | used):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        delattr(graph_module.get_submodule(parent), leaf)

@@ -1,0 +1,313 @@
+"""What the laws are held against: implementations of quantization, as plain records of functions.
+
+PyTorch's own are wrapped in the same records (`properties.targets`), so a user's implementation and PyTorch's meet the
+same laws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_qat.errors import InvalidCase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ChannelQParams", "FakeQuantizeConfig", "FakeQuantizeModules", "FlowOps", "IntegerOps", "LearnableOps",
+           "ObserverOps", "QParams", "QuantOps", "QuantizedTensors"]
+
+ROUNDINGS = ("half_even", "half_away", "half_up")
+NAN_PROMISES = ("quant_min", "quant_max", "zero_point", "raises")
+_WIDEST = 2**31
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QParams:
+    """Scale and zero point of one tensor, and the range of its codes.
+
+    Attributes:
+        scale: Width of a step; a float32 number over 0.
+        zero_point: The code of 0.0.
+        quant_min: Smallest code.
+        quant_max: Largest code.
+    """
+
+    scale: float = 1.0
+    zero_point: int = 0
+    quant_min: int = -128
+    quant_max: int = 127
+
+    def __str__(self) -> str:
+        return (f"scale {self.scale!r} ({self.scale.hex()}), zero_point {self.zero_point}, "
+                f"codes {self.quant_min} to {self.quant_max}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelQParams:
+    """Scales and zero points along one axis of a tensor.
+
+    Attributes:
+        scales: One per channel.
+        zero_points: One per channel.
+        axis: The axis of the channels; may be negative.
+        quant_min: Smallest code.
+        quant_max: Largest code.
+    """
+
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    axis: int = 0
+    quant_min: int = -128
+    quant_max: int = 127
+
+    def channel(self, index: int) -> QParams:
+        """Return the qparams of one channel."""
+        return QParams(scale=self.scales[index], zero_point=self.zero_points[index], quant_min=self.quant_min,
+                       quant_max=self.quant_max)
+
+    def __str__(self) -> str:
+        return (f"scales {list(self.scales)}, zero_points {list(self.zero_points)}, axis {self.axis}, "
+                f"codes {self.quant_min} to {self.quant_max}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantOps:
+    """One implementation of affine quantization: q = clamp(round(x / scale) + zero_point, quant_min, quant_max).
+
+    Rounding comes before the zero point is added. All tensors are torch tensors on the CPU; functions must not change
+    their arguments.
+
+    Attributes:
+        name: Name in reports.
+        quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a tensor of codes: any integer dtype, and the
+            shape of x.
+        dequantize: `(codes, scale, zero_point)` returns a float32 tensor of the codes' shape, and exactly 0.0 for
+            zero_point: padding relies on it, so fma(codes, scale, -zero_point * scale) is refused. The codes have the
+            dtype that `quantize` returns.
+        fake_quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a float tensor, differentiable in x by the
+            clipped straight-through estimator.
+        quantize_per_channel: `(x, scales, zero_points, axis, quant_min, quant_max)`; scales is a float32 tensor and
+            zero_points an int32 or int64 tensor, both of shape `(channels,)`.
+        dequantize_per_channel: `(codes, scales, zero_points, axis)`.
+        quant_min: Smallest code to hold it to.
+        quant_max: Largest code to hold it to.
+        rounding: What happens to exact ties: "half_even", "half_away" or "half_up".
+        nan: The code that NaN is promised to get ("quant_min", "quant_max", "zero_point"), "raises", or None where
+            nothing is promised.
+
+    Raises:
+        InvalidCase: a field has a form that no law can work with.
+    """
+
+    name: str
+    quantize: Callable[..., Tensor]
+    dequantize: Callable[..., Tensor]
+    fake_quantize: Callable[..., Tensor] | None = None
+    quantize_per_channel: Callable[..., Tensor] | None = None
+    dequantize_per_channel: Callable[..., Tensor] | None = None
+    quant_min: int = -128
+    quant_max: int = 127
+    rounding: str = "half_even"
+    nan: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self)
+        for field in ("quantize", "dequantize"):
+            _check_callable(self, field)
+        for field in ("fake_quantize", "quantize_per_channel", "dequantize_per_channel"):
+            if getattr(self, field) is not None:
+                _check_callable(self, field)
+        if (self.quantize_per_channel is None) != (self.dequantize_per_channel is None):
+            raise InvalidCase(f"QuantOps {self.name!r} has one of quantize_per_channel and dequantize_per_channel, "
+                              "expected both or neither.", hint="Give the other one too.")
+        _check_codes(self)
+        if self.rounding not in ROUNDINGS:
+            raise InvalidCase(f"QuantOps {self.name!r} has rounding {self.rounding!r}, expected one of "
+                              f"{', '.join(ROUNDINGS)}.", hint="PyTorch's own is half_even.")
+        if self.nan is not None and self.nan not in NAN_PROMISES:
+            raise InvalidCase(f"QuantOps {self.name!r} has nan {self.nan!r}, expected one of "
+                              f"{', '.join(NAN_PROMISES)}, or None.", hint="Leave it out if nothing is promised.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObserverOps:
+    """One kind of observer.
+
+    Attributes:
+        name: Name in reports.
+        make: Returns a fresh observer: called with a float tensor it records and returns it, `calculate_qparams()`
+            gives (scale, zero_point) tensors.
+        kind: "minmax" (all data), "moving_average" or "histogram".
+        quant_min: Smallest code.
+        quant_max: Largest code.
+        symmetric: Whether the zero point is fixed in the middle of the codes.
+        eps: Smallest scale that it gives.
+        averaging_constant: Weight of the newest batch; moving averages only.
+        per_slice: Makes the same observer for a single channel; given, `make`'s has channels along axis 0.
+        reduced: Makes the same observer with half of the codes (`reduce_range=True`).
+    """
+
+    name: str
+    make: Callable[[], Any]
+    kind: str = "minmax"
+    quant_min: int = 0
+    quant_max: int = 255
+    symmetric: bool = False
+    eps: float = 2.0**-23
+    averaging_constant: float = 0.01
+    per_slice: Callable[[], Any] | None = None
+    reduced: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self)
+        _check_callable(self, "make")
+        _check_codes(self)
+        if self.kind not in ("minmax", "moving_average", "histogram"):
+            raise InvalidCase(f"ObserverOps {self.name!r} has kind {self.kind!r}, expected minmax, moving_average or "
+                              "histogram.", hint="Take the kind whose promise it makes.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerOps:
+    """Operations on codes: unsigned 8-bit activations, signed 8-bit weights, int32 accumulators.
+
+    Attributes:
+        name: Name in reports.
+        linear: `(x, x_scale, x_zero_point, weight, weight_scales, bias, scale, zero_point)` with x uint8 `(n, k)`,
+            weight int8 `(m, k)`, weight_scales float32 `(m,)` and bias float32 `(m,)`; returns uint8 codes `(n, m)`.
+        conv2d: `(x, x_scale, x_zero_point, weight, weight_scales, bias, padding, scale, zero_point)` with x
+            `(n, c, h, w)` and weight `(m, c, kh, kw)`, stride 1.
+        add: `(a, a_scale, a_zero_point, b, b_scale, b_zero_point, scale, zero_point)` returns codes.
+        mul: The product, with the same arguments.
+        cat: Both one after the other along axis 0, with the same arguments.
+        relu: `(x, scale, zero_point)` returns codes of the same qparams.
+        tolerance: How many codes a result may be away from the exact one (0: only exact or a near-tie's neighbor).
+    """
+
+    name: str
+    linear: Callable[..., Tensor]
+    conv2d: Callable[..., Tensor] | None = None
+    add: Callable[..., Tensor] | None = None
+    mul: Callable[..., Tensor] | None = None
+    cat: Callable[..., Tensor] | None = None
+    relu: Callable[..., Tensor] | None = None
+    tolerance: int = 0
+
+    def __post_init__(self) -> None:
+        _check_name(self)
+        _check_callable(self, "linear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnableOps:
+    """A fake-quantize whose scale and zero point are trained (LSQ).
+
+    Attributes:
+        name: Name in reports.
+        fake_quantize: `(x, scale, zero_point, quant_min, quant_max, grad_factor)`; scale and zero_point are float32
+            tensors of shape `(1,)`, and gradients flow into all three.
+        quant_min: Smallest code.
+        quant_max: Largest code.
+    """
+
+    name: str
+    fake_quantize: Callable[..., Tensor]
+    quant_min: int = -128
+    quant_max: int = 127
+
+    def __post_init__(self) -> None:
+        _check_name(self)
+        _check_callable(self, "fake_quantize")
+        _check_codes(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeQuantizeConfig:
+    """How a fake-quantize module is made.
+
+    Attributes:
+        quant_min: Smallest code.
+        quant_max: Largest code.
+        symmetric: Whether the scheme is `torch.per_tensor_symmetric`.
+        averaging_constant: Weight of the newest batch in its observer.
+    """
+
+    quant_min: int = 0
+    quant_max: int = 255
+    symmetric: bool = False
+    averaging_constant: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeQuantizeModules:
+    """Fake-quantize modules with an observer inside.
+
+    Attributes:
+        name: Name in reports.
+        make: From a config to a fresh module, which has torch's `disable_observer`, `enable_fake_quant` etc.
+        observer: From a config to the observer that it should behave like, for modules that fuse both steps.
+    """
+
+    name: str
+    make: Callable[[FakeQuantizeConfig], Any]
+    observer: Callable[[FakeQuantizeConfig], Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self)
+        _check_callable(self, "make")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedTensors:
+    """torch's quantized tensors; there is one implementation of them.
+
+    Attributes:
+        name: Name in reports.
+    """
+
+    name: str = "quantized tensors"
+
+    def __post_init__(self) -> None:
+        _check_name(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowOps:
+    """A way from a float network to a quantized one.
+
+    Attributes:
+        name: Name in reports.
+        recipe: The recipe whose workflow prepares and converts.
+        layers: Kinds of layers that its networks are drawn from.
+    """
+
+    name: str
+    recipe: str
+    layers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_name(self)
+
+
+def _check_name(ops: Any) -> None:
+    if not isinstance(ops.name, str) or not ops.name.strip() or "::" in ops.name:
+        raise InvalidCase(f"{type(ops).__name__} has the name {ops.name!r}, expected text without '::'.",
+                          hint='Give it a name such as name="my kernel".')
+
+
+def _check_callable(ops: Any, field: str) -> None:
+    value = getattr(ops, field)
+    if not callable(value):
+        raise InvalidCase(f"{type(ops).__name__} {ops.name!r} has {field}={value!r:.60}, expected a function.",
+                          hint=f"Give the function itself: {field}=my_{field}.")
+
+
+def _check_codes(ops: Any) -> None:
+    low, high = ops.quant_min, ops.quant_max
+    whole = all(isinstance(code, int) and not isinstance(code, bool) for code in (low, high))
+    if not whole or not low < high or max(abs(low), math.fabs(high)) > _WIDEST:
+        raise InvalidCase(f"{type(ops).__name__} {ops.name!r} has codes from {low!r} to {high!r}, expected whole "
+                          "numbers, the smaller first, within 32 bits.", hint="Eight signed bits are -128 to 127.")

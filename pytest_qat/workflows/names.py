@@ -1,0 +1,68 @@
+"""The user's own names of the modules in a prepared or converted model, whatever a workflow wrapped around them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pytest_qat.exported.model import ExportedModel
+from pytest_qat.exported.program import module_of
+from pytest_qat.workflows.eager.wrappers import FloatIsland, QuantizedBorder
+
+__all__ = ["observed", "user_names"]
+
+
+def user_names(model: nn.Module) -> dict[str, str]:
+    """Return the user's own name of every module of a prepared or converted model, by its actual name.
+
+    Borders and islands are this package's; what they add answers to the name of what they wrap.
+    """
+    names: dict[str, str] = {}
+
+    def walk(module: nn.Module, actual: str, own: str, *, ours: bool) -> None:
+        names[actual] = own
+        wrapper = isinstance(module, (QuantizedBorder, FloatIsland))
+        for leaf, child in module._modules.items():  # noqa: SLF001 - named_children hides shared modules
+            if child is not None:
+                added = ours or (wrapper and leaf != "module")
+                inside = own if wrapper or added else f"{own}.{leaf}" if own else leaf
+                walk(child, f"{actual}.{leaf}" if actual else leaf, inside, ours=added)
+
+    walk(model, "", "", ours=False)
+    exported = {id(module.graph_module) for module in model.modules() if isinstance(module, ExportedModel)}
+    for actual, module in model.named_modules():
+        if isinstance(module, ExportedModel):
+            names.update(_exported_names(module, actual))
+        elif isinstance(module, torch.fx.GraphModule) and id(module) not in exported:
+            names.update(_observed_names(module, names[actual], actual))
+    return names
+
+
+def observed(name: str) -> str:
+    """Return what an observer with this user's name looks at."""
+    return name.partition("activation_post_process")[0].rstrip(".") or "the input"
+
+
+def _observed_names(model: torch.fx.GraphModule, own: str, actual: str) -> dict[str, str]:
+    """Names of the observers that torch.fx put into a graph: the module whose output they look at, "" for inputs."""
+    found = {}
+    for node in model.graph.nodes:
+        if node.op == "call_module" and str(node.target).startswith("activation_post_process"):
+            seen = node.args[0]
+            user = str(seen.target) if seen.op == "call_module" else ""
+            name = ".".join(part for part in (own, user, "activation_post_process") if part)
+            place = f"{actual}.{node.target}" if actual else str(node.target)
+            found.update({place: name, f"{place}.activation_post_process": name})
+    return found
+
+
+def _exported_names(model: ExportedModel, actual: str) -> dict[str, str]:
+    """Names inside an exported graph, where only observers and fake-quantizers are modules: what they look at."""
+    prefix = f"{actual}.graph_module" if actual else "graph_module"
+    inside = [name for name, _ in model.graph_module.named_modules()]
+    names = dict.fromkeys((f"{prefix}.{name}" if name else prefix for name in inside), "")
+    for node in model.graph_module.graph.nodes:
+        if node.op == "call_module" and node.args and isinstance(node.args[0], torch.fx.Node):
+            user = module_of(node.args[0])
+            names[f"{prefix}.{node.target}"] = f"{user}.activation_post_process" if user else ""
+    return names

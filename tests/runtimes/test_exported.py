@@ -1,0 +1,320 @@
+"""What the runtimes outside of torch share: flat tensors, structure, refusals, files and names, on a stand-in."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pytest_qat.errors import CheckFailed, StageError
+from pytest_qat.exported.model import ExportedModel
+from pytest_qat.exported.program import export_program
+from pytest_qat.runtimes import Deployed, DeploySettings, Kernel, lowered
+from pytest_qat.runtimes.build import Built
+from pytest_qat.runtimes.chunks import run_batch
+from pytest_qat.runtimes.exported import InputOrder, deploy_lowered, in_order, leaves_of, load_exported
+from pytest_qat.runtimes.graph_kernels import kernels_of
+from tests.answers import agree, answer, quietly
+
+
+class Shapes(nn.Module):
+    """Takes what `forms` of inputs it is asked to, and answers with nested outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, more: dict[str, Tensor], pair: list[Tensor]) -> dict[str, Any]:
+        return {"z": self.fc(x), "a": [more["q"] - more["p"], (pair[0] * 2, pair[1] - x)]}
+
+
+class Single(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fc(left), left - 2 * right
+
+
+class Standin(ModuleType):
+    """Runs exported programs as they are, on flat tensors, as the runtimes do."""
+
+    def __init__(self) -> None:
+        super().__init__("tests.standin")
+        self.threads: list[int] = []
+
+    def load(self, path: Path, *, threads: int) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        self.threads.append(threads)
+        program = load_exported(path)
+        takes = program.call_spec.in_spec
+        assert takes is not None
+        module = program.module()
+
+        def call(values: Sequence[Tensor]) -> list[Tensor]:
+            args, kwargs = pytree.tree_unflatten(list(values), takes)
+            with torch.no_grad():
+                return pytree.tree_leaves(module(*args, **kwargs))
+
+        return call
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Standin:
+    def build(runtime: str, programs: Mapping[str, Path], artifacts: Mapping[str, Path], *, module: str, threads: int,
+              timeout_s: float) -> dict[str, Built]:
+        assert (runtime, module, threads, timeout_s) == ("standin", "tests.standin", 3, 300)
+        for side, program in programs.items():
+            artifacts[side].write_bytes(program.read_bytes())
+        return {side: Built(artifact=artifacts[side], kernels=(), tensors=()) for side in programs}
+
+    monkeypatch.setattr(lowered, "build", build)
+    monkeypatch.setitem(lowered.SUFFIX, "standin", ".standin.pt2")
+    return Standin()
+
+
+def deployed(standin: Standin, model: nn.Module, inputs: tuple[Any, ...], folder: Path) -> Deployed:
+    settings = DeploySettings(engine=None, threads=3, timeout_s=300)
+    with quietly():
+        return deploy_lowered(standin, "standin", model.eval(), model.eval(), inputs, folder,
+                              settings).int8["contiguous"]
+
+
+def rows(samples: int) -> Tensor:
+    return torch.randn(samples, 3, generator=torch.Generator().manual_seed(samples))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 4, 5])
+def test_nested_inputs_and_outputs_keep_their_structure(standin: Standin, tmp_path: Path, samples: int) -> None:
+    def inputs(count: int) -> tuple[Any, ...]:
+        return rows(count), {"q": rows(count) + 1, "p": rows(count) - 1}, [rows(count) * 3, rows(count) * 5]
+
+    model = Shapes()
+    form = deployed(standin, model, inputs(2), tmp_path)
+    found, expected = run_batch(form, inputs(samples)), answer(model, inputs(samples))
+    assert list(found) == ["z", "a"]
+    assert agree(expected, found, least_db=100.0)
+
+
+class Flagged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, times: int = 1) -> Tensor:
+        assert mask is None
+        return self.fc(x) * times
+
+
+def test_arguments_that_are_no_tensors_are_constants_of_the_artifact(standin: Standin, tmp_path: Path) -> None:
+    model = Flagged()
+    form = deployed(standin, model, (rows(2), None, 3), tmp_path)
+    expected = answer(model, (rows(5), None, 3))  # type: ignore[arg-type]
+    assert torch.allclose(run_batch(form, (rows(5), None, 3)), expected)
+    assert torch.allclose(run_batch(form, rows(5)), expected)
+    kernels = kernels_of(load_exported(tmp_path / "int8.pt2").graph_module)
+    assert [kernel.module for kernel in kernels] == ["fc"]
+
+
+def test_flags_are_constants_of_an_exported_graph_too_and_its_nodes_keep_their_names(standin: Standin,
+                                                                                     tmp_path: Path) -> None:
+    model, inputs = Flagged().eval(), (rows(2), None, 3)
+    with quietly():
+        graph = export_program(model, inputs, any_batch=True).module()
+    form = deployed(standin, ExportedModel(graph).eval(), inputs, tmp_path)
+    assert torch.allclose(run_batch(form, rows(5)), answer(model, (rows(5), None, 3)))  # type: ignore[arg-type]
+    assert [kernel.module for kernel in kernels_of(load_exported(tmp_path / "int8.pt2").graph_module)] == ["fc"]
+
+
+def test_runtimes_see_contiguous_examples_whatever_the_user_s_are(standin: Standin, tmp_path: Path) -> None:
+    transposed = torch.arange(6.0).reshape(3, 2).T
+    model = Single()
+    form = deployed(standin, model, (transposed,), tmp_path)
+    (example,), _ = load_exported(tmp_path / "int8.pt2").example_inputs
+    assert example.is_contiguous()
+    assert torch.allclose(run_batch(form, transposed), answer(model, (transposed,)))
+
+
+def test_odd_strides_of_sides_of_one_do_not_reach_a_runtime() -> None:
+    channels_last = torch.randn(2, 8, 8, 1).permute(0, 3, 1, 2)
+    (leaf,) = leaves_of(channels_last)
+    assert leaf.stride() == (64, 64, 8, 1)
+    assert torch.equal(leaf, channels_last)
+
+
+def test_a_lone_output_is_a_tensor_and_no_list(standin: Standin, tmp_path: Path) -> None:
+    model = Single()
+    form = deployed(standin, model, (rows(2),), tmp_path)
+    for inputs in (rows(2), (rows(2),), [rows(2)], {"x": rows(2)}):
+        assert torch.allclose(run_batch(form, inputs), answer(model, (rows(2),)))
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+@pytest.mark.parametrize("names", [("left", "right"), ("right", "left")])
+def test_keywords_are_put_in_the_order_of_forward(standin: Standin, tmp_path: Path, kind: Any,
+                                                  names: tuple[str, str]) -> None:
+    model, values = Two(), {"left": rows(2), "right": rows(2) + 7}
+    form = deployed(standin, model, tuple(values.values()), tmp_path)
+    found = run_batch(form, kind({name: values[name] for name in names}))
+    assert agree(answer(model, tuple(values.values())), found, least_db=100.0)
+
+
+def test_the_artifact_is_loaded_for_the_threads_of_the_settings(standin: Standin, tmp_path: Path) -> None:
+    deployed(standin, Single(), (rows(2),), tmp_path)
+    assert standin.threads == [3, 3]
+
+
+def test_tensors_of_any_layout_come_contiguous() -> None:
+    leaves = leaves_of((torch.randn(4, 3).T, {"a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}, 5))
+    assert [leaf.is_contiguous() for leaf in leaves] == [True, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128])
+def test_inputs_wider_than_float32_are_refused(standin: Standin, tmp_path: Path, dtype: torch.dtype) -> None:
+    inputs = (rows(2), {"extra": rows(2).to(dtype)})
+    with pytest.raises(CheckFailed, match=str(dtype).removeprefix("torch.")) as caught:
+        deployed(standin, Single(), inputs, tmp_path)
+    assert [(finding.code, finding.severity) for finding in caught.value.findings] == [("unsupported-dtype", "error")]
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclasses.dataclass
+class Answer:
+    scores: Tensor
+
+
+class Opaque(Single):
+    def forward(self, x: Tensor) -> Any:
+        return [Answer(scores=super().forward(x))]
+
+
+def test_an_output_that_torch_export_does_not_look_into_is_refused(standin: Standin, tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match="the model returns Answer") as caught:
+        deployed(standin, Opaque(), (rows(2),), tmp_path)
+    (finding,) = caught.value.findings
+    assert finding.code == "opaque-output"
+    assert "torch.export.register_dataclass(Answer)" in finding.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclasses.dataclass
+class Known:
+    scores: Tensor
+    samples: int
+
+
+class Registered(Single):
+    def forward(self, x: Tensor) -> Any:
+        return Known(scores=super().forward(x), samples=2)
+
+
+def test_a_registered_dataclass_comes_back_with_the_batch_s_own_tensors(standin: Standin, tmp_path: Path) -> None:
+    if Known not in pytree.SUPPORTED_NODES:
+        torch.export.register_dataclass(Known)
+    model = Registered()
+    form = deployed(standin, model, (rows(2),), tmp_path)
+    found = form.run(form.adapt((rows(2) + 3,)))
+    assert isinstance(found, Known)
+    assert torch.allclose(found.scores, answer(model, (rows(2) + 3,)).scores)
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(32, False), (33, True)])
+def test_a_model_too_large_for_its_file_is_refused_before_any_work(
+        standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, fits: bool) -> None:
+    monkeypatch.setitem(lowered.MOST_BYTES, "standin", limit)  # a Linear(3, 2) holds 6 + 2 floats
+    if fits:
+        assert deployed(standin, Single(), (rows(2),), tmp_path).size_bytes > 0
+        return
+    with pytest.raises(CheckFailed, match=r"holds 32 bytes, over the 32 of a \.standin\.pt2 file") as caught:
+        deployed(standin, Single(), (rows(2),), tmp_path)
+    assert [finding.code for finding in caught.value.findings] == ["artifact-too-large"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flatbuffers_and_protobufs_end_at_two_gibibytes() -> None:
+    assert lowered.MOST_BYTES == {"litert": 2**31, "onnxruntime": 2**31}
+
+
+def test_a_full_disk_is_a_stage_error_and_leaves_nothing(standin: Standin, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(path: Path, content: bytes) -> int:
+        with io.open(path, "wb") as file:  # noqa: UP020 - as Path would
+            file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(StageError, match=r"cannot write fp32\.pt2 \([\d,]+ bytes\): No space left") as caught:
+        deployed(standin, Single(), (rows(2),), tmp_path)
+    assert "TMPDIR" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_is_a_stage_error(standin: Standin, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="cannot write fp32"):
+        deployed(standin, Single(), (rows(2),), tmp_path / "gone")
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+CONV = Kernel(int8=False, op="conv2d", module="a", macs=100)
+LINEAR = Kernel(int8=False, op="linear", module="b", macs=9)
+
+
+def test_kernels_are_named_in_order_where_there_are_as_many() -> None:
+    seen = [Kernel(int8=True, op="QLinearConv"), Kernel(int8=False, op="Gemm", reason="float")]
+    assert in_order(seen, [CONV, LINEAR]) == (Kernel(int8=True, op="QLinearConv", module="a", macs=100),
+                                              Kernel(int8=False, op="Gemm", module="b", macs=9, reason="float"))
+
+
+def test_branches_that_changed_places_are_told_apart_by_kind_or_macs() -> None:
+    by_kind = in_order([Kernel(int8=True, op="QGemm"), Kernel(int8=False, op="FusedConv")], [CONV, LINEAR])
+    assert [kernel.module for kernel in by_kind] == ["b", "a"]
+    twin = Kernel(int8=False, op="linear", module="c", macs=50)
+    by_macs = in_order([Kernel(int8=True, op="FULLY_CONNECTED", macs=50),
+                        Kernel(int8=True, op="FULLY_CONNECTED", macs=9)], [LINEAR, twin])
+    assert [kernel.module for kernel in by_macs] == ["c", "b"]
+
+
+def test_kernels_that_fit_no_name_take_the_first_that_is_left() -> None:
+    found = in_order([Kernel(int8=True, op="FULLY_CONNECTED", macs=7), Kernel(int8=True, op="CONV_2D", macs=100)],
+                     [LINEAR, CONV])
+    assert [(kernel.module, kernel.macs) for kernel in found] == [("b", 7), ("a", 100)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_kernels_stay_unnamed_where_the_numbers_differ(count: int) -> None:
+    seen = [Kernel(int8=True, op="QLinearConv"), Kernel(int8=False, op="Gemm")]
+    assert in_order(seen, [Kernel(int8=False, op="conv2d", module="a")] * count) == tuple(seen)
+
+
+A, B, C = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
+
+
+@pytest.mark.parametrize(("example", "inputs"), [
+    (({"left": A, "right": B},), ({"right": B, "left": A},)),
+    (({"left": A, "right": B},), {"pair": {"right": B, "left": A}}),
+    (([{"left": A, "right": B}],), [({"right": B, "left": A},)]),
+    ((A, {"deep": {"x": B, "y": C}}), (A, {"deep": {"y": C, "x": B}})),
+])
+def test_tensors_keep_the_example_s_order_whatever_that_of_the_keys(example: Any, inputs: Any) -> None:
+    found = InputOrder(example, names=("pair",)).leaves(inputs)
+    assert [float(leaf) for leaf in found] == [float(leaf) for leaf in pytree.tree_leaves(example)]
