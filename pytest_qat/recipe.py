@@ -7,10 +7,15 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from pytest_qat.errors import MissingPackage, UnknownRecipe
 
-__all__ = ["AUTO", "COMPLETE_RECIPES", "DEFAULT_RECIPE", "RECIPES", "Recipe", "get_recipe"]
+__all__ = ["AUTO", "COMPLETE_RECIPES", "DEFAULT_RECIPE", "RECIPES", "Recipe", "RuntimeName", "WorkflowName",
+           "get_recipe"]
+
+WorkflowName = Literal["eager", "fx", "pt2e", "torchao"]
+RuntimeName = Literal["torch", "torchscript", "inductor", "executorch", "litert", "onnxruntime"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,8 +24,8 @@ class Recipe:
 
     Attributes:
         name: The name on the command line and in the report.
-        workflow: Module of `pytest_qat.workflows` that prepares and converts.
-        runtime: Module of `pytest_qat.runtimes` that runs the artifact.
+        workflow: What prepares and converts the model (see `workflows.load_workflow`).
+        runtime: What runs the artifact (see `runtimes.load_runtime`).
         engine: torch's quantized engine (`torch.backends.quantized.engine`); None: the recipe uses none.
         quantizer: What the workflow quantizes with: a PT2E quantizer's name, or a torchao weight form.
         fold_quantize: PT2E: store weights as int8; the converter of LiteRT wants them beside their quantize ops.
@@ -30,8 +35,8 @@ class Recipe:
     """
 
     name: str
-    workflow: str
-    runtime: str
+    workflow: WorkflowName
+    runtime: RuntimeName
     engine: str | None = None
     quantizer: str | None = None
     fold_quantize: bool = True
@@ -53,10 +58,11 @@ class Recipe:
 
 
 _ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+_ENGINE_WORKFLOWS: tuple[WorkflowName, ...] = ("fx", "eager")
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in (
     *(Recipe(name=f"{workflow}-{engine}", workflow=workflow, runtime="torch", engine=engine)
-      for workflow in ("fx", "eager") for engine in _ENGINES),
+      for workflow in _ENGINE_WORKFLOWS for engine in _ENGINES),
     Recipe(name="fx-torchscript", workflow="fx", runtime="torchscript", engine="x86"),
     Recipe(name="pt2e-inductor", workflow="pt2e", quantizer="x86-inductor", runtime="inductor",
            packages=("torchao",)),

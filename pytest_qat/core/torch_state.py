@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
+from pytest_qat.core.quiet import quiet_loggers
 from pytest_qat.errors import UnsupportedEnvironment
 
 __all__ = ["child_environment", "preserved_torch_state", "quantized_engine", "threads", "without_fast_path"]
@@ -26,8 +26,6 @@ _DEPRECATED = (
     r".*Please use quant_min and quant_max to specify the range for observers.*",
     r".*This API is experimental and subject to change.*",
 )
-_NOISY_LOGS = ("torch.__trace", "torch.utils._pytree")
-"""Thousands of records from every export, at level DEBUG whatever the settings, and one from importing torchao."""
 
 
 @contextlib.contextmanager
@@ -43,17 +41,12 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    logs = {log: log.disabled for log in map(logging.getLogger, _NOISY_LOGS)}
-    for log in logs:
-        log.disabled = "TORCH_TRACE" not in os.environ
     try:
-        with _preserved_generators(seed), warnings.catch_warnings():
+        with _preserved_generators(seed), quiet_loggers(), warnings.catch_warnings():
             for message in _DEPRECATED:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
-        for log, was_disabled in logs.items():
-            log.disabled = was_disabled
         if torch.backends.quantized.engine != engine:
             torch.backends.quantized.engine = engine
         if torch.get_num_threads() != thread_count:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import inspect
+import io
 import re
+import sys
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +18,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pytest_qat.core.batches import sample_count, with_batch
+from pytest_qat.core.files import write_whole
+from pytest_qat.core.quiet import quiet_loggers
 from pytest_qat.core.tracebacks import headline, locate_module
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 
-__all__ = ["export_program", "fixed_batch", "fixed_shapes", "module_of", "without_spare_tensors"]
+__all__ = ["export_program", "exported_bytes", "fixed_batch", "fixed_shapes", "load_exported", "module_of",
+           "save_exported", "without_spare_tensors"]
 
 
 def export_program(model: nn.Module, inputs: Any, *, any_batch: bool) -> torch.export.ExportedProgram:
@@ -64,6 +72,37 @@ def _export(model: nn.Module, inputs: Any, *, shapes: Any) -> torch.export.Expor
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own modules, such as nn.LSTM; forward was called before
         return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+
+
+def save_exported(exported: torch.export.ExportedProgram, path: Path) -> None:
+    """Write an exported program to a file.
+
+    Raises:
+        StageError: the file cannot be written.
+    """
+    write_whole(exported_bytes(exported), path)
+
+
+def exported_bytes(exported: torch.export.ExportedProgram) -> bytes:
+    """Return the content of a file that holds an exported program."""
+    content = io.BytesIO()
+    torch.export.save(exported, content)
+    return content.getvalue()
+
+
+def load_exported(path: Path) -> torch.export.ExportedProgram:
+    """Load an exported program in a process that may not know its ops yet: torchao and torchvision register theirs."""
+    import torch.ao.quantization.fx._decomposed
+
+    with contextlib.suppress(ImportError), quiet_loggers():
+        import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401 - registers ops
+    try:
+        return torch.export.load(path)
+    except Exception:  # an op of torchvision, such as deform_conv2d, is unknown until torchvision is imported
+        if importlib.util.find_spec("torchvision") is None or "torchvision" in sys.modules:
+            raise
+        importlib.import_module("torchvision")
+        return torch.export.load(path)
 
 
 def fixed_batch(graph_module: torch.fx.GraphModule) -> int | None:

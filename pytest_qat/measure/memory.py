@@ -1,13 +1,12 @@
 """Peak resident memory of each side, in a fresh process that does nothing but run it.
 
 Run as a script, this module is such a process: `python -m pytest_qat.measure.memory RUNTIME` reads the path of a
-program from its input.
+program from its standard input.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import subprocess
 import sys
@@ -16,10 +15,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pytest_qat.core.quiet import quiet_loggers
 from pytest_qat.core.torch_state import child_environment
+from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import MeasurementError
+from pytest_qat.recipe import RuntimeName
+from pytest_qat.runtimes import load_runtime, parse_runtime_name
 
 __all__ = ["Memory", "MemoryProbes"]
 
@@ -41,23 +43,23 @@ class Memory:
 
 
 class MemoryProbes:
-    """Two processes that import a runtime and then wait for a program each, so that importing can overlap other work.
+    """Two processes that import a runtime and then wait for a program, so that importing overlaps with other work.
 
     Args:
         runtime: Name of the runtime.
         threads: Intra-op threads.
     """
 
-    def __init__(self, runtime: str, *, threads: int) -> None:
+    def __init__(self, runtime: RuntimeName, *, threads: int) -> None:
         environment = child_environment(threads=threads)
         self._processes = {side: subprocess.Popen(  # noqa: S603 - this module, run by this interpreter
             [sys.executable, "-m", __name__, runtime], env=environment, text=True, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for side in SIDES}
 
     def wait_until_ready(self, *, timeout_s: float = 120.0) -> None:
-        """Wait until both have imported the runtime, so that they take no time from what is measured next.
+        """Wait until both have imported the runtime, so that they do not disturb a timing that follows.
 
-        One that takes longer than `timeout_s` is ended; `measure` then says so.
+        A process that takes longer than `timeout_s` is killed, and `measure` then raises.
         """
         for process in self._processes.values():
             assert process.stdout is not None, "unreachable because it was opened as a pipe"
@@ -69,14 +71,14 @@ class MemoryProbes:
                 reader.join()
 
     def measure(self, programs: Mapping[str, Path], *, timeout_s: float = 120.0) -> Memory:
-        """Run each program in its process and return the peaks; works once.
+        """Run each program in its process and return the peaks; can be called once.
 
         Args:
             programs: Files that the runtime's `Deployed.save_program` wrote, by side.
             timeout_s: Most seconds for each.
 
         Raises:
-            MeasurementError: a process died, said nothing or took too long.
+            MeasurementError: a process crashed, raised or took too long.
         """
         try:
             figures = {side: _figures(side, self._processes[side], programs[side], timeout_s) for side in SIDES}
@@ -97,14 +99,14 @@ def _figures(side: str, child: subprocess.Popen[str], program: Path, timeout_s: 
     try:
         said, complaint = child.communicate(f"{program}\n", timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        raise MeasurementError(f"the {side} model ran for more than {timeout_s:.0f} s in a process of its own, "
-                               "expected a few calls.", hint="Use smaller example_inputs.") from None
+        raise MeasurementError(f"{_CALLS} calls of the {side} model in a process of its own took more than "
+                               f"{timeout_s:g} s.", hint="Use smaller example_inputs.") from None
     try:
         found: dict[str, int] = json.loads(said.splitlines()[-1])
     except (IndexError, ValueError):
         reason = (complaint.strip().splitlines() or [f"exit status {child.returncode}"])[-1].partition(". ")[0]
         raise MeasurementError(f"the {side} model cannot run in a process of its own: {reason.rstrip('.')}.",
-                               hint="Look whether TorchScript can trace the model.") from None
+                               hint="Leave out --qat-memory; no check needs it.") from None
     return found
 
 
@@ -121,18 +123,26 @@ def _peak_bytes() -> int:
 
 
 def _main(runtime: str) -> None:
-    """Be the process: import, wait for the program, load it, run it, tell."""
+    """Import the runtime, wait for the path of a program, run the program and print the peaks."""
     warnings.simplefilter("ignore")
-    made: Any = importlib.import_module(f"pytest_qat.runtimes.{runtime}")
+    with quiet_loggers():
+        _measure(parse_runtime_name(runtime))
+
+
+def _measure(name: RuntimeName) -> None:
+    runtime = load_runtime(name)
     idle = _peak_bytes()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     program = sys.stdin.readline().strip()
     if not program:
-        return  # not wanted after all
-    run = made.load_program(Path(program))
-    for _ in range(_CALLS):
-        run()
+        return  # the parent no longer needs the measurement
+    try:
+        run = runtime.load_program(Path(program))
+        for _ in range(_CALLS):
+            run()
+    except Exception as error:  # whatever it is, the parent reports its first line
+        sys.exit(headline(error))
     sys.stdout.write(json.dumps({"idle": idle, "peak": _peak_bytes()}) + "\n")
 
 

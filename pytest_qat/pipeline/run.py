@@ -322,7 +322,7 @@ class ModelRun:
         if self.case.prepared is None:
             calibrate(prepared.module, calibration_batches(self.case, limit=evaluation.CALIBRATION_BATCHES))
             twin = PreparedModel(module=untrained_copy(prepared.module), float_modules=prepared.float_modules)
-            if getattr(workflow, "CONVERTS_SLOWLY", False):
+            if workflow.CONVERTS_SLOWLY:
                 ptq = ConvertedModel(module=twin.module)  # as fake-quantize simulates it
             else:
                 ptq = workflow.convert(twin, self.recipe)
@@ -385,7 +385,7 @@ class ModelRun:
 
     def _accuracy(self) -> Accuracy:
         done = self.converted()
-        slow = getattr(load_workflow(self.recipe.workflow), "CONVERTS_SLOWLY", False)
+        slow = load_workflow(self.recipe.workflow).CONVERTS_SLOWLY
         return evaluation.measure_accuracy(
             self.case, self.deployed(), run=self._run_shipped, seed=self.settings.seed, ptq_simulated=slow,
             ptq=done.ptq.module if done.ptq else None, prepared=done.prepared.module if done.prepared else None)

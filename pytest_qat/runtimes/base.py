@@ -1,4 +1,4 @@
-"""What every runtime gives back: an artifact on disk, what is stored in it, what runs in int8, and ways to run it."""
+"""What every runtime offers and returns: an artifact on disk, its tensors and kernels, and ways to run it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from pytest_qat.recipe import RuntimeName
+
 __all__ = ["DeploySettings", "Deployed", "DeployedPair", "Kernel", "Runtime", "StoredTensor"]
 
 
@@ -18,9 +20,9 @@ class StoredTensor:
     """A tensor in an artifact.
 
     Attributes:
-        name: As the artifact calls it.
+        name: Its name in the artifact.
         dtype: Such as `float32` or `qint8`.
-        shape: Its sides.
+        shape: Its dimensions.
         size_bytes: Bytes of its values.
     """
 
@@ -35,10 +37,10 @@ class Kernel:
     """A convolution, linear layer or matrix product as an artifact runs it.
 
     Attributes:
-        int8: Whether an int8 kernel does it.
-        op: What the artifact calls it.
-        module: Name of the user's module; None where the artifact does not say.
-        macs: Multiply-accumulates of one call; None where the artifact does not say.
+        int8: Whether an int8 kernel computes it.
+        op: Its name in the artifact.
+        module: Name of the user's module; None where the artifact does not record it.
+        macs: Multiply-accumulates of one call; None where the artifact does not record shapes.
         reason: Why it runs in float; empty if it does not.
     """
 
@@ -61,13 +63,13 @@ class Deployed:
         adapt: Turns a batch of inputs into what `run` takes; not part of the latency.
         run: Calls the model on adapted inputs.
         session: Enters the state that `run` needs: engine, inference mode.
-        save_program: Writes the model with the given inputs to a file from which the runtime's `load_program` runs
-            it in another process.
-        batch: The one batch size that the artifact is made for; None: any.
-        shapes: Shapes of the inputs that it is made for.
-        kernels: What the artifact computes, in order; None: the modules of the converted model tell.
-        fresh: Makes another `run` that nobody has called yet, for kernels that settle with their first call; None:
-            `run` is the same whatever it was called with before.
+        save_program: Writes the model with the given inputs to a file. The runtime's `load_program` runs it from that
+            file in another process.
+        batch: The one batch size that the artifact accepts; None: any.
+        shapes: Shapes of the inputs that it was built for.
+        kernels: What the artifact computes, in order; None if the modules of the converted model have to be read.
+        fresh: Makes another `run` that has not been called yet, for kernels that specialize on their first call;
+            None if `run` does not depend on earlier calls.
     """
 
     artifact: Path
@@ -86,7 +88,7 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeployedPair:
-    """The float and the int8 artifact in one runtime, in each layout that was deployed."""
+    """The float and the int8 artifact in one runtime, by memory layout."""
 
     fp32: Mapping[str, Deployed]
     int8: Mapping[str, Deployed]
@@ -99,7 +101,7 @@ class DeploySettings:
     Attributes:
         engine: torch's quantized engine, where the recipe has one.
         threads: Intra-op threads that the artifact runs with.
-        timeout_s: Most seconds for each side, where a process of its own does it.
+        timeout_s: Most seconds for each side, where another process builds it.
     """
 
     engine: str | None
@@ -108,16 +110,32 @@ class DeploySettings:
 
 
 class Runtime(Protocol):
-    """What each module of `pytest_qat.runtimes` offers."""
+    """Where a model runs once it has shipped."""
+
+    @property
+    def name(self) -> RuntimeName:
+        """The name that recipes, messages and reports use, and by which another process loads it."""
 
     def deploy(self, fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
                settings: DeploySettings) -> DeployedPair:
-        """Write the artifact of both sides to `folder` and return them ready to run.
+        """Write the artifacts of both sides to `folder` and return them ready to run.
+
+        Args:
+            fp32: The float model, in eval mode.
+            int8: The converted model, in eval mode.
+            example_inputs: One batch, as passed to `forward`.
+            folder: Where the artifacts go.
+            settings: Engine, threads and time limit.
 
         Raises:
-            CheckFailed: the runtime cannot take the model, or crashes on it; the findings say why.
-            StageError: writing or converting failed otherwise.
+            MissingPackage: the runtime needs a tool that is not installed.
+            CheckFailed: the runtime cannot run the model, or crashes on it; the findings say why.
+            StageError: writing or converting failed for another reason.
         """
 
     def load_program(self, path: Path) -> Callable[[], object]:
-        """Return one call of the model that `Deployed.save_program` wrote to `path`."""
+        """Return a function that calls the model that `Deployed.save_program` wrote to `path` once.
+
+        Raises:
+            MeasurementError: the runtime cannot run a saved program.
+        """

@@ -1,4 +1,4 @@
-"""Run batches of any size through an artifact that is made for one size."""
+"""Run batches of any size through an artifact that accepts only one size."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["run_batch"]
 
 
 def run_batch(deployed: Deployed, inputs: Any) -> Any:
-    """Return the outputs for a batch: at once if the size fits, else in parts of the artifact's size.
+    """Return the outputs for a batch: in one call if the artifact accepts its size, else in parts of that size.
 
     Raises:
-        DataError: an output depends on the samples, but has no rows of theirs.
+        DataError: an output depends on the samples, but has no row for each of them.
     """
     if deployed.batch is None or sample_count(inputs) in (deployed.batch, 0):
         return deployed.run(deployed.adapt(inputs))

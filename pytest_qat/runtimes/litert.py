@@ -3,55 +3,110 @@
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pytest_qat.core.quiet import silenced
 from pytest_qat.exported.program import module_of
-from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
-from pytest_qat.runtimes.exported import Call, deploy_lowered, in_order, load_exported, load_flat_program
+from pytest_qat.recipe import RuntimeName
+from pytest_qat.runtimes.base import Kernel, StoredTensor
+from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import products
+from pytest_qat.runtimes.naming import in_order
 
-__all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
+__all__ = ["LiteRTRuntime"]
 
 _PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
 _WIDTH = {"int4": 0.5, "uint4": 0.5}
 
 
-def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
-           settings: DeploySettings) -> DeployedPair:
-    """Convert both sides (see `lowered.deploy_lowered`)."""
-    return deploy_lowered(sys.modules[__name__], "litert", fp32, int8, example_inputs, folder, settings)
+class LiteRTRuntime(ExportedRuntime):
+    """XNNPACK's kernels in LiteRT's interpreter."""
 
+    name: ClassVar[RuntimeName] = "litert"
+    suffix: ClassVar[str] = ".tflite"
+    max_bytes: ClassVar[int | None] = 2**31  # flatbuffers have 32-bit offsets
 
-def lower(exported: torch.export.ExportedProgram) -> tuple[bytes, tuple[Kernel, ...]]:
-    """Return the `.tflite` and the products of the graph it is made from, for their names.
+    def lower(self, exported: torch.export.ExportedProgram) -> Lowered:
+        """Return the `.tflite` and the products of the graph it is made from, for their names.
 
-    The converter leaves quantize and dequantize ops in float unless a quant_config tells it that they are meant.
-    """
-    import litert_torch
-    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
-    from litert_torch.quantize.quant_config import QuantConfig
+        Without a quant_config, the converter computes quantize and dequantize ops in float.
+        """
+        import litert_torch
+        from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+        from litert_torch.quantize.quant_config import QuantConfig
 
-    named = tuple(Kernel(int8=False, op=str(node.target), module=module_of(node))
-                  for node in products(exported.graph))
-    quantized = any("quantize" in str(node.target) for node in exported.graph.nodes)
-    config = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(
-        get_symmetric_quantization_config(is_per_channel=True))) if quantized else None
-    args, kwargs = exported.example_inputs
-    options: dict[str, Any] = {"sample_kwargs": kwargs} if kwargs else {}
-    model = litert_torch.convert(exported.module(), tuple(args), quant_config=config, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tflite"
-        model.export(str(path))
-        return path.read_bytes(), named
+        named = tuple(Kernel(int8=False, op=str(node.target), module=module_of(node))
+                      for node in products(exported.graph))
+        quantized = any("quantize" in str(node.target) for node in exported.graph.nodes)
+        config = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(
+            get_symmetric_quantization_config(is_per_channel=True))) if quantized else None
+        args, kwargs = exported.example_inputs
+        options: dict[str, Any] = {"sample_kwargs": kwargs} if kwargs else {}
+        model = litert_torch.convert(exported.module(), tuple(args), quant_config=config, **options)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.tflite"
+            model.export(str(path))
+            return Lowered(content=path.read_bytes(), kernels=named)
+
+    def load(self, path: Path, *, threads: int) -> Call:
+        """Return a function that calls a `.tflite`.
+
+        It quantizes int8 inputs and dequantizes int8 outputs, as an app does.
+        """
+        interpreter = _interpreter(path, threads=threads)
+        inputs = [(entry["index"], _quantizer(entry))
+                  for entry in sorted(interpreter.get_input_details(), key=_place)]
+        outputs = [(entry["index"], _dequantizer(entry))
+                   for entry in sorted(interpreter.get_output_details(), key=_place)]
+
+        def call(values: Sequence[Tensor]) -> list[Tensor]:
+            for (index, quantize), value in zip(inputs, values, strict=True):
+                interpreter.set_tensor(index, quantize(value.detach().numpy()))
+            interpreter.invoke()
+            return [torch.from_numpy(dequantize(interpreter.get_tensor(index))) for index, dequantize in outputs]
+
+        return call
+
+    def kernels_in(self, path: Path, named: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+        """Return what the file computes, judged by its ops and tensor types, named after the graph it was made from."""
+        interpreter = _interpreter(path, threads=1, delegates=False)
+        tensors = {entry["index"]: entry for entry in interpreter.get_tensor_details()}
+        found = []
+        for op in interpreter._get_ops_details():  # noqa: SLF001 - the only way to see the ops
+            if op["op_name"] not in _PRODUCTS:
+                continue
+            inputs = [tensors[index] for index in op["inputs"] if index >= 0 and index in tensors]
+            # A transposed convolution has its output's shape first.
+            data, weight = (inputs[2], inputs[1]) if op["op_name"] == "TRANSPOSE_CONV" else inputs[:2]
+            out = tensors[op["outputs"][0]]
+            whole = np.issubdtype(data["dtype"], np.integer) and np.issubdtype(weight["dtype"], np.integer)
+            hybrid = not whole and np.issubdtype(weight["dtype"], np.integer)
+            reason = "" if whole else "int8 weights, but float activations" if hybrid else "its tensors are float"
+            found.append(Kernel(int8=whole, op=op["op_name"], reason=reason,
+                                macs=_macs(op["op_name"], data["shape"], weight["shape"], out["shape"])))
+        return in_order(found, named)
+
+    def tensors_in(self, path: Path) -> tuple[StoredTensor, ...]:
+        """Return the constant tensors of the file."""
+        interpreter = _interpreter(path, threads=1, delegates=False)
+        written = {index for op in interpreter._get_ops_details() for index in op["outputs"]}  # noqa: SLF001
+        given = {entry["index"] for entry in interpreter.get_input_details()}
+        found = []
+        for entry in interpreter.get_tensor_details():
+            if entry["index"] in written | given or not entry["name"]:
+                continue
+            dtype = np.dtype(entry["dtype"])
+            size = int(math.prod(entry["shape"]) * _WIDTH.get(dtype.name, dtype.itemsize))
+            found.append(StoredTensor(name=entry["name"].rpartition(";")[2] or entry["name"], dtype=dtype.name,
+                                      shape=tuple(int(side) for side in entry["shape"]), size_bytes=size))
+        return tuple(found)
 
 
 def _interpreter(path: Path, *, threads: int, delegates: bool = True) -> Any:
@@ -65,26 +120,6 @@ def _interpreter(path: Path, *, threads: int, delegates: bool = True) -> Any:
     return made
 
 
-def seen_in(path: Path, kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
-    """Return what the file computes, from its own ops and tensor types, named after the graph it was made from."""
-    interpreter = _interpreter(path, threads=1, delegates=False)
-    tensors = {entry["index"]: entry for entry in interpreter.get_tensor_details()}
-    found = []
-    for op in interpreter._get_ops_details():  # noqa: SLF001 - the only way to see the ops
-        if op["op_name"] not in _PRODUCTS:
-            continue
-        inputs = [tensors[index] for index in op["inputs"] if index >= 0 and index in tensors]
-        # A transposed convolution has its output's shape first.
-        data, weight = (inputs[2], inputs[1]) if op["op_name"] == "TRANSPOSE_CONV" else inputs[:2]
-        out = tensors[op["outputs"][0]]
-        whole = np.issubdtype(data["dtype"], np.integer) and np.issubdtype(weight["dtype"], np.integer)
-        hybrid = not whole and np.issubdtype(weight["dtype"], np.integer)
-        reason = "" if whole else "int8 weights, but float activations" if hybrid else "its tensors are float"
-        found.append(Kernel(int8=whole, op=op["op_name"], reason=reason,
-                            macs=_macs(op["op_name"], data["shape"], weight["shape"], out["shape"])))
-    return in_order(found, kernels)
-
-
 def _macs(op: str, data: Any, weight: Any, out: Any) -> int:
     if op == "TRANSPOSE_CONV":
         return int(math.prod(data) * math.prod(weight[:-1]))
@@ -95,37 +130,6 @@ def _macs(op: str, data: Any, weight: Any, out: Any) -> int:
     return int(math.prod(out) * math.prod(weight[1:]))
 
 
-def stored_in(path: Path) -> tuple[StoredTensor, ...]:
-    """Return the constant tensors of the file."""
-    interpreter = _interpreter(path, threads=1, delegates=False)
-    written = {index for op in interpreter._get_ops_details() for index in op["outputs"]}  # noqa: SLF001
-    given = {entry["index"] for entry in interpreter.get_input_details()}
-    found = []
-    for entry in interpreter.get_tensor_details():
-        if entry["index"] in written | given or not entry["name"]:
-            continue
-        dtype = np.dtype(entry["dtype"])
-        size = int(math.prod(entry["shape"]) * _WIDTH.get(dtype.name, dtype.itemsize))
-        found.append(StoredTensor(name=entry["name"].rpartition(";")[2] or entry["name"], dtype=dtype.name,
-                                  shape=tuple(int(side) for side in entry["shape"]), size_bytes=size))
-    return tuple(found)
-
-
-def load(path: Path, *, threads: int) -> Call:
-    """Return one call of a `.tflite`; int8 inputs and outputs are quantized and dequantized here, as an app does."""
-    interpreter = _interpreter(path, threads=threads)
-    inputs = [(entry["index"], _quantizer(entry)) for entry in sorted(interpreter.get_input_details(), key=_place)]
-    outputs = [(entry["index"], _dequantizer(entry)) for entry in sorted(interpreter.get_output_details(), key=_place)]
-
-    def call(values: Sequence[Tensor]) -> list[Tensor]:
-        for (index, quantize), value in zip(inputs, values, strict=True):
-            interpreter.set_tensor(index, quantize(value.detach().numpy()))
-        interpreter.invoke()
-        return [torch.from_numpy(dequantize(interpreter.get_tensor(index))) for index, dequantize in outputs]
-
-    return call
-
-
 def _place(entry: Any) -> tuple[int, ...]:
     """Order inputs and outputs by the number in their name (`serving_default_args_10`)."""
     digits = [int(part) for part in "".join(c if c.isdigit() else " " for c in entry["name"]).split()]
@@ -133,14 +137,14 @@ def _place(entry: Any) -> tuple[int, ...]:
 
 
 def _quantizer(entry: Any) -> Callable[[Any], Any]:
-    """Return what turns a user's array into an input; found once, because calls are timed."""
+    """Return a function that turns a user's array into an input; it is made once, because calls are timed."""
     (scale, zero_point), dtype = entry["quantization"], entry["dtype"]
     if not np.issubdtype(dtype, np.integer) or scale == 0:
         return lambda value: value.astype(dtype, copy=False)
     lowest, highest = np.iinfo(dtype).min, np.iinfo(dtype).max
     levels, given = np.empty(entry["shape"], np.float32), np.empty(entry["shape"], dtype)
 
-    def quantize(value: Any) -> Any:  # in place: fresh memory takes half as long again
+    def quantize(value: Any) -> Any:  # in place: allocating takes 1.5 times as long
         np.divide(value, scale, out=levels)
         np.rint(levels, out=levels)
         np.add(levels, zero_point, out=levels)
@@ -156,8 +160,3 @@ def _dequantizer(entry: Any) -> Callable[[Any], Any]:
     if not np.issubdtype(entry["dtype"], np.integer) or scale == 0:
         return lambda value: value
     return lambda value: (value.astype(np.float32) - zero_point) * np.float32(scale)
-
-
-def load_program(path: Path) -> Callable[[], object]:
-    """Return one call of the artifact that `save_program` noted."""
-    return load_flat_program(sys.modules[__name__], path)

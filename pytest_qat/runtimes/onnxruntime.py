@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pytest_qat.runtimes.base import DeployedPair, DeploySettings, Kernel, StoredTensor
-from pytest_qat.runtimes.exported import (
-    Call,
-    deploy_lowered,
-    in_order,
-    load_exported,
-    load_flat_program,
-    named_after,
-    without_wrapper,
-)
+from pytest_qat.recipe import RuntimeName
+from pytest_qat.runtimes.base import Kernel, StoredTensor
+from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of
+from pytest_qat.runtimes.naming import in_order, named_after, without_wrapper
 
-__all__ = ["deploy", "load", "load_exported", "load_program", "lower", "seen_in", "stored_in"]
+__all__ = ["OnnxRuntime"]
 
 _INT8 = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
          "DynamicQuantizeMatMul", "MatMulNBits")
@@ -32,57 +25,68 @@ _FLOAT = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "
           "MultiHeadAttention")
 
 
-def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
-           settings: DeploySettings) -> DeployedPair:
-    """Export both sides to ONNX (see `lowered.deploy_lowered`)."""
-    return deploy_lowered(sys.modules[__name__], "onnxruntime", fp32, int8, example_inputs, folder, settings)
+class OnnxRuntime(ExportedRuntime):
+    """ONNX Runtime's kernels for the CPU."""
 
+    name: ClassVar[RuntimeName] = "onnxruntime"
+    suffix: ClassVar[str] = ".onnx"
+    max_bytes: ClassVar[int | None] = 2**31  # a protobuf message cannot be larger
 
-def lower(exported: torch.export.ExportedProgram) -> tuple[bytes, tuple[Kernel, ...]]:
-    """Return the `.onnx` and the products of the graph it is made from, for their names."""
-    program = torch.onnx.export(exported, dynamo=True, verbose=False)
-    assert program is not None, "unreachable because dynamo export returns a program"
-    return program.model_proto.SerializeToString(), kernels_of(exported.graph_module)
+    def lower(self, exported: torch.export.ExportedProgram) -> Lowered:
+        """Return the `.onnx` and the products of the graph it is made from, for their names."""
+        program = torch.onnx.export(exported, dynamo=True, verbose=False)
+        assert program is not None, "unreachable because dynamo export returns a program"
+        return Lowered(content=program.model_proto.SerializeToString(), kernels=kernels_of(exported.graph_module))
 
+    def load(self, path: Path, *, threads: int) -> Call:
+        """Return a function that calls an `.onnx`."""
+        session = _session(path, threads=threads)
+        names = [entry.name for entry in session.get_inputs()]
 
-def seen_in(path: Path, kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
-    """Return what the session runs, from the graph that it has optimized for this machine."""
-    import onnx
+        def call(values: Sequence[Tensor]) -> list[Tensor]:
+            feed = {name: value.detach().numpy() for name, value in zip(names, values, strict=True)}
+            return [torch.from_numpy(array) for array in session.run(None, feed)]
 
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        _session(path, threads=1, optimized=optimized)
-        nodes = onnx.load(str(optimized)).graph.node
-    made = {name: node for node in nodes for name in node.output}
-    asked = [node.name for node in onnx.load(str(path)).graph.node if node.op_type in _FLOAT]
-    names = dict(zip(asked, kernels, strict=False)) if len(asked) == len(kernels) else {}
-    found, others = [], []
-    for node in nodes:
-        if node.op_type in _INT8:
-            found.append(Kernel(int8=True, op=node.op_type))
-        elif node.op_type in _FLOAT:
-            around = any(name in made and made[name].op_type == "DequantizeLinear" for name in node.input)
-            found.append(Kernel(int8=False, op=node.op_type, reason=(
-                "ONNX Runtime did not fuse its QuantizeLinear and DequantizeLinear into an integer kernel" if around
-                else "its tensors are float")))
-        else:
-            continue
-        others.append(names.get(re.sub(r"(_token_\d+)+$", "", node.name)))  # a fused op keeps the name, numbered
-    if None in others or len(found) != len(kernels):
-        return in_order(found, kernels)
-    return tuple(named_after(kernel, other) for kernel, other in zip(found, others, strict=True) if other is not None)
+        return call
 
+    def kernels_in(self, path: Path, named: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+        """Return what the session runs, read from the graph that it has optimized for this machine."""
+        import onnx
 
-def stored_in(path: Path) -> tuple[StoredTensor, ...]:
-    """Return the initializers of the file."""
-    import onnx
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            _session(path, threads=1, optimized=optimized)
+            nodes = onnx.load(str(optimized)).graph.node
+        made = {name: node for node in nodes for name in node.output}
+        asked = [node.name for node in onnx.load(str(path)).graph.node if node.op_type in _FLOAT]
+        names = dict(zip(asked, named, strict=False)) if len(asked) == len(named) else {}
+        found, others = [], []
+        for node in nodes:
+            if node.op_type in _INT8:
+                found.append(Kernel(int8=True, op=node.op_type))
+            elif node.op_type in _FLOAT:
+                around = any(name in made and made[name].op_type == "DequantizeLinear" for name in node.input)
+                found.append(Kernel(int8=False, op=node.op_type, reason=(
+                    "ONNX Runtime did not fuse its QuantizeLinear and DequantizeLinear into an integer kernel" if around
+                    else "its tensors are float")))
+            else:
+                continue
+            others.append(names.get(re.sub(r"(_token_\d+)+$", "", node.name)))  # a fused op keeps the name, numbered
+        if None in others or len(found) != len(named):
+            return in_order(found, named)
+        return tuple(named_after(kernel, other) for kernel, other in zip(found, others, strict=True)
+                     if other is not None)
 
-    found = []
-    for tensor in onnx.load(str(path)).graph.initializer:
-        array = onnx.numpy_helper.to_array(tensor)
-        found.append(StoredTensor(name=without_wrapper(tensor.name), dtype=str(array.dtype), shape=tuple(array.shape),
-                                  size_bytes=int(array.nbytes)))
-    return tuple(found)
+    def tensors_in(self, path: Path) -> tuple[StoredTensor, ...]:
+        """Return the initializers of the file."""
+        import onnx
+
+        found = []
+        for tensor in onnx.load(str(path)).graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            found.append(StoredTensor(name=without_wrapper(tensor.name), dtype=str(array.dtype),
+                                      shape=tuple(array.shape), size_bytes=int(array.nbytes)))
+        return tuple(found)
 
 
 def _session(path: Path, *, threads: int, optimized: Path | None = None) -> Any:
@@ -97,20 +101,3 @@ def _session(path: Path, *, threads: int, optimized: Path | None = None) -> Any:
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def load(path: Path, *, threads: int) -> Call:
-    """Return one call of an `.onnx`."""
-    session = _session(path, threads=threads)
-    names = [entry.name for entry in session.get_inputs()]
-
-    def call(values: Sequence[Tensor]) -> list[Tensor]:
-        feed = {name: value.detach().numpy() for name, value in zip(names, values, strict=True)}
-        return [torch.from_numpy(array) for array in session.run(None, feed)]
-
-    return call
-
-
-def load_program(path: Path) -> Callable[[], object]:
-    """Return one call of the artifact that `save_program` noted."""
-    return load_flat_program(sys.modules[__name__], path)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +20,37 @@ from pytest_qat.core.torch_state import quantized_engine
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import MeasurementError, StageError
 from pytest_qat.exported.model import ExportedModel
+from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, StoredTensor
 from pytest_qat.runtimes.graph_kernels import kernels_of
 
-__all__ = ["deploy", "deploy_form", "deploy_in_layouts", "engine_session", "inputs_of", "load_program",
+__all__ = ["TorchRuntime", "deploy_form", "deploy_in_layouts", "engine_session", "inputs_of", "load_traced_program",
            "stored_tensors", "trace", "unchanged"]
 
 
-def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
-           settings: DeploySettings) -> DeployedPair:
-    """Save the state of both modules and return them ready to run, in both layouts where the inputs are images."""
-    return deploy_in_layouts(fp32, int8, example_inputs, lambda module, name, last: deploy_form(
-        module, folder / f"{name}.pt", engine=settings.engine, channels_last=last))
+class TorchRuntime:
+    """torch's eager kernels, float and quantized."""
+
+    name: ClassVar[RuntimeName] = "torch"
+
+    def deploy(self, fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
+               settings: DeploySettings) -> DeployedPair:
+        """Save the state of both modules and return them ready to run, images in both memory layouts.
+
+        Raises:
+            StageError: a file cannot be written.
+        """
+        return deploy_in_layouts(fp32, int8, example_inputs, lambda module, name, last: deploy_form(
+            module, folder / f"{name}.pt", engine=settings.engine, channels_last=last))
+
+    def load_program(self, path: Path) -> Callable[[], object]:
+        """Return a function that calls the model in a file that `Deployed.save_program` wrote once."""
+        return load_traced_program(path)
 
 
 def deploy_in_layouts(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...],
                       form: Callable[[nn.Module, str, bool], Deployed]) -> DeployedPair:
-    """Deploy both sides contiguous, and in channels_last, too, where any input is a 4-D tensor.
+    """Deploy both sides in contiguous layout, and in channels_last as well if any input is a 4-D tensor.
 
     Args:
         fp32: The float model.
@@ -54,14 +68,14 @@ def deploy_in_layouts(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[An
 
 def _channels_last(module: nn.Module, name: str, example_inputs: tuple[Any, ...],
                    form: Callable[[nn.Module, str, bool], Deployed]) -> list[Deployed]:
-    """Deploy in channels_last and run once; a model that does not take this layout ships in the other alone."""
+    """Deploy in channels_last and run once; a model that cannot run in this layout ships in the contiguous one only."""
     try:
         made = form(module, name, True)
         with made.session():
             made.run(made.adapt(example_inputs))
     except StageError:
-        raise  # the disk is full, say
-    except Exception:  # whatever a model does that needs contiguous tensors, such as view
+        raise  # such as a full disk
+    except Exception:  # such as `view`, which needs contiguous tensors
         return []
     return [made]
 
@@ -100,15 +114,15 @@ def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_la
 def _holds_packed_weights(state: Mapping[str, Any]) -> bool:
     """Whether any weight is packed for an int8 kernel.
 
-    oneDNN's quantized layers keep the primitive of their very first call, for its shape and number of threads; with
-    others they make a new one in every call, for good, which takes up to twice the time.
+    oneDNN's quantized layers cache the primitive of their first call, which fits only its shape and number of threads.
+    With others they make a new one in every later call, which takes up to twice the time.
     """
     return any(isinstance(leaf, torch.ScriptObject) or (isinstance(leaf, Tensor) and leaf.is_quantized)
                for leaf in pytree.tree_leaves(dict(state)))
 
 
 def engine_session(engine: str | None) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """Return what enters inference mode under an engine."""
+    """Return a context manager that enters inference mode under an engine."""
     @contextlib.contextmanager
     def session() -> Iterator[None]:
         with quantized_engine(engine), torch.inference_mode():
@@ -117,12 +131,16 @@ def engine_session(engine: str | None) -> Callable[[], contextlib.AbstractContex
     return session
 
 
-def load_program(path: Path) -> Callable[[], object]:
-    """Return one call of the model in a file that `save_program` wrote, for a process of its own."""
-    told = torch.load(inputs_of(path))
-    if told["engine"] is not None:
-        torch.backends.quantized.engine = told["engine"]
-    module, inputs = torch.jit.load(path), told["inputs"]
+def load_traced_program(path: Path) -> Callable[[], object]:
+    """Return a function that calls a saved TorchScript program once; sets torch's quantized engine for good.
+
+    Args:
+        path: What `Deployed.save_program` of the runtime torch or torchscript wrote.
+    """
+    saved = torch.load(inputs_of(path))
+    if saved["engine"] is not None:
+        torch.backends.quantized.engine = saved["engine"]
+    module, inputs = torch.jit.load(path), saved["inputs"]
 
     def run() -> object:
         with torch.inference_mode():
@@ -134,9 +152,9 @@ def load_program(path: Path) -> Callable[[], object]:
 def _script(module: nn.Module, inputs: Any) -> Any:
     try:
         return trace(module, inputs)
-    except Exception as error:  # whatever a model does that a trace cannot hold
+    except Exception as error:  # whatever a model does that a trace cannot record
         raise MeasurementError(f"TorchScript cannot trace the model: {headline(error)}",
-                               hint="Nothing else depends on it.") from error
+                               hint="Leave out --qat-memory; no other check needs the trace.") from error
 
 
 def trace(module: nn.Module, inputs: Any) -> Any:
@@ -147,17 +165,17 @@ def trace(module: nn.Module, inputs: Any) -> Any:
     form = {"example_kwarg_inputs": dict(inputs)} if isinstance(inputs, Mapping) else {
         "example_inputs": tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about values that the trace fixes
+        warnings.simplefilter("ignore")  # about values that become constants
         return torch.jit.trace(module, strict=False, check_trace=False, **form)
 
 
 def inputs_of(path: Path) -> Path:
-    """Return where the inputs of a program lie."""
+    """Return the file that holds the inputs of a saved program."""
     return path.with_suffix(".inputs")
 
 
 def stored_tensors(state: Mapping[str, Any]) -> tuple[StoredTensor, ...]:
-    """Return the tensors of a `state_dict`, packed parameters of quantized modules included; shared ones once."""
+    """Return the tensors of a `state_dict`, including the packed parameters of quantized modules; shared ones once."""
     found: list[StoredTensor] = []
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for name, value in state.items():

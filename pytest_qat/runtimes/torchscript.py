@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,29 +17,40 @@ from pytest_qat.core.files import save_whole, write_whole
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
+from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes import torch as torch_runtime
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings
 from pytest_qat.runtimes.torch import (
     deploy_in_layouts,
     engine_session,
     inputs_of,
-    load_program,
+    load_traced_program,
     stored_tensors,
     unchanged,
 )
 
-__all__ = ["deploy", "load_program", "trace"]
+__all__ = ["TorchScriptRuntime", "trace"]
 
 
-def deploy(fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
-           settings: DeploySettings) -> DeployedPair:
-    """Trace, freeze, save and load both sides, in both layouts where the inputs are images.
+class TorchScriptRuntime:
+    """torch's kernels, called by the TorchScript interpreter."""
 
-    Raises:
-        CheckFailed: TorchScript cannot trace the model.
-    """
-    return deploy_in_layouts(fp32, int8, example_inputs, lambda module, name, last: _form(
-        module, example_inputs, folder / f"{name}.torchscript", engine=settings.engine, channels_last=last))
+    name: ClassVar[RuntimeName] = "torchscript"
+
+    def deploy(self, fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
+               settings: DeploySettings) -> DeployedPair:
+        """Trace, freeze, save and load both sides, images in both memory layouts.
+
+        Raises:
+            CheckFailed: TorchScript cannot trace the model.
+            StageError: a file cannot be written.
+        """
+        return deploy_in_layouts(fp32, int8, example_inputs, lambda module, name, last: _form(
+            module, example_inputs, folder / f"{name}.torchscript", engine=settings.engine, channels_last=last))
+
+    def load_program(self, path: Path) -> Callable[[], object]:
+        """Return a function that calls the model in a file that `Deployed.save_program` wrote once."""
+        return load_traced_program(path)
 
 
 def trace(module: nn.Module, inputs: Any) -> Any:
@@ -49,10 +61,10 @@ def trace(module: nn.Module, inputs: Any) -> Any:
     """
     try:
         return torch_runtime.trace(module, inputs)
-    except Exception as error:  # whatever a model does that a trace cannot hold
+    except Exception as error:  # whatever a model does that a trace cannot record
         raise CheckFailed(["TorchScript cannot trace the model."], findings=[Finding(
             code="not-traceable", severity="error", message=f"torch.jit.trace fails: {headline(error)}.",
-            remedy="return tensors, or tuples and dicts of them, and take tensors; or use an fx recipe.",
+            remedy="make forward take tensors and return tensors, tuples or dicts of tensors; or use an fx recipe.",
             evidence={"error": type(error).__name__})]) from error
 
 

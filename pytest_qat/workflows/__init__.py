@@ -1,29 +1,48 @@
 """How a model is quantized: one module per workflow, found by name.
 
-A workflow is a module with `prepare`, `convert` and `float_twin` (see `base.Workflow`); it is imported only when a
-recipe asks for it, so that a stack that is gone upstream breaks its own recipes and nothing else.
+A workflow is a module that satisfies `base.Workflow`. It is imported only when a recipe asks for it, so that what
+upstream removes breaks the recipes that need it and no others.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import cast
-
 from pytest_qat.errors import MissingPackage
+from pytest_qat.recipe import WorkflowName
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel, Workflow
 
 __all__ = ["ConvertedModel", "PreparedModel", "Workflow", "load_workflow"]
 
 
-def load_workflow(name: str) -> Workflow:
+def load_workflow(name: WorkflowName) -> Workflow:
     """Import the workflow of this name.
 
     Raises:
-        MissingPackage: the packages it stands on are not here.
+        MissingPackage: a module that it needs cannot be imported.
     """
     try:
-        return cast("Workflow", importlib.import_module(f"pytest_qat.workflows.{name}"))
+        return _import(name)
     except ImportError as error:
         raise MissingPackage(
-            f"the {name} workflow needs a module that does not import here: {error}.",
-            hint="Choose a recipe of another workflow, or install the release of torch that has it.") from error
+            f"the {name} workflow needs a module that cannot be imported here: {error}.",
+            hint="Choose a recipe with another workflow, or install a release of torch that has this module.",
+        ) from error
+
+
+def _import(name: WorkflowName) -> Workflow:
+    match name:
+        case "eager":
+            from pytest_qat.workflows import eager
+
+            return eager
+        case "fx":
+            from pytest_qat.workflows import fx
+
+            return fx
+        case "pt2e":
+            from pytest_qat.workflows import pt2e
+
+            return pt2e
+        case "torchao":
+            from pytest_qat.workflows import torchao
+
+            return torchao

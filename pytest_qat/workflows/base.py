@@ -1,4 +1,4 @@
-"""The types that a workflow takes and gives: a `PreparedModel` cannot be timed, a `ConvertedModel` not trained."""
+"""The types that a workflow takes and returns. A `PreparedModel` cannot be timed, a `ConvertedModel` not trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PreparedModel:
     Attributes:
         module: The prepared module; its parameters are the ones to train.
         float_modules: Reasons by module name for what stays in float.
-        findings: What preparing noticed and could live with.
+        findings: What preparing noticed that did not keep it from working.
     """
 
     module: nn.Module
@@ -40,7 +40,10 @@ class ConvertedModel:
 
 
 class Workflow(Protocol):
-    """What each module of `pytest_qat.workflows` offers. The user's model is copied, never changed."""
+    """How a model is prepared and converted. The user's model is copied, never changed."""
+
+    CONVERTS_SLOWLY: bool
+    """Whether converting takes seconds to minutes; then the untrained control is scored in its simulated form."""
 
     def prepare(self, case: QATCase, recipe: Recipe) -> PreparedModel:
         """Return a QAT-prepared copy of the case's model.

@@ -23,7 +23,9 @@ from pytest_qat.workflows import eager
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
 from pytest_qat.workflows.qconfigs import float_roots, qconfig_mapping
 
-__all__ = ["convert", "float_twin", "prepare"]
+__all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
+
+CONVERTS_SLOWLY: bool = False
 
 
 def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:

@@ -34,8 +34,7 @@ from pytest_qat.workflows.quantizers import make_quantizer
 
 __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
 
-CONVERTS_SLOWLY = True
-"""Conversion matches patterns for seconds to minutes, so the untrained control stays in its simulated form."""
+CONVERTS_SLOWLY: bool = True  # conversion matches patterns for seconds to minutes
 _DEFAULT_EPS = 1e-5
 """What torchao's patterns for Conv-BatchNorm take for eps, whatever the model's is."""
 

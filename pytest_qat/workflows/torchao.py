@@ -22,8 +22,9 @@ from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
 
-__all__ = ["convert", "float_twin", "prepare"]
+__all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
 
+CONVERTS_SLOWLY: bool = False
 GROUP = 32
 """Weights that share a scale in the int4 form."""
 

@@ -24,7 +24,9 @@ from pytest_qat.workflows.eager.trace import Trace, trace_call
 from pytest_qat.workflows.eager.wrappers import FloatIsland, QuantizedBorder, is_stub
 from pytest_qat.workflows.qconfigs import float_roots, qconfig_for, qconfig_mapping
 
-__all__ = ["convert", "float_twin", "prepare"]
+__all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
+
+CONVERTS_SLOWLY: bool = False
 
 
 def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:

@@ -1,0 +1,129 @@
+"""The child process in which a runtime builds one artifact and runs it once (see `build`).
+
+Run as `python -m pytest_qat.runtimes.build_child RUNTIME PROGRAM ARTIFACT THREADS`. What it is doing, and how it
+ended, is in a note beside the artifact (see `build_note`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pytest_qat.core.files import write_whole
+from pytest_qat.core.quiet import quiet_loggers
+from pytest_qat.errors import QATError
+from pytest_qat.exported.program import load_exported
+from pytest_qat.runtimes import load_runtime, parse_runtime_name
+from pytest_qat.runtimes.build_note import Note, read_note, write_note
+from pytest_qat.runtimes.exported import ExportedRuntime
+
+__all__ = ["build_artifact", "main"]
+
+_MOST_CHARACTERS = 300
+
+
+def main(name: str, program: str, artifact: str, threads: str, *,
+         load: Callable[[str], ExportedRuntime] | None = None) -> None:
+    """Build an artifact with nothing on the standard input, and end when the parent ends.
+
+    Args:
+        name: Name of the runtime.
+        program: Path of the exported program.
+        artifact: Path of the file to write.
+        threads: Intra-op threads.
+        load: Returns the runtime of a name; None: one of this package's.
+    """
+    parent = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a converter that asks a question gets no answer
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    build_artifact(name, Path(program), Path(artifact), threads=int(threads), load=load or _exported_runtime)
+
+
+def _exported_runtime(name: str) -> ExportedRuntime:
+    runtime = load_runtime(parse_runtime_name(name))
+    assert isinstance(runtime, ExportedRuntime), "unreachable because only these build in a child process"
+    return runtime
+
+
+def _end_with_parent(pipe: int) -> None:
+    """Wait for the end of the parent, then kill this process and the processes it has started.
+
+    Args:
+        pipe: Nothing is ever written to it. The system closes it when the parent ends, even if it is killed.
+    """
+    os.read(pipe, 1)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)  # the child leads a process group of its own
+    os._exit(1)
+
+
+def build_artifact(name: str, program: Path, artifact: Path, *, threads: int,
+                   load: Callable[[str], ExportedRuntime]) -> None:
+    """Build an artifact, run it once and read it; write down each stage, the result or the error.
+
+    Args:
+        name: Name of the runtime.
+        program: The exported program.
+        artifact: The file to write.
+        threads: Intra-op threads of the first run.
+        load: Returns the runtime of a name.
+    """
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    try:
+        with quiet_loggers():
+            _build(load(name), program, artifact, threads=threads)
+    except Exception as error:  # whatever it is, the parent reports it
+        stage = read_note(artifact).stage
+        hint = error.hint if isinstance(error, QATError) else ""
+        write_note(Note(stage=stage, hint=hint, error=(
+            f"{type(error).__name__}: {_cause(error)[:_MOST_CHARACTERS]} (in {stage})")), artifact)
+
+
+def _build(runtime: ExportedRuntime, program: Path, artifact: Path, *, threads: int) -> None:
+    def enter(stage: str) -> None:
+        write_note(Note(stage=stage), artifact)
+
+    enter("loading the exported program")
+    exported = load_exported(program)
+    example = _example_tensors(exported)
+    enter("lowering")
+    lowered = runtime.lower(exported)
+    enter("writing the artifact")
+    write_whole(lowered.content, artifact)
+    enter("loading the artifact")
+    call = runtime.load(artifact, threads=threads)
+    enter("the first run")
+    call(example)
+    enter("reading the artifact")
+    kernels, tensors = runtime.kernels_in(artifact, lowered.kernels), runtime.tensors_in(artifact)
+    write_note(Note(stage="exiting", done=True, kernels=kernels, tensors=tensors), artifact)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error that started a chain of them, because converters wrap it in advice.
+
+    Errors of this package are complete by themselves.
+    """
+    while not isinstance(error, QATError) and error.__cause__ is not None and str(error.__cause__).strip():
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (text.splitlines() or ["no message"])[0]
+
+
+def _example_tensors(exported: torch.export.ExportedProgram) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(exported.example_inputs) if isinstance(leaf, Tensor)]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

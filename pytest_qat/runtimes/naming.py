@@ -1,0 +1,46 @@
+"""Give the kernels and tensors of an artifact the names of the user's modules, which artifacts seldom keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pytest_qat.runtimes.base import Kernel
+
+__all__ = ["in_order", "named_after", "without_wrapper"]
+
+
+def without_wrapper(name: str) -> str:
+    """Return the name of a tensor in the user's model."""
+    return name.removeprefix("graph_module.")
+
+
+def in_order(kernels: Sequence[Kernel], named: Sequence[Kernel]) -> tuple[Kernel, ...]:
+    """Name kernels after those of the graph that they were made from, if both are equally many.
+
+    Each kernel takes the first unused name with the same MACs, or of the same kind where MACs are unknown, because
+    independent branches may have changed places. A kernel that matches none takes the first unused name.
+
+    Args:
+        kernels: Kernels of an artifact, in order.
+        named: Kernels of the graph, in order.
+    """
+    if len(kernels) != len(named):
+        return tuple(kernels)
+    left, found = list(named), []
+    for kernel in kernels:
+        other = next((each for each in left if _alike(kernel, each)), left[0])
+        left.remove(other)
+        found.append(named_after(kernel, other))
+    return tuple(found)
+
+
+def named_after(kernel: Kernel, other: Kernel) -> Kernel:
+    """Return a kernel with the module of another, and with its MACs if it has none itself."""
+    return replace(kernel, module=other.module, macs=kernel.macs or other.macs)
+
+
+def _alike(kernel: Kernel, other: Kernel) -> bool:
+    if kernel.macs and other.macs:
+        return kernel.macs == other.macs
+    return ("conv" in kernel.op.lower()) == ("conv" in other.op.lower())
