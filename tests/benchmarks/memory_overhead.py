@@ -19,7 +19,7 @@ from pathlib import Path
 warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
-from pytest_qat.runtimes.torch import load_program
+from pytest_qat.runtimes.torch import load_traced_program as load_program
 slow, fast = (load_program(Path(path)) for path in sys.argv[2:4])
 if sys.argv[1] == "plain":
     end = time.monotonic() + 20

@@ -102,9 +102,10 @@ def test_a_garbled_file_is_an_error_with_the_reason(programs: dict[str, Path], t
     garbled = tmp_path / "fp32.program"
     garbled.write_bytes(b"no program" * 100)
     garbled.with_suffix(".inputs").write_bytes(programs["fp32"].with_suffix(".inputs").read_bytes())
-    with pytest.raises(MeasurementError, match="the fp32 model cannot run in a process of its own: ") as caught:
+    with pytest.raises(MeasurementError, match="fp32") as caught:
         probes.measure({"fp32": garbled, "int8": programs["int8"]})
     assert "zip" in caught.value.message
+    assert "hint" not in caught.value.message
     assert "Traceback" not in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.hint
@@ -115,12 +116,13 @@ def test_a_process_that_is_killed_is_an_error_that_names_the_side(programs: dict
     os.kill(probes._processes["fp32"].pid, signal.SIGKILL)
     with pytest.raises(MeasurementError) as caught:
         probes.measure(programs)
-    assert caught.value.message == "the fp32 model cannot run in a process of its own: exit status -9."
+    assert "fp32" in caught.value.message
+    assert "exit status -9" in caught.value.message
 
 
 def test_a_program_that_takes_too_long_is_ended(programs: dict[str, Path], probes: MemoryProbes) -> None:
     began = time.monotonic()
-    with pytest.raises(MeasurementError, match="the fp32 model ran for more than 0 s in a process") as caught:
+    with pytest.raises(MeasurementError, match=r"fp32 .*0\.05 s") as caught:
         probes.measure(programs, timeout_s=0.05)
     assert time.monotonic() - began < 5
     assert all(is_gone(process) for process in probes._processes.values())
@@ -141,7 +143,7 @@ def test_processes_that_are_not_wanted_after_all_end_at_once_however_often_one_a
 
 @pytest.fixture
 def as_the_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Be the process that is told a path."""
+    """Run what the process runs, with a path on its standard input."""
     def run(line: str) -> None:
         monkeypatch.setattr(sys, "stdin", io.StringIO(line))
         memory._main("torch")
@@ -175,7 +177,7 @@ def test_processes_that_are_ready_measure_as_ever(programs: dict[str, Path], pro
 
 def test_a_process_that_never_gets_ready_is_ended_and_told(programs: dict[str, Path], probes: MemoryProbes) -> None:
     probes.wait_until_ready(timeout_s=0.01)
-    with pytest.raises(MeasurementError, match="the fp32 model cannot run in a process of its own"):
+    with pytest.raises(MeasurementError, match="fp32"):
         probes.measure(programs)
 
 

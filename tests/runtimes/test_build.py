@@ -1,8 +1,9 @@
-"""Child processes that succeed, raise, crash, hang or fall silent: the parent says what happened, and lives."""
+"""Child processes that succeed, raise, crash, hang or stay silent: the parent reports what happened and survives."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,73 +17,84 @@ import pytest
 from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.runtimes import build as building
+from pytest_qat.runtimes import build_child
 from pytest_qat.runtimes.base import Kernel, StoredTensor
 from pytest_qat.runtimes.build import Built, build
+from pytest_qat.runtimes.build_note import Note, read_note, write_note
+from pytest_qat.runtimes.exported import ExportedRuntime
 
-MODULE = "scripted_runtime"
 RUNTIME = '''
-"""A runtime whose programs are Python code: what `lower` does is written in them."""
+"""A runtime whose programs are Python code: `lower` runs them. As a script it is a child that uses this runtime."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 from pytest_qat.errors import StageError
+from pytest_qat.runtimes import build_child
 from pytest_qat.runtimes.base import Kernel, StoredTensor
+from pytest_qat.runtimes.exported import ExportedRuntime, Lowered
 
 
 def load_exported(path):
     return SimpleNamespace(code=path.read_text(), example_inputs=((torch.ones(2), {"n": [torch.ones(3), 5]}), {}))
 
 
-def lower(exported):
-    names = {"StageError": StageError, "content": b"artifact"}
-    exec(exported.code, names)
-    return names["content"], (Kernel(int8=False, op="conv"),)
+class Scripted(ExportedRuntime):
+    name = "scripted"
+    suffix = ".artifact"
+
+    def lower(self, exported):
+        names = {"StageError": StageError, "content": b"artifact"}
+        exec(exported.code, names)
+        return Lowered(content=names["content"], kernels=(Kernel(int8=False, op="conv"),))
+
+    def load(self, path, *, threads):
+        def call(values):
+            assert [tuple(value.shape) for value in values] == [(2,), (3,)]
+            path.with_suffix(".threads").write_text(f"{threads} {torch.get_num_threads()}")
+        return call
+
+    def kernels_in(self, path, named):
+        return (Kernel(int8=True, op=named[0].op, module="a", macs=7), Kernel(int8=False, op="fc", reason="why"))
+
+    def tensors_in(self, path):
+        return (StoredTensor(name="w", dtype="int8", shape=(2, 3), size_bytes=6),)
 
 
-def load(path, *, threads):
-    def call(values):
-        assert [tuple(value.shape) for value in values] == [(2,), (3,)]
-        path.with_suffix(".threads").write_text(f"{threads} {torch.get_num_threads()}")
-    return call
-
-
-def seen_in(path, kernels):
-    return (Kernel(int8=True, op=kernels[0].op, module="a", macs=7), Kernel(int8=False, op="fc", reason="why"))
-
-
-def stored_in(path):
-    return (StoredTensor(name="w", dtype="int8", shape=(2, 3), size_bytes=6),)
+if __name__ == "__main__":
+    build_child.load_exported = load_exported
+    build_child.main(*sys.argv[1:], load=lambda name: {"scripted": Scripted}[name]())
 '''
 HANG = "import time; time.sleep(600)"
 
 
 @pytest.fixture(autouse=True)
-def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _runtime(tmp_path: Path) -> Iterator[None]:
     script_of(tmp_path).parent.mkdir()
     script_of(tmp_path).write_text(RUNTIME)
-    monkeypatch.syspath_prepend(script_of(tmp_path).parent)
     with preserved_torch_state():
         yield
-    sys.modules.pop(MODULE, None)
 
 
 def script_of(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}-path") / f"{MODULE}.py"
+    return folder.with_name(f"{folder.name}-path") / "scripted_runtime.py"
 
 
 def built(folder: Path, *, timeout_s: float = 120, **code: str) -> dict[str, Built]:
     """Build sides whose programs are code."""
     for side, text in code.items():
         (folder / f"{side}.pt2").write_text(textwrap.dedent(text))
-    return build("scripted", {side: folder / f"{side}.pt2" for side in code},
-                 {side: folder / f"{side}.artifact" for side in code}, module=MODULE, threads=1, timeout_s=timeout_s)
+    return build("scripted", {side: folder / f"{side}.pt2" for side in code},  # type: ignore[arg-type]
+                 {side: folder / f"{side}.artifact" for side in code}, threads=1, timeout_s=timeout_s,
+                 child=(sys.executable, str(script_of(folder))))
 
 
 def outcome(artifact: Path, process: subprocess.Popen[bytes], *, timeout_s: float = 60) -> Built:
-    return building._outcome("int8", "scripted", process, artifact, ends=time.monotonic() + timeout_s,
-                          timeout_s=timeout_s)
+    return building._outcome("int8", "scripted", process, artifact,  # type: ignore[arg-type]
+                             ends=time.monotonic() + timeout_s, timeout_s=timeout_s)
 
 
 def own_children() -> set[int]:
@@ -105,7 +117,7 @@ def _leaves_no_process() -> Iterator[None]:
     assert own_children() <= before
 
 
-# -- a child that gets done -----------------------------------------------------------------------------------------
+# -- a child that finishes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_leaves_no_process")
@@ -129,7 +141,7 @@ def test_both_sides_are_built_and_their_noise_stays_with_them(tmp_path: Path,
 
 @pytest.mark.usefixtures("_leaves_no_process")
 def test_a_crash_of_native_code_is_a_finding_with_its_signal_and_stage(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match=r"scripted died with SIGSEGV \(.+\) on the fp32 model in lowering") as caught:
+    with pytest.raises(CheckFailed, match=r"scripted .*SIGSEGV.* fp32 .*lowering") as caught:
         built(tmp_path, fp32="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", int8=HANG)
     (finding,) = caught.value.findings
     assert (finding.code, finding.severity) == ("native-crash", "error")
@@ -140,7 +152,7 @@ def test_a_crash_of_native_code_is_a_finding_with_its_signal_and_stage(tmp_path:
 @pytest.mark.usefixtures("_leaves_no_process")
 def test_a_child_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(CheckFailed, match=r"scripted did not get done with the int8 model in 0\.2 s") as caught:
+    with pytest.raises(CheckFailed, match=r"scripted .*int8.* 0\.2 s") as caught:
         built(tmp_path, int8=HANG, timeout_s=0.2)
     assert time.monotonic() - start < 30
     assert [finding.code for finding in caught.value.findings] == ["stage-timeout"]
@@ -149,7 +161,7 @@ def test_a_child_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["lowering", "the first run"])
 def test_a_hang_names_the_stage_it_is_in(tmp_path: Path, stage: str) -> None:
-    building._tell(tmp_path / "int8.artifact", stage=stage)
+    write_note(Note(stage=stage), tmp_path / "int8.artifact")
     with subprocess.Popen(["sleep", "600"]) as process:
         try:
             with pytest.raises(CheckFailed) as caught:
@@ -162,7 +174,7 @@ def test_a_hang_names_the_stage_it_is_in(tmp_path: Path, stage: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGILL, signal.SIGABRT, signal.SIGKILL])
 def test_every_deadly_signal_is_named(tmp_path: Path, number: signal.Signals) -> None:
-    building._tell(tmp_path / "int8.artifact", stage="the first run")
+    write_note(Note(stage="the first run"), tmp_path / "int8.artifact")
     with subprocess.Popen([sys.executable, "-c", f"import os; os.kill(os.getpid(), {int(number)})"]) as process, \
             pytest.raises(CheckFailed) as caught:
         outcome(tmp_path / "int8.artifact", process)
@@ -170,19 +182,19 @@ def test_every_deadly_signal_is_named(tmp_path: Path, number: signal.Signals) ->
 
 
 @pytest.mark.usefixtures("_leaves_no_process")
-def test_a_child_that_leaves_early_is_quoted_by_the_last_line_it_wrote(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"scripted ended with status 3 on the int8 model: the last words\n"):
+def test_a_child_that_exits_early_is_quoted_by_the_last_line_it_wrote(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"scripted .*status 3 .*int8.*: the last words\n"):
         built(tmp_path, int8="import os; os.write(2, b'first\\nthe last words\\n'); os._exit(3)")
 
 
-def test_a_child_that_leaves_without_a_word_is_said_to_be_silent(tmp_path: Path) -> None:
+def test_a_child_that_exits_without_output_is_reported_as_such(tmp_path: Path) -> None:
     (tmp_path / "int8.log").touch()
-    with subprocess.Popen(["true"]) as process, pytest.raises(StageError, match=r"ended with status 0 .*: silence"):
+    with subprocess.Popen(["true"]) as process, pytest.raises(StageError, match=r"status 0 .*: nothing"):
         outcome(tmp_path / "int8.artifact", process)
 
 
 def test_a_note_of_an_earlier_child_is_not_believed(tmp_path: Path) -> None:
-    building._tell(tmp_path / "int8.artifact", stage="done", kernels=[], tensors=[])
+    write_note(Note(stage="exiting", done=True), tmp_path / "int8.artifact")
     with pytest.raises(CheckFailed) as caught:
         built(tmp_path, int8=HANG, timeout_s=0.1)
     assert caught.value.findings[0].evidence["stage"] == "starting"
@@ -191,23 +203,27 @@ def test_a_note_of_an_earlier_child_is_not_believed(tmp_path: Path) -> None:
 # -- what is raised in it -------------------------------------------------------------------------------------------
 
 
-def told(folder: Path, code: str) -> StageError:
-    """Be the child in this process, then ask what its parent makes of it."""
+def reported(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> StageError:
+    """Do the child's work in this process, then return what its parent makes of it."""
     (folder / "int8.pt2").write_text(code)
-    building._main(MODULE, str(folder / "int8.pt2"), str(folder / "int8.artifact"), "1")
+    names = runpy.run_path(str(script_of(folder)))
+    monkeypatch.setattr(build_child, "load_exported", names["load_exported"])
+    build_child.build_artifact("scripted", folder / "int8.pt2", folder / "int8.artifact", threads=1,
+                               load=lambda name: names["Scripted"]())
     with subprocess.Popen(["true"]) as process, pytest.raises(StageError) as caught:
         outcome(folder / "int8.artifact", process)
     return caught.value
 
 
-def test_an_error_comes_with_its_first_line_and_stage(tmp_path: Path) -> None:
-    error = told(tmp_path, "raise ValueError('no such op\\nand much more')")
-    assert error.message == "scripted cannot take the int8 model: ValueError: no such op (in lowering)"
+def test_an_error_comes_with_its_first_line_and_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = reported(tmp_path, "raise ValueError('no such op\\nand much more')", monkeypatch)
+    assert error.message.endswith("int8 model: ValueError: no such op (in lowering)")
     assert error.hint
 
 
-def test_an_error_that_wraps_another_is_told_by_what_caused_it_without_colours(tmp_path: Path) -> None:
-    error = told(tmp_path, """
+def test_an_error_that_wraps_another_is_reported_by_its_cause_without_colors(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = reported(tmp_path, """
 try:
     try:
         raise OSError('\x1b[96monly 4D queries\x1b[0m')
@@ -215,25 +231,30 @@ try:
         raise ValueError('step 3/3 failed') from cause
 except ValueError as cause:
     raise RuntimeError('\x1b[1mNext steps:\x1b[0m') from cause
-""")
-    assert error.message == "scripted cannot take the int8 model: RuntimeError: only 4D queries (in lowering)"
+""", monkeypatch)
+    assert error.message.endswith("int8 model: RuntimeError: only 4D queries (in lowering)")
 
 
-def test_an_error_without_a_word_says_so(tmp_path: Path) -> None:
-    assert "KeyError: no message (in lowering)" in told(tmp_path, "raise KeyError").message
+def test_an_error_without_a_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "KeyError: no message (in lowering)" in reported(tmp_path, "raise KeyError", monkeypatch).message
 
 
-def test_a_long_error_is_cut(tmp_path: Path) -> None:
-    assert len(told(tmp_path, "raise ValueError('x' * 10_000)").message) < 400
+def test_a_long_error_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(reported(tmp_path, "raise ValueError('x' * 10_000)", monkeypatch).message) < 400
 
 
-def test_the_hint_of_an_error_is_kept(tmp_path: Path) -> None:
-    assert told(tmp_path, "raise StageError('cannot', hint='Do this.')").hint == "Do this."
+def test_the_hint_of_an_error_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reported(tmp_path, "raise StageError('cannot', hint='Do this.')", monkeypatch).hint == "Do this."
 
 
-def test_a_runtime_that_cannot_be_imported_is_a_stage_error(tmp_path: Path) -> None:
-    script_of(tmp_path).write_text("raise ImportError('no libfoo.so')")
-    assert "no libfoo.so" in told(tmp_path, "").message
+def test_a_runtime_that_cannot_be_imported_is_an_error_in_the_note(tmp_path: Path) -> None:
+    def load(name: str) -> ExportedRuntime:
+        raise ImportError("no libfoo.so")
+
+    build_child.build_artifact("scripted", tmp_path / "int8.pt2", tmp_path / "int8.artifact", threads=1, load=load)
+    note = read_note(tmp_path / "int8.artifact")
+    assert (note.done, note.stage) == (False, "starting")
+    assert "no libfoo.so" in note.error
 
 
 @pytest.mark.usefixtures("_leaves_no_process")
@@ -252,7 +273,7 @@ def test_a_disk_that_fills_up_in_a_child_is_a_stage_error_without_half_a_file(tm
 # -- what a child leaves behind -------------------------------------------------------------------------------------
 
 
-def test_a_child_that_dies_after_its_work_is_done_has_done_it(tmp_path: Path) -> None:
+def test_a_child_that_crashes_after_its_work_is_done_has_done_it(tmp_path: Path) -> None:
     code = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGSEGV)"
     assert built(tmp_path, int8=code)["int8"].artifact.read_bytes() == b"artifact"
 
@@ -266,7 +287,7 @@ def test_what_a_child_has_started_ends_with_it(tmp_path: Path) -> None:
         pathlib.Path({str(note)!r}).write_text(str(helper.pid))
         time.sleep(600)
     """
-    with pytest.raises(CheckFailed, match="did not get done"):
+    with pytest.raises(CheckFailed, match="within 10 s"):
         built(tmp_path, int8=code, timeout_s=10)
     wait_until_gone(int(note.read_text()))
 
@@ -287,10 +308,9 @@ def test_a_child_and_what_it_has_started_end_with_a_parent_that_is_killed(tmp_pa
 import sys
 from pathlib import Path
 from pytest_qat.runtimes.build import build
-sys.path.insert(0, {str(script_of(tmp_path).parent)!r})
 folder = Path({str(tmp_path)!r})
-build("scripted", {{"int8": folder / "int8.pt2"}}, {{"int8": folder / "int8.artifact"}}, module={MODULE!r}, threads=1,
-      timeout_s=600)
+build("scripted", {{"int8": folder / "int8.pt2"}}, {{"int8": folder / "int8.artifact"}}, threads=1, timeout_s=600,
+      child=(sys.executable, {str(script_of(tmp_path))!r}))
 """
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code]) as parent:
         try:
@@ -311,3 +331,20 @@ def wait_until_gone(process: int) -> None:
     while Path(f"/proc/{process}/cmdline").exists() and Path(f"/proc/{process}/cmdline").read_bytes():
         assert time.monotonic() < ends, f"process {process} lives on"
         time.sleep(0.05)
+
+
+# -- the note -------------------------------------------------------------------------------------------------------
+
+
+def test_a_note_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    note = Note(stage="exiting", done=True, kernels=(Kernel(int8=True, op="conv", macs=3),), hint="Do this.",
+                tensors=(StoredTensor(name="w", dtype="int8", shape=(2, 3), size_bytes=6),), error="ValueError: no")
+    write_note(note, tmp_path / "int8.artifact")
+    assert read_note(tmp_path / "int8.artifact") == note
+
+
+def test_a_child_of_a_name_that_is_no_runtime_reports_the_known_names(tmp_path: Path) -> None:
+    build_child.build_artifact("tensorrt", tmp_path / "int8.pt2", tmp_path / "int8.artifact", threads=1,
+                               load=build_child._exported_runtime)
+    error = read_note(tmp_path / "int8.artifact").error
+    assert all(name in error for name in ("tensorrt", "executorch", "litert", "onnxruntime", "inductor"))

@@ -1,14 +1,13 @@
-"""What the runtimes outside of torch share: flat tensors, structure, refusals, files and names, on a stand-in."""
+"""What the runtimes outside of torch share: structure, refusals and files, on a stand-in."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 from collections import UserDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,11 +16,14 @@ from torch.utils import _pytree as pytree
 
 from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.exported.model import ExportedModel
-from pytest_qat.exported.program import export_program
-from pytest_qat.runtimes import Deployed, DeploySettings, Kernel, lowered
+from pytest_qat.exported.program import export_program, load_exported
+from pytest_qat.recipe import RuntimeName
+from pytest_qat.runtimes import Deployed, DeploySettings, Kernel, load_runtime
+from pytest_qat.runtimes import exported as exported_runtime
+from pytest_qat.runtimes.base import StoredTensor
 from pytest_qat.runtimes.build import Built
 from pytest_qat.runtimes.chunks import run_batch
-from pytest_qat.runtimes.exported import InputOrder, deploy_lowered, in_order, leaves_of, load_exported
+from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of
 from tests.answers import agree, answer, quietly
 
@@ -55,14 +57,16 @@ class Two(nn.Module):
         return self.fc(left), left - 2 * right
 
 
-class Standin(ModuleType):
+class Standin(ExportedRuntime):
     """Runs exported programs as they are, on flat tensors, as the runtimes do."""
 
+    name: ClassVar[RuntimeName] = "onnxruntime"
+    suffix: ClassVar[str] = ".standin.pt2"
+
     def __init__(self) -> None:
-        super().__init__("tests.standin")
         self.threads: list[int] = []
 
-    def load(self, path: Path, *, threads: int) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    def load(self, path: Path, *, threads: int) -> Call:
         self.threads.append(threads)
         program = load_exported(path)
         takes = program.call_spec.in_spec
@@ -76,26 +80,33 @@ class Standin(ModuleType):
 
         return call
 
+    def lower(self, exported: torch.export.ExportedProgram) -> Lowered:
+        raise NotImplementedError("nothing is built in another process here")
+
+    def kernels_in(self, path: Path, named: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+        raise NotImplementedError("nothing is built in another process here")
+
+    def tensors_in(self, path: Path) -> tuple[StoredTensor, ...]:
+        raise NotImplementedError("nothing is built in another process here")
+
 
 @pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> Standin:
-    def build(runtime: str, programs: Mapping[str, Path], artifacts: Mapping[str, Path], *, module: str, threads: int,
+    def build(runtime: RuntimeName, programs: Mapping[str, Path], artifacts: Mapping[str, Path], *, threads: int,
               timeout_s: float) -> dict[str, Built]:
-        assert (runtime, module, threads, timeout_s) == ("standin", "tests.standin", 3, 300)
+        assert (runtime, threads, timeout_s) == ("onnxruntime", 3, 300)
         for side, program in programs.items():
             artifacts[side].write_bytes(program.read_bytes())
         return {side: Built(artifact=artifacts[side], kernels=(), tensors=()) for side in programs}
 
-    monkeypatch.setattr(lowered, "build", build)
-    monkeypatch.setitem(lowered.SUFFIX, "standin", ".standin.pt2")
+    monkeypatch.setattr(exported_runtime, "build", build)
     return Standin()
 
 
-def deployed(standin: Standin, model: nn.Module, inputs: tuple[Any, ...], folder: Path) -> Deployed:
+def deployed(standin: ExportedRuntime, model: nn.Module, inputs: tuple[Any, ...], folder: Path) -> Deployed:
     settings = DeploySettings(engine=None, threads=3, timeout_s=300)
     with quietly():
-        return deploy_lowered(standin, "standin", model.eval(), model.eval(), inputs, folder,
-                              settings).int8["contiguous"]
+        return standin.deploy(model.eval(), model.eval(), inputs, folder, settings).int8["contiguous"]
 
 
 def rows(samples: int) -> Tensor:
@@ -153,13 +164,6 @@ def test_runtimes_see_contiguous_examples_whatever_the_user_s_are(standin: Stand
     assert torch.allclose(run_batch(form, transposed), answer(model, (transposed,)))
 
 
-def test_odd_strides_of_sides_of_one_do_not_reach_a_runtime() -> None:
-    channels_last = torch.randn(2, 8, 8, 1).permute(0, 3, 1, 2)
-    (leaf,) = leaves_of(channels_last)
-    assert leaf.stride() == (64, 64, 8, 1)
-    assert torch.equal(leaf, channels_last)
-
-
 def test_a_lone_output_is_a_tensor_and_no_list(standin: Standin, tmp_path: Path) -> None:
     model = Single()
     form = deployed(standin, model, (rows(2),), tmp_path)
@@ -182,17 +186,14 @@ def test_the_artifact_is_loaded_for_the_threads_of_the_settings(standin: Standin
     assert standin.threads == [3, 3]
 
 
-def test_tensors_of_any_layout_come_contiguous() -> None:
-    leaves = leaves_of((torch.randn(4, 3).T, {"a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)}, 5))
-    assert [leaf.is_contiguous() for leaf in leaves] == [True, True]
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128])
 def test_inputs_wider_than_float32_are_refused(standin: Standin, tmp_path: Path, dtype: torch.dtype) -> None:
     inputs = (rows(2), {"extra": rows(2).to(dtype)})
-    with pytest.raises(CheckFailed, match=str(dtype).removeprefix("torch.")) as caught:
+    with pytest.raises(CheckFailed) as caught:
         deployed(standin, Single(), inputs, tmp_path)
-    assert [(finding.code, finding.severity) for finding in caught.value.findings] == [("unsupported-dtype", "error")]
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.severity) == ("unsupported-dtype", "error")
+    assert finding.evidence == {"dtype": str(dtype).removeprefix("torch.")}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -207,10 +208,10 @@ class Opaque(Single):
 
 
 def test_an_output_that_torch_export_does_not_look_into_is_refused(standin: Standin, tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match="the model returns Answer") as caught:
+    with pytest.raises(CheckFailed) as caught:
         deployed(standin, Opaque(), (rows(2),), tmp_path)
     (finding,) = caught.value.findings
-    assert finding.code == "opaque-output"
+    assert (finding.code, finding.evidence) == ("opaque-output", {"type": "Answer"})
     assert "torch.export.register_dataclass(Answer)" in finding.remedy
     assert list(tmp_path.iterdir()) == []
 
@@ -237,20 +238,61 @@ def test_a_registered_dataclass_comes_back_with_the_batch_s_own_tensors(standin:
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(32, False), (33, True)])
-def test_a_model_too_large_for_its_file_is_refused_before_any_work(
-        standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, fits: bool) -> None:
-    monkeypatch.setitem(lowered.MOST_BYTES, "standin", limit)  # a Linear(3, 2) holds 6 + 2 floats
+@pytest.mark.usefixtures("standin")
+def test_a_model_too_large_for_its_file_is_refused_before_any_work(tmp_path: Path, limit: int, fits: bool) -> None:
+    class Limited(Standin):
+        max_bytes: ClassVar[int | None] = limit
+
     if fits:
-        assert deployed(standin, Single(), (rows(2),), tmp_path).size_bytes > 0
+        assert deployed(Limited(), Single(), (rows(2),), tmp_path).size_bytes > 0
         return
-    with pytest.raises(CheckFailed, match=r"holds 32 bytes, over the 32 of a \.standin\.pt2 file") as caught:
-        deployed(standin, Single(), (rows(2),), tmp_path)
-    assert [finding.code for finding in caught.value.findings] == ["artifact-too-large"]
+    with pytest.raises(CheckFailed) as caught:
+        deployed(Limited(), Single(), (rows(2),), tmp_path)
+    (finding,) = caught.value.findings
+    assert finding.code == "artifact-too-large"
+    assert finding.evidence == {"size_bytes": 32, "max_bytes": 32}  # a Linear(3, 2) holds 6 + 2 floats
     assert list(tmp_path.iterdir()) == []
 
 
-def test_flatbuffers_and_protobufs_end_at_two_gibibytes() -> None:
-    assert lowered.MOST_BYTES == {"litert": 2**31, "onnxruntime": 2**31}
+@pytest.mark.parametrize(("name", "suffix", "max_bytes", "compiles"), [
+    ("executorch", ".pte", None, False), ("litert", ".tflite", 2**31, False), ("onnxruntime", ".onnx", 2**31, False),
+    ("inductor", ".program.pt2", None, True)])
+def test_each_runtime_states_its_suffix_its_limit_and_whether_it_compiles(
+        name: RuntimeName, suffix: str, max_bytes: int | None, compiles: bool) -> None:
+    runtime = load_runtime(name)
+    assert isinstance(runtime, ExportedRuntime)
+    assert (runtime.name, runtime.suffix, runtime.max_bytes, runtime.compiles) == (name, suffix, max_bytes, compiles)
+
+
+def test_a_runtime_that_compiles_has_been_called_once_it_is_deployed(standin: Standin, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    class Compiling(Standin):
+        compiles: ClassVar[bool] = True
+
+        def load(self, path: Path, *, threads: int) -> Call:
+            call = super().load(path, threads=threads)
+
+            def counted(values: Sequence[Tensor]) -> list[Tensor]:
+                calls.append(len(values))
+                return call(values)
+
+            return counted
+
+    deployed(standin, Single(), (rows(2),), tmp_path)
+    assert calls == []
+    deployed(Compiling(), Single(), (rows(2),), tmp_path)
+    assert calls == [1, 1]
+
+
+def test_what_a_runtime_refuses_it_refuses_before_anything_is_built(standin: Standin, tmp_path: Path) -> None:
+    class Picky(Standin):
+        def check_program(self, exported: torch.export.ExportedProgram) -> None:
+            raise CheckFailed(["no."], findings=[])
+
+    with pytest.raises(CheckFailed):
+        deployed(Picky(), Single(), (rows(2),), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_a_stage_error_and_leaves_nothing(standin: Standin, tmp_path: Path,
@@ -270,51 +312,3 @@ def test_a_full_disk_is_a_stage_error_and_leaves_nothing(standin: Standin, tmp_p
 def test_a_folder_that_is_gone_is_a_stage_error(standin: Standin, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="cannot write fp32"):
         deployed(standin, Single(), (rows(2),), tmp_path / "gone")
-
-
-# -- names ----------------------------------------------------------------------------------------------------------
-
-
-CONV = Kernel(int8=False, op="conv2d", module="a", macs=100)
-LINEAR = Kernel(int8=False, op="linear", module="b", macs=9)
-
-
-def test_kernels_are_named_in_order_where_there_are_as_many() -> None:
-    seen = [Kernel(int8=True, op="QLinearConv"), Kernel(int8=False, op="Gemm", reason="float")]
-    assert in_order(seen, [CONV, LINEAR]) == (Kernel(int8=True, op="QLinearConv", module="a", macs=100),
-                                              Kernel(int8=False, op="Gemm", module="b", macs=9, reason="float"))
-
-
-def test_branches_that_changed_places_are_told_apart_by_kind_or_macs() -> None:
-    by_kind = in_order([Kernel(int8=True, op="QGemm"), Kernel(int8=False, op="FusedConv")], [CONV, LINEAR])
-    assert [kernel.module for kernel in by_kind] == ["b", "a"]
-    twin = Kernel(int8=False, op="linear", module="c", macs=50)
-    by_macs = in_order([Kernel(int8=True, op="FULLY_CONNECTED", macs=50),
-                        Kernel(int8=True, op="FULLY_CONNECTED", macs=9)], [LINEAR, twin])
-    assert [kernel.module for kernel in by_macs] == ["c", "b"]
-
-
-def test_kernels_that_fit_no_name_take_the_first_that_is_left() -> None:
-    found = in_order([Kernel(int8=True, op="FULLY_CONNECTED", macs=7), Kernel(int8=True, op="CONV_2D", macs=100)],
-                     [LINEAR, CONV])
-    assert [(kernel.module, kernel.macs) for kernel in found] == [("b", 7), ("a", 100)]
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_kernels_stay_unnamed_where_the_numbers_differ(count: int) -> None:
-    seen = [Kernel(int8=True, op="QLinearConv"), Kernel(int8=False, op="Gemm")]
-    assert in_order(seen, [Kernel(int8=False, op="conv2d", module="a")] * count) == tuple(seen)
-
-
-A, B, C = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
-
-
-@pytest.mark.parametrize(("example", "inputs"), [
-    (({"left": A, "right": B},), ({"right": B, "left": A},)),
-    (({"left": A, "right": B},), {"pair": {"right": B, "left": A}}),
-    (([{"left": A, "right": B}],), [({"right": B, "left": A},)]),
-    ((A, {"deep": {"x": B, "y": C}}), (A, {"deep": {"y": C, "x": B}})),
-])
-def test_tensors_keep_the_example_s_order_whatever_that_of_the_keys(example: Any, inputs: Any) -> None:
-    found = InputOrder(example, names=("pair",)).leaves(inputs)
-    assert [float(leaf) for leaf in found] == [float(leaf) for leaf in pytree.tree_leaves(example)]

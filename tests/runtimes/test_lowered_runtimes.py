@@ -20,7 +20,8 @@ from pytest_qat.measure.macs import count_macs
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
-from pytest_qat.runtimes.exported import leaves_of
+from pytest_qat.runtimes.exported import ExportedRuntime
+from pytest_qat.runtimes.flat import leaves_of
 from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON, kernels_of
 from tests.answers import agree, answer, quietly
 
@@ -246,7 +247,8 @@ def test_executorch_keeps_its_weights_in_blobs(models: Models) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_artifacts_loaded_for_other_threads_do_not_disturb_each_other(models: Models, name: str) -> None:
     form, runtime = models.form("fp32", name), load_runtime(get_recipe(name).runtime)
-    calls = [runtime.load(form.artifact, threads=threads) for threads in (2, 1)]  # type: ignore[attr-defined]
+    assert isinstance(runtime, ExportedRuntime)
+    calls = [runtime.load(form.artifact, threads=threads) for threads in (2, 1)]
     expected = tensors_of(answer(models.fp32, EXAMPLE))
     for call in [*calls, *calls]:
         found = call(leaves_of(EXAMPLE))

@@ -16,9 +16,8 @@ from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
 from pytest_qat.finetune import calibrate
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import load_runtime
-from pytest_qat.runtimes import torch as torch_runtime
 from pytest_qat.runtimes.base import Deployed, DeploySettings
-from pytest_qat.runtimes.torch import deploy_form, load_program, stored_tensors
+from pytest_qat.runtimes.torch import TorchRuntime, deploy_form, stored_tensors
 from pytest_qat.workflows import fx
 from tests.small_net import Net
 
@@ -72,7 +71,7 @@ def _engine_put_back() -> Iterator[None]:
 
 
 def test_it_is_found_by_name() -> None:
-    assert load_runtime("torch") is torch_runtime
+    assert isinstance(load_runtime("torch"), TorchRuntime)
 
 
 def test_the_artifact_is_the_state_dict(tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_a_saved_program_computes_what_the_model_does(tmp_path: Path, int8: nn.M
         form = deployed(model, tmp_path, channels_last=channels_last)
         expected = run(form, (IMAGES,))
         form.save_program((IMAGES,), tmp_path / "a.program")
-        call = load_program(tmp_path / "a.program")
+        call = TorchRuntime().load_program(tmp_path / "a.program")
         assert torch.allclose(call(), expected, atol=1e-6)  # type: ignore[arg-type]
         assert torch.equal(call(), call()), "and again"  # type: ignore[arg-type]
 
@@ -167,7 +166,7 @@ def test_a_program_keeps_the_form_of_its_inputs(tmp_path: Path, model: nn.Module
                                                 shape_of: Callable[[Any], Tensor]) -> None:
     form = deploy_form(model, tmp_path / "model.pt", engine="x86", channels_last=False)
     form.save_program(inputs, tmp_path / "b.program")
-    found = shape_of(load_program(tmp_path / "b.program")())
+    found = shape_of(TorchRuntime().load_program(tmp_path / "b.program")())
     assert torch.allclose(found, shape_of(run(form, inputs)), atol=1e-6)
     assert found.shape == (4, 2)
 
@@ -178,7 +177,7 @@ def test_a_program_runs_under_the_engine_it_was_made_for(tmp_path: Path) -> None
     torch.backends.quantized.engine = "x86"
     form.save_program((IMAGES,), tmp_path / "c.program")
     assert torch.backends.quantized.engine == "x86"
-    load_program(tmp_path / "c.program")
+    TorchRuntime().load_program(tmp_path / "c.program")
     assert torch.backends.quantized.engine == "qnnpack"
 
 
@@ -187,7 +186,7 @@ def test_two_programs_in_one_folder_keep_their_own_inputs(tmp_path: Path) -> Non
     form = deployed(Net(), tmp_path)
     for batch in (1, 2):
         form.save_program((IMAGES[:batch],), tmp_path / f"{batch}.program")
-    assert [len(load_program(tmp_path / f"{batch}.program")()) for batch in (1, 2)] == [1, 2]  # type: ignore[arg-type]
+    assert [len(TorchRuntime().load_program(tmp_path / f"{batch}.program")()) for batch in (1, 2)] == [1, 2]  # type: ignore[arg-type]
 
 
 # -- what is stored -------------------------------------------------------------------------------------------------
