@@ -56,24 +56,25 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
-def import_nodes(node: ast.AST, *, inside_functions: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Imports that run; those for type checkers only do not."""
+def import_nodes(node: ast.AST, *, inside_functions: bool,
+                 for_types: bool = False) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports that run, and with `for_types` also those that only a type checker follows."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
-        elif is_type_checking(child):
+        elif is_type_checking(child) and not for_types:
             assert isinstance(child, ast.If), "unreachable because is_type_checking looked"
             for other in child.orelse:
                 yield from import_nodes(other, inside_functions=inside_functions)
         elif inside_functions or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            yield from import_nodes(child, inside_functions=inside_functions)
+            yield from import_nodes(child, inside_functions=inside_functions, for_types=for_types)
 
 
-def imported(name: str, *, inside_functions: bool = True) -> set[str]:
+def imported(name: str, *, inside_functions: bool = True, for_types: bool = False) -> set[str]:
     """Full names of the modules that a module imports; a name taken from a package is its module if there is one."""
     found: set[str] = set()
     tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
-    for node in import_nodes(tree, inside_functions=inside_functions):
+    for node in import_nodes(tree, inside_functions=inside_functions, for_types=for_types):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
             continue
@@ -140,6 +141,12 @@ def test_every_imported_module_of_the_package_exists(name: str) -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {name: own(imported(name, inside_functions=part(name) != "plugin")) for name in NAMES}
     assert strongly_connected(graph) == []
+
+
+@pytest.mark.parametrize("room", ["record", "checks", "verdict", "diagnosis", "pipeline", "auto", "report", "measure"])
+def test_no_circle_goes_through_imports_for_type_checkers_either(room: str) -> None:
+    graph = {name: own(imported(name, for_types=True)) for name in NAMES}
+    assert [group for group in strongly_connected(graph) if room in map(part, group)] == []
 
 
 def test_a_circle_would_be_found() -> None:

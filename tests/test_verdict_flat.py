@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_qat.measure.outputs import FlatOutput
+from pytest_qat.measure.flat_outputs import FlatOutput
 from pytest_qat.tolerances import Tolerances
 from pytest_qat.verdict import Outcome, judge_accuracy
 from tests.verdict_laws import accuracy

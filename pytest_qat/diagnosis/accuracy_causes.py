@@ -9,7 +9,7 @@ from pytest_qat.findings import Finding, json_number
 if TYPE_CHECKING:
     from pytest_qat.finetune import FineTuning
     from pytest_qat.measure.accuracy import Accuracy
-    from pytest_qat.measure.outputs import FlatOutput
+    from pytest_qat.measure.flat_outputs import FlatOutput
 
 __all__ = ["SIGNIFICANT", "causes_of_scores", "flat_text", "score_text"]
 

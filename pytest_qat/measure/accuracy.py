@@ -1,7 +1,7 @@
 """Per-sample scores, paired between float and int8.
 
 With evaluation data: the case's metric (default top-1). Without: agreement of the int8 model with the float one on
-calibration inputs (`measure.agreement`), which says that quantization changed little, not that the model is right.
+calibration inputs (`measure.outputs`), which says that quantization changed little, not that the model is right.
 Scores of one sample are compared with each other, so what counts is how many samples changed, not how many there are.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +21,8 @@ from torch.utils import _pytree as pytree
 from pytest_qat.core.batches import classify, float_tensors, labeled, sample_count, unlike
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import DataError, QATError
+from pytest_qat.measure.flat_outputs import FlatOutput
 from pytest_qat.measure.statistics import above_chance, is_binary, paired_drop_interval, paired_p, samples_to_prove
-
-if TYPE_CHECKING:
-    from pytest_qat.measure.outputs import FlatOutput
 
 __all__ = ["Accuracy", "Flip", "Scores", "compare_scores", "evaluate", "top1"]
 

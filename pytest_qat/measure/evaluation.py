@@ -14,7 +14,8 @@ from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.core.batches import call, sample_count
 from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.measure.accuracy import Accuracy, Scores, compare_scores, evaluate
-from pytest_qat.measure.outputs import agreement_scores, flat_outputs
+from pytest_qat.measure.flat_outputs import flat_outputs
+from pytest_qat.measure.outputs import agreement_scores
 from pytest_qat.runtimes import Deployed, DeployedPair
 
 __all__ = ["CALIBRATION_BATCHES", "measure_accuracy"]
