@@ -1,259 +1,230 @@
-"""Put one check to a run: compute the stages it needs, judge the numbers, and keep the record of it.
+"""Make the checks of one run: compute the stages that a check needs, judge the numbers, and keep the record.
 
-The record is a plain dict in the form of `--qat-json`, so that it crosses to an xdist controller unchanged.
+The record is plain data in the form of `--qat-json`, so that it crosses to an xdist controller unchanged. Checks say
+what was measured and whether it is enough; why it is not is for `diagnosis`, which whoever makes a check asks next.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pytest_qat import verdict as judge
 from pytest_qat.case import Tolerances
 from pytest_qat.core.tracebacks import headline
-from pytest_qat.diagnosis.ranges import collapsed_ranges
 from pytest_qat.errors import CheckFailed, MissingPackage, QATError
-from pytest_qat.findings import Finding, json_number
-from pytest_qat.measure.accuracy import Accuracy
-from pytest_qat.measure.latency import Latency, Speedup
-from pytest_qat.measure.size import SizeCensus, take_census
-from pytest_qat.measure.speed import Speed
+from pytest_qat.findings import Finding
+from pytest_qat.measure.size import take_census
 from pytest_qat.pipeline.run import ModelRun, NotApplicable, StageFailed
-from pytest_qat.record.schema import CHECK_OF_TOLERANCE, CHECKS, STAGE_OWNERS
+from pytest_qat.record import metrics as record
+from pytest_qat.record.schema import CHECK_OF_TOLERANCE, CHECKS, CheckRecord, Metrics, RunRecord
 from pytest_qat.verdict import Outcome, Verdict
 from pytest_qat.workflows.observers import fake_quantizers
 
-__all__ = ["Assessment", "Result"]
+__all__ = ["CheckResult", "ModelChecks", "error_text"]
 
-FLOAT_WEIGHT_SHARE = 0.05
-"""Share of the int8 artifact from which on a float weight tensor is worth a word."""
-LARGEST_TENSORS = 20
 NEED_INT8 = frozenset({"parity", "accuracy", "size", "speedup", "roundtrip"})
+"""Checks that say nothing about a model in which nothing computes in int8."""
+STAGE_OWNERS = {"inputs": "prepare", "prepare": "prepare", "convert": "convert", "deploy": "convert",
+                "coverage": "coverage"}
+"""The check that fails if a stage fails; other checks that need the stage are blocked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class CheckResult:
     """What a check concluded.
 
     Attributes:
         check: Name of the check.
-        verdict: Outcome, reasons and findings.
-        error: What to raise for a failed check that is not a plain finding: a tool error, or an unforeseen one with
-            its traceback.
+        verdict: Outcome and reasons.
+        tolerances: The bounds that it was made with.
+        judged: Name of the check whose numbers the verdict rests on: this one; or `coverage`, if nothing computes in
+            int8; or None, if a stage failed before there were any numbers.
+        findings: What stages that failed said about the model, and what diagnosis added.
+        error: What to raise for a failed check instead of `CheckFailed`: a tool error, or an unforeseen one with its
+            traceback.
     """
 
     check: str
     verdict: Verdict
+    tolerances: Tolerances
+    judged: str | None = None
+    findings: tuple[Finding, ...] = ()
     error: Exception | None = None
 
 
-class Assessment:
-    """The checks of one run and their record.
+class ModelChecks:
+    """The checks of one model by one recipe, and their record.
 
     Args:
         run: The stages.
-        reference: The REF under which the model was asked for.
+        reference: The reference under which the model was asked for.
     """
 
     def __init__(self, run: ModelRun, *, reference: str) -> None:
         self.run = run
-        self._record: dict[str, Any] = {
+        self._record: RunRecord = {
             "model": reference, "recipe": run.recipe.name, "name": run.case.label, "workflow": run.recipe.workflow,
             "runtime": run.recipe.runtime, "engine": run.recipe.engine, "threads": run.settings.threads,
             "batch": None, "fine_tuning": None, "tolerances": run.settings.tolerances.as_dict(),
-            "metrics": {"accuracy": None, "latency_s": None, "throughput_per_s": None, "speedup": None,
-                        "speedup_over_eager": None, "size_bytes": None, "size_reduction": None, "coverage": None,
-                        "parity": None, "energy_j_per_sample": None, "throughput_per_w": None,
-                        "energy_domains_j": None, "energy_note": None, "peak_memory_bytes": None,
-                        "memory_note": None, "size_census": None, "latency_percentiles_s": None, "batches": None},
-            "checks": {}, "findings": []}
+            "metrics": record.no_metrics(), "checks": {}, "findings": [], "diagnosis": None}
 
-    def record(self) -> dict[str, Any]:
-        """Return the run so far as plain JSON values."""
+    def record(self) -> RunRecord:
+        """Return a copy of the record so far."""
         return copy.deepcopy(self._record)
 
-    def check(self, name: str, *, selected: Collection[str] = CHECKS, tolerances: Tolerances | None = None) -> Result:
-        """Put one check to the run and note the outcome.
+    def add_findings(self, findings: Iterable[Finding]) -> None:
+        """Add findings to the record; one that is there already is kept once."""
+        known = self._record["findings"]
+        for finding in findings:
+            entry = finding.as_dict()
+            if entry not in known:
+                known.append(entry)
+
+    def check(self, name: str, *, selected: Collection[str] = CHECKS,
+              tolerances: Tolerances | None = None) -> CheckResult:
+        """Make one check and put its outcome into the record.
 
         Args:
             name: One of `CHECKS`.
-            selected: Checks that this session will make; a failed stage whose own check is not among them fails the
-                first check that needs it, so that no failure gets lost.
-            tolerances: Instead of the run's.
+            selected: The checks that this session makes. A stage that fails blocks this check only if the check that
+                owns the stage is among them, so that no failure is lost.
+            tolerances: Bounds to use instead of the run's.
         """
         own = self.run.settings.tolerances
         bounds = tolerances or own
         result = self._result(name, selected, bounds)
-        verdict = result.verdict
-        entry = {"outcome": verdict.outcome.value, "reasons": list(verdict.reasons)}
-        held = {field: value for field, value in bounds.as_dict().items()
-                if CHECK_OF_TOLERANCE[field] == name and value != getattr(own, field)}
-        self._record["checks"][name] = {**entry, "tolerances": held} if held else entry
-        known = self._record["findings"]
-        known.extend(entry for entry in (finding.as_dict() for finding in verdict.findings) if entry not in known)
+        entry: CheckRecord = {"outcome": result.verdict.outcome.value, "reasons": list(result.verdict.reasons)}
+        demanded = {field: value for field, value in bounds.as_dict().items()
+                    if CHECK_OF_TOLERANCE[field] == name and value != getattr(own, field)}
+        if demanded:
+            entry["tolerances"] = demanded
+        self._record["checks"][name] = entry
+        self.add_findings(result.findings)
         return result
 
-    def _result(self, name: str, selected: Collection[str],  # noqa: PLR0911 - one for each way to end
-                tolerances: Tolerances) -> Result:
+    def _result(self, name: str, selected: Collection[str], tolerances: Tolerances) -> CheckResult:
         try:
             self.run.recipe.require_packages()
-            if name in NEED_INT8 and self.run.coverage().int8_modules == 0 and not self.run.coverage().reference:
-                nothing = judge.judge_coverage(self.run.coverage(), tolerances)
-                raise StageFailed("coverage", CheckFailed(nothing.reasons, findings=nothing.findings))
-            made = self._checks()[name](tolerances)
-            return Result(check=name, verdict=judge.strictly(made, strict=self.run.settings.strict))
-        except NotApplicable as reason:
-            return Result(check=name, verdict=Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(str(reason),)))
-        except MissingPackage as missing:
-            return self._skipped(name, missing)
-        except StageFailed as failed:
-            if isinstance(failed.error, MissingPackage):
-                return self._skipped(name, failed.error)
-            owner = STAGE_OWNERS.get(failed.stage, name)
-            if owner != name and owner in selected:
-                return Result(check=name, verdict=Verdict(
-                    outcome=Outcome.BLOCKED, reasons=(f"{owner} failed ({_headline(failed.error).rstrip('.')}).",)))
-            return _failure(name, failed.error)
+            if name in NEED_INT8 and not self.run.coverage().reference and self.run.coverage().int8_modules == 0:
+                return self._nothing_in_int8(name, selected, tolerances)
+            verdict = self._checks()[name](tolerances)
         except Exception as error:
-            return _failure(name, error)
+            return self._without_numbers(name, error, selected, tolerances)
+        return CheckResult(check=name, judged=name, verdict=self._strictly(verdict), tolerances=tolerances)
 
-    def _skipped(self, name: str, missing: MissingPackage) -> Result:
-        """Nothing was tried: the reason is how to make it possible."""
-        verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(f"{missing.message} Remedy: {missing.hint}",))
-        return Result(check=name, verdict=judge.strictly(verdict, strict=self.run.settings.strict))
+    def _nothing_in_int8(self, name: str, selected: Collection[str], tolerances: Tolerances) -> CheckResult:
+        nothing = judge.judge_coverage(self.run.coverage(), tolerances)
+        if "coverage" in selected:
+            return CheckResult(check=name, verdict=_blocked("coverage", nothing.reasons[0]), tolerances=tolerances)
+        return CheckResult(check=name, judged="coverage", verdict=nothing, tolerances=tolerances)
+
+    def _without_numbers(self, name: str, error: Exception, selected: Collection[str],
+                         tolerances: Tolerances) -> CheckResult:
+        """Return what follows from an error that left nothing to judge."""
+        owner = name
+        if isinstance(error, StageFailed):
+            owner, error = STAGE_OWNERS.get(error.stage, name), error.error
+        if isinstance(error, NotApplicable):
+            verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(str(error),))
+        elif isinstance(error, MissingPackage):
+            verdict = self._strictly(Verdict(outcome=Outcome.INCONCLUSIVE,
+                                             reasons=(f"{error.message} Remedy: {error.hint}",)))
+        elif owner != name and owner in selected:
+            verdict = _blocked(owner, error_text(error))
+        elif isinstance(error, CheckFailed):
+            verdict = Verdict(outcome=Outcome.FAILED, reasons=error.reasons)
+            return CheckResult(check=name, verdict=verdict, tolerances=tolerances, findings=error.findings)
+        else:
+            verdict = Verdict(outcome=Outcome.FAILED, reasons=(error_text(error),))
+            return CheckResult(check=name, verdict=verdict, tolerances=tolerances, error=error)
+        return CheckResult(check=name, verdict=verdict, tolerances=tolerances)
+
+    def _strictly(self, verdict: Verdict) -> Verdict:
+        return judge.strictly(verdict, strict=self.run.settings.strict)
 
     # -- one method a check ---------------------------------------------------------------------------------------
-
-    def _prepare(self, tolerances: Tolerances) -> Verdict:
-        if self.run.case.converted is not None and self.run.case.prepared is None:
-            self.run.inputs()
-            return _passed("the case brings its own converted model.", self._notes())
-        module = self.run.prepared().module
-        count = sum(1 for _ in fake_quantizers(module))
-        return _passed(f"{count} fake-quantize modules inserted.",
-                       (*self._notes(), *_nothing_simulated(self.run, count)))
-
-    def _notes(self) -> tuple[Finding, ...]:
-        if not self.run.case.model.training:
-            return ()
-        return (Finding(code="model-in-train-mode", severity="note", remedy="call .eval() before handing it over.",
-                        message="the model came in train mode; a copy in eval mode is the float baseline."),)
-
-    def _convert(self, tolerances: Tolerances) -> Verdict:
-        made = self.run.converted()
-        self.run.deployed()
-        done = made.fine_tuning
-        self._record["fine_tuning"] = {
-            "kind": done.kind, "steps": done.steps, "first_loss": done.first_loss, "last_loss": done.last_loss}
-        return _passed({
-            "data": f"fine-tuned for {done.steps} steps, loss {done.first_loss or 0:.4f} -> {done.last_loss or 0:.4f}.",
-            "own": "fine-tuned by the case's own train.",
-            "none": "not fine-tuned: the case gives neither train nor train_data, so this is calibration only.",
-            "given": "the case brings its own converted model." if self.run.case.converted is not None else
-                     "the case brings its own prepared model, which is converted as it is.",
-        }[done.kind], () if made.prepared is None else (
-            *_switched_off(made.left_off), *collapsed_ranges(made.prepared.module)))
-
-    def _coverage(self, tolerances: Tolerances) -> Verdict:
-        coverage = self.run.coverage()
-        self._metrics["coverage"] = {
-            "macs": coverage.macs, "int8_macs": coverage.int8_macs, "mac_share": coverage.mac_share,
-            "weights": coverage.weights, "int8_weights": coverage.int8_weights,
-            "weight_share": coverage.weight_share, "int8_modules": coverage.int8_modules}
-        return judge.judge_coverage(coverage, tolerances)
-
-    def _parity(self, tolerances: Tolerances) -> Verdict:
-        parity = self.run.parity()
-        self._metrics["parity"] = {"sqnr_db": json_number(parity.sqnr_db), "finite": parity.finite,
-                                   "quantization_sqnr_db": json_number(parity.quantization_sqnr_db)}
-        broken = parity.sqnr_db < parity.limit_db
-        return judge.judge_parity(parity, self.run.divergence() if broken else None)
-
-    def _accuracy(self, tolerances: Tolerances) -> Verdict:
-        accuracy = self.run.accuracy()
-        self._metrics["accuracy"] = _accuracy_metrics(accuracy)
-        return judge.judge_accuracy(accuracy, tolerances, strict=self.run.settings.strict,
-                                    higher_is_better=self.run.case.higher_is_better,
-                                    fine_tuning=self.run.converted().fine_tuning)
-
-    def _size(self, tolerances: Tolerances) -> Verdict:
-        pair = self.run.deployed()
-        fp32, int8 = pair.fp32["contiguous"].size_bytes, pair.int8["contiguous"].size_bytes
-        census = {"fp32": take_census(pair.fp32["contiguous"]), "int8": take_census(pair.int8["contiguous"])}
-        self._metrics.update(size_bytes={"fp32": fp32, "int8": int8}, size_reduction=fp32 / int8,
-                             size_census={side: _census_metrics(found) for side, found in census.items()})
-        self._note_memory()
-        return judge.judge_size(fp32, int8, tolerances,
-                                float_weights=census["int8"].float_weights(least_share=FLOAT_WEIGHT_SHARE))
-
-    def _note_memory(self) -> None:
-        """Report memory if it can be measured; no verdict hangs on it."""
-        try:
-            memory = self.run.memory()
-        except (NotApplicable, StageFailed) as reason:
-            self._metrics["memory_note"] = _headline(reason.error) if isinstance(reason, StageFailed) else str(reason)
-            return
-        self._metrics["peak_memory_bytes"] = {**memory.peak_bytes, "idle": memory.idle_bytes}
-
-    def _speedup(self, tolerances: Tolerances) -> Verdict:
-        speed = self.run.speed(tolerances.min_speedup)
-        self._metrics.update(_speed_metrics(speed))
-        self._record["batch"] = speed.samples
-        return judge.judge_speedup(speed.like_for_like, tolerances, noise=speed.noise, batches=speed.batches,
-                                   own_batch=speed.samples)
-
-    def _roundtrip(self, tolerances: Tolerances) -> Verdict:
-        count, broken = self.run.roundtrip()
-        if not count:
-            raise NotApplicable("the converted model shows no qparams to drive.")
-        if broken:
-            return Verdict(outcome=Outcome.FAILED, findings=tuple(broken), reasons=(
-                f"quantize-dequantize breaks its law on the qparams of {broken[0].module or 'the model'}.",))
-        return _passed(f"quantize-dequantize holds its law on {count} quantized tensors.")
 
     def _checks(self) -> Mapping[str, Callable[[Tolerances], Verdict]]:
         return {"prepare": self._prepare, "convert": self._convert, "coverage": self._coverage,
                 "parity": self._parity, "accuracy": self._accuracy, "size": self._size,
                 "speedup": self._speedup, "roundtrip": self._roundtrip}
 
+    def _prepare(self, tolerances: Tolerances) -> Verdict:
+        if self.run.case.converted is not None and self.run.case.prepared is None:
+            self.run.inputs()
+            return _passed("the case brings its own converted model.")
+        count = sum(1 for _ in fake_quantizers(self.run.prepared().module))
+        return _passed(f"{count} fake-quantize modules inserted.")
+
+    def _convert(self, tolerances: Tolerances) -> Verdict:
+        done = self.run.converted().fine_tuning
+        self.run.deployed()
+        self._record["fine_tuning"] = {
+            "kind": done.kind, "steps": done.steps, "first_loss": done.first_loss, "last_loss": done.last_loss}
+        return _passed({
+            "data": f"fine-tuned for {done.steps} steps, loss {done.first_loss or 0:.4f} -> {done.last_loss or 0:.4f}.",
+            "own": "fine-tuned by the case's own train.",
+            "none": "not fine-tuned, only calibrated: the case gives neither train nor train_data.",
+            "given": "the case brings its own converted model." if self.run.case.converted is not None else
+                     "the case brings its own prepared model, which is converted as it is.",
+        }[done.kind])
+
+    def _coverage(self, tolerances: Tolerances) -> Verdict:
+        coverage = self.run.coverage()
+        self._metrics["coverage"] = record.coverage_metrics(coverage)
+        return judge.judge_coverage(coverage, tolerances)
+
+    def _parity(self, tolerances: Tolerances) -> Verdict:
+        parity = self.run.parity()
+        self._metrics["parity"] = record.parity_metrics(parity)
+        return judge.judge_parity(parity)
+
+    def _accuracy(self, tolerances: Tolerances) -> Verdict:
+        accuracy = self.run.accuracy()
+        self._metrics["accuracy"] = record.accuracy_metrics(accuracy)
+        return judge.judge_accuracy(accuracy, tolerances, strict=self.run.settings.strict,
+                                    higher_is_better=self.run.case.higher_is_better)
+
+    def _size(self, tolerances: Tolerances) -> Verdict:
+        pair = self.run.deployed()
+        fp32, int8 = (take_census(side["contiguous"]) for side in (pair.fp32, pair.int8))
+        record.add_size(self._metrics, fp32=fp32, int8=int8)
+        self._note_memory()
+        return judge.judge_size(fp32.total_bytes, int8.total_bytes, tolerances)
+
+    def _note_memory(self) -> None:
+        """Record peak memory if it can be measured, else the reason; no verdict depends on it."""
+        try:
+            self._metrics["peak_memory_bytes"] = record.memory_metrics(self.run.memory())
+        except NotApplicable as reason:
+            self._metrics["memory_note"] = str(reason)
+        except StageFailed as failed:
+            self._metrics["memory_note"] = error_text(failed.error)
+
+    def _speedup(self, tolerances: Tolerances) -> Verdict:
+        speed = self.run.speed(tolerances.min_speedup)
+        record.add_speed(self._metrics, speed)
+        self._record["batch"] = speed.samples
+        return judge.judge_speedup(speed.like_for_like, tolerances, noise=speed.noise)
+
+    def _roundtrip(self, tolerances: Tolerances) -> Verdict:
+        count, broken = self.run.roundtrip()
+        if not count:
+            raise NotApplicable("the converted model has no qparams that can be read, so there is nothing to check.")
+        if broken:
+            where = broken[0].module or "the model"
+            raise CheckFailed([f"quantize-dequantize breaks its law on the qparams of {where}."], findings=broken)
+        return _passed(f"quantize-dequantize keeps its law on {count} quantized tensors.")
+
     @property
-    def _metrics(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = self._record["metrics"]
-        return metrics
+    def _metrics(self) -> Metrics:
+        return self._record["metrics"]
 
 
-def _passed(reason: str, findings: tuple[Finding, ...] = ()) -> Verdict:
-    return Verdict(outcome=Outcome.PASSED, reasons=(reason,), findings=findings)
-
-
-def _nothing_simulated(run: ModelRun, count: int) -> tuple[Finding, ...]:
-    trains = run.case.train is not None or run.case.train_data is not None
-    return () if count or not trains else (Finding(
-        code="no-fake-quantize", severity="warning",
-        message="no fake-quantize module was inserted, so training does not see int8: this is no QAT.",
-        remedy="give a mapping for QAT (get_default_qat_qconfig_mapping), or a quantizer with is_qat=True; the others "
-               "only observe."),)
-
-
-def _switched_off(count: int) -> tuple[Finding, ...]:
-    return (Finding(
-        code="fake-quantize-off", severity="warning", evidence={"modules": count},
-        message=f"{count} fake-quantize modules were switched off when training ended: what was trained did not see "
-                "int8. They are on again for the comparisons.",
-        remedy="leave fake-quantize on until training ends; what may be switched off late are observers."),
-    ) if count else ()
-
-
-def _failure(name: str, error: Exception) -> Result:
-    findings = error.findings if isinstance(error, CheckFailed) else ()
-    reasons = error.reasons if isinstance(error, CheckFailed) else (_headline(error),)
-    verdict = Verdict(outcome=Outcome.FAILED, reasons=tuple(reasons), findings=findings)
-    return Result(check=name, verdict=verdict, error=None if isinstance(error, CheckFailed) else error)
-
-
-def _headline(error: Exception) -> str:
+def error_text(error: Exception) -> str:
+    """Return what an error says, in one line."""
     if isinstance(error, CheckFailed):
         return error.reasons[0]
     if isinstance(error, QATError):
@@ -261,50 +232,9 @@ def _headline(error: Exception) -> str:
     return f"{type(error).__name__}: {headline(error)}"
 
 
-def _accuracy_metrics(accuracy: Accuracy) -> dict[str, Any]:
-    return {"fp32": accuracy.fp32, "int8": accuracy.int8, "ptq": accuracy.ptq, "fine_tuned": accuracy.fine_tuned,
-            "drop": accuracy.drop, "drop_ci": [json_number(end) for end in accuracy.drop_ci],
-            "relative_drop": json_number(accuracy.relative_drop), "p_value": accuracy.p_value,
-            "ptq_p_value": accuracy.ptq_p_value, "fine_tuned_p_value": accuracy.fine_tuned_p_value,
-            "samples": accuracy.samples,
-            "provable_drop": json_number(accuracy.provable_drop), "kind": accuracy.kind,
-            "is_fraction": accuracy.is_fraction, "sqnr_db": json_number(accuracy.sqnr_db), "flipped": accuracy.flipped,
-            "flips": [{"index": flip.index, "target": json_number(flip.target), "before": flip.before,
-                       "after": flip.after} for flip in accuracy.flips]}
+def _passed(reason: str) -> Verdict:
+    return Verdict(outcome=Outcome.PASSED, reasons=(reason,))
 
 
-def _census_metrics(census: SizeCensus) -> dict[str, Any]:
-    return {"by_dtype": census.by_dtype, "container": census.container_bytes,
-            "tensors": [{"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape),
-                         "bytes": tensor.size_bytes} for tensor in census.tensors[:LARGEST_TENSORS]]}
-
-
-def _speed_metrics(speed: Speed) -> dict[str, Any]:
-    main, eager, energy = speed.like_for_like, speed.over_eager, speed.energy
-    sides = {"fp32": main.baseline, "int8": main.candidate, "fp32_eager": None if eager is None else eager.baseline}
-    joules = None if energy is None else energy.joules
-    return {
-        "latency_s": {side: None if found is None else found.p50 for side, found in sides.items()},
-        "latency_percentiles_s": {side: _percentiles(found) for side, found in sides.items()},
-        "throughput_per_s": {side: None if found is None else speed.samples / found.p50
-                             for side, found in sides.items()},
-        "speedup": {**_ratio(main), "noise_floor": json_number(speed.noise_floor), "layouts": speed.layouts,
-                    "noise": None if speed.noise is None else _ratio(speed.noise)},
-        "speedup_over_eager": None if eager is None else _ratio(eager),
-        "batches": [{"batch": entry.batch, "problem": entry.problem, "overhead": entry.overhead,
-                     "latency_s": None if (made := entry.speedup) is None else {
-                         "fp32": made.baseline.p50, "int8": made.candidate.p50},
-                     "speedup": None if made is None else _ratio(made)} for entry in speed.batches] or None,
-        "energy_j_per_sample": joules,
-        "energy_domains_j": None if energy is None else energy.domains,
-        "throughput_per_w": None if joules is None else {side: 1 / value for side, value in joules.items()},
-        "energy_note": speed.energy_note}
-
-
-def _ratio(speedup: Speedup) -> dict[str, Any]:
-    return {"estimate": speedup.estimate, "ci": [json_number(end) for end in speedup.ci], "pairs": speedup.pairs,
-            "confidence": speedup.confidence, "elapsed_s": speedup.elapsed_s}
-
-
-def _percentiles(latency: Latency | None) -> dict[str, float] | None:
-    return None if latency is None else {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99}
+def _blocked(by: str, reason: str) -> Verdict:
+    return Verdict(outcome=Outcome.BLOCKED, reasons=(f"{by} failed ({reason.rstrip('.')}).",))

@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-__all__ = ["Finding", "Severity", "json_number"]
+__all__ = ["Finding", "FindingRecord", "Severity", "json_number"]
 
 Severity = Literal["error", "warning", "note"]
+
+
+class FindingRecord(TypedDict):
+    """A finding as `--qat-json` has it."""
+
+    code: str
+    severity: Severity
+    module: str | None
+    message: str
+    remedy: str
+    evidence: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +43,7 @@ class Finding:
     module: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> FindingRecord:
         """Return the finding as plain JSON values, in the order of the report's schema."""
         return {
             "code": self.code,
@@ -43,13 +54,7 @@ class Finding:
             "evidence": dict(self.evidence),
         }
 
-    def as_line(self) -> str:
-        """Return the finding as one line of text: module, message, remedy."""
-        where = f"{self.module}: " if self.module else ""
-        mend = f" Remedy: {self.remedy}" if self.remedy else ""
-        return f"{where}{self.message}{mend}"
-
 
 def json_number(value: Any) -> float | None:
-    """Return a number that JSON can say, or None."""
+    """Return a finite number as it is, and None for anything that JSON has no number for."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None

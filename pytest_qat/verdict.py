@@ -1,35 +1,31 @@
-"""The one place that turns numbers and tolerances into an outcome. Pure: no torch, no clock, no files."""
+"""The one place that turns numbers and tolerances into an outcome with its reasons. Pure: no torch, no clock, no files.
+
+A reason is what was measured and what was required. What causes it is for `diagnosis` to find out.
+"""
 
 from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_qat.diagnosis.accuracy_causes import SIGNIFICANT, causes_of_scores, flat_text, score_text
-from pytest_qat.findings import Finding, json_number
-
 if TYPE_CHECKING:
-    from pytest_qat.diagnosis.divergence import Divergence
-    from pytest_qat.finetune import FineTuning
     from pytest_qat.measure.accuracy import Accuracy
     from pytest_qat.measure.coverage import Coverage
     from pytest_qat.measure.latency import Speedup
     from pytest_qat.measure.parity import Parity
-    from pytest_qat.measure.speed import BatchSpeed
-    from pytest_qat.runtimes.base import StoredTensor
     from pytest_qat.tolerances import Tolerances
 
-__all__ = ["Outcome", "Verdict", "judge_accuracy", "judge_coverage", "judge_parity", "judge_size", "judge_speedup",
-           "strictly"]
+__all__ = ["SIGNIFICANT", "Outcome", "Verdict", "db_text", "judge_accuracy", "judge_coverage", "judge_parity",
+           "judge_size", "judge_speedup", "score_text", "strictly"]
 
+SIGNIFICANT = 0.05
+"""A difference that chance alone gives more rarely than this is significant."""
 NAMED_LEFTOVERS = 5
-OVERHEAD_BOUND = 0.5
-"""Share of a call that does not grow with the batch, over which it is called bound by overhead."""
 MOST_SECONDS = 600.0
+"""Nobody is asked to raise the budget of a timing beyond this."""
 
 
 class Outcome(str, enum.Enum):
@@ -48,101 +44,70 @@ class Verdict:
     Attributes:
         outcome: What follows from the numbers.
         reasons: What was measured and what was required, one sentence each.
-        findings: Observations that go with it.
     """
 
     outcome: Outcome
     reasons: tuple[str, ...]
-    findings: tuple[Finding, ...] = ()
 
 
 def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
     """Nothing in int8 fails; so does less than `min_coverage` of the multiply-accumulates."""
-    findings = tuple(
-        Finding(code="left-in-float", severity="note", module=left.module or None,
-                message=f"{left.kind} runs in float: {left.reason}.",
-                evidence={"weights": left.weights, "macs": left.macs})
-        for left in coverage.leftovers)
     if coverage.reference:
-        kept = sum(left.reason == coverage.leftovers[0].reason for left in coverage.leftovers)
-        unlowered = Finding(
-            code="converted-not-lowered", severity="error",
-            message=f"convert gave the reference form: {kept} products run as dequantize, float op, quantize, which "
-                    "is slower than float and keeps no int8 kernel.",
-            remedy="lower it: torch.compile with freezing (pt2e-inductor), ExecuTorch (pt2e-executorch) or LiteRT "
-                   "(pt2e-litert), and measure that.")
-        return Verdict(outcome=Outcome.FAILED, findings=(unlowered, *findings),
-                       reasons=("converted but not lowered: 0 int8 kernels.",))
+        return Verdict(outcome=Outcome.FAILED, reasons=("converted but not lowered: 0 int8 kernels run.",))
     if coverage.int8_modules == 0:
-        named = ", ".join(f"{left.module or 'the model'} ({left.kind}: {left.reason})"
-                          for left in coverage.leftovers[:NAMED_LEFTOVERS])
-        remedy = "use a workflow that has int8 kernels for these layers, or do not ship this model as quantized."
-        nothing = Finding(code="nothing-quantized", severity="error", remedy=remedy,
-                          message=f"no module that is called computes in int8; in float: {named or 'everything'}.")
-        return Verdict(outcome=Outcome.FAILED, findings=(nothing, *findings),
-                       reasons=("nothing was quantized: 0 modules that are called compute in int8.",))
-    by_weight = "" if coverage.weight_share is None else f" and {coverage.weight_share:.1%} of weights"
-    known = coverage.mac_share is not None
-    share = (f"{coverage.mac_share:.1%} of multiply-accumulates{by_weight} run in int8 "
-             f"({coverage.int8_modules} modules)") if known else (
-                 f"{coverage.int8_modules} kernels run in int8, and the artifact does not tell of what size")
-    if coverage.leftovers:
-        more = len(coverage.leftovers) - NAMED_LEFTOVERS
-        share += "; in float: " + ", ".join(
-            f"{left.module or 'the model'} ({left.reason})" for left in coverage.leftovers[:NAMED_LEFTOVERS])
-        share += f" and {more} more" if more > 0 else ""
-    floor = tolerances.min_coverage
-    if floor is None and coverage.macs and coverage.int8_macs == 0:
-        return Verdict(outcome=Outcome.FAILED, findings=findings,
-                       reasons=(f"{share}; required is more than 0 % of multiply-accumulates.",))
-    if floor is not None and coverage.mac_share is None:
-        return Verdict(outcome=Outcome.INCONCLUSIVE, findings=findings,
-                       reasons=(f"{share}; required is {floor:.1%} of them.",))
-    if floor is not None and coverage.mac_share is not None and coverage.mac_share < floor:
-        return Verdict(outcome=Outcome.FAILED, findings=findings,
-                       reasons=(f"{share}; required is {floor:.1%} of multiply-accumulates.",))
-    return Verdict(outcome=Outcome.PASSED, reasons=(f"{share}.",), findings=findings)
+        return Verdict(outcome=Outcome.FAILED, reasons=(
+            "nothing was quantized: 0 of the modules that a call reaches compute in int8.",))
+    share, floor = _share_text(coverage), tolerances.min_coverage
+    if floor is None:
+        if coverage.macs and coverage.int8_macs == 0:
+            return Verdict(outcome=Outcome.FAILED, reasons=(
+                f"{share}; required is more than 0% of the multiply-accumulates.",))
+        return Verdict(outcome=Outcome.PASSED, reasons=(f"{share}.",))
+    if coverage.mac_share is not None and coverage.mac_share >= floor:
+        return Verdict(outcome=Outcome.PASSED, reasons=(f"{share}.",))
+    return Verdict(outcome=Outcome.INCONCLUSIVE if coverage.mac_share is None else Outcome.FAILED,
+                   reasons=(f"{share}; required is {floor:.1%} of the multiply-accumulates.",))
 
 
-def judge_parity(parity: Parity, culprit: Divergence | None = None) -> Verdict:
-    """Conversion may add as much noise as quantization itself does, not more than twice that below 25 dB.
+def _share_text(coverage: Coverage) -> str:
+    if coverage.mac_share is None:
+        share = (f"{coverage.int8_modules} kernels run in int8, but the artifact does not say which share of the "
+                 "multiply-accumulates they compute")
+    else:
+        by_weight = "" if coverage.weight_share is None else f" and {coverage.weight_share:.1%} of the weights"
+        share = (f"{coverage.mac_share:.1%} of the multiply-accumulates{by_weight} run in int8 "
+                 f"({coverage.int8_modules} modules)")
+    if not coverage.leftovers:
+        return share
+    more = len(coverage.leftovers) - NAMED_LEFTOVERS
+    named = ", ".join(f"{left.module or 'the model'} ({left.reason})" for left in coverage.leftovers[:NAMED_LEFTOVERS])
+    return f"{share}; in float: {named}{f' and {more} more' if more > 0 else ''}"
 
-    Args:
-        parity: The agreement, end to end.
-        culprit: The first module at which the two forms part, where it was looked for.
-    """
+
+def judge_parity(parity: Parity) -> Verdict:
+    """Conversion may add as much noise as quantization itself does, and twice as much where that is below 25 dB."""
     if not parity.finite:
         return Verdict(outcome=Outcome.FAILED, reasons=("the converted model returns NaN or infinity.",))
     if not parity.prepared_finite:
         return Verdict(outcome=Outcome.FAILED, reasons=(
-            "the prepared model returns NaN or infinity, so there is nothing to hold the converted one to.",))
+            "the prepared model returns NaN or infinity, so there is nothing to compare the converted model with.",))
     where = f" in output {parity.output}" if parity.output else ""
-    numbers = (f"converted agrees with prepared to {_db(parity.sqnr_db)}{where}; quantization itself leaves "
-               f"{_db(parity.quantization_sqnr_db)}")
+    numbers = (f"the converted model agrees with the prepared one to {db_text(parity.sqnr_db)}{where}; quantization "
+               f"itself leaves {db_text(parity.quantization_sqnr_db)}")
     limit = parity.limit_db
     if parity.sqnr_db >= limit:
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))
-    finding = Finding(
-        code="kernels-disagree", severity="error", module=culprit.module if culprit else None,
-        message="the int8 kernel computes something else than fake-quantize simulated "
-                f"({_db(culprit.sqnr_db)} at this {culprit.kind})." if culprit else
-                f"the int8 kernels compute something else than fake-quantize simulated ({_db(parity.sqnr_db)}).",
-        remedy="choose a recipe with another engine, or name the module in skip=(...); on a machine without VNNI "
-               "keep reduce_range=True in the qconfig.",
-        evidence={"sqnr_db": json_number(parity.sqnr_db),
-                  "quantization_sqnr_db": json_number(parity.quantization_sqnr_db)})
-    return Verdict(outcome=Outcome.FAILED, findings=(finding,),
-                   reasons=(f"{numbers}; required is {_db(limit)}.",))
+    return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}; required is {db_text(limit)}.",))
 
 
-def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool = False, higher_is_better: bool = True,
-                   fine_tuning: FineTuning | None = None) -> Verdict:
+def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool = False,
+                   higher_is_better: bool = True) -> Verdict:
     """A drop within tolerance passes; over it and significant fails; over it and not significant is inconclusive.
 
     Under `strict` the interval must prove that the drop is within tolerance. A float model below `min_accuracy`, or
-    no better than naming the most frequent class, cannot pass; nor can an int8 model that names one class only, or
-    that has outputs gone flat which no metric looks at (inconclusive, if they are faint in float and there are no
-    evaluation data). What training did helps to name causes.
+    no better than naming the most frequent class, cannot pass; nor can an int8 model that names only one class, or
+    one whose outputs went flat where no metric looks (inconclusive if they are faint in float and there are no
+    evaluation data).
     """
     outcome, reason = _judge_drop(accuracy, tolerances.accuracy_drop, strict=strict)
     floor = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
@@ -154,22 +119,21 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
             outcome, reasons = Outcome.INCONCLUSIVE, (_too_faint(accuracy), reason)
     elif accuracy.flat or accuracy.only_class is not None:
         outcome, reasons = Outcome.FAILED, (_nothing_left(accuracy), reason)
-    return Verdict(outcome=outcome, reasons=reasons, findings=causes_of_scores(
-        accuracy, fine_tuning, higher_is_better=higher_is_better))
+    return Verdict(outcome=outcome, reasons=reasons)
 
 
 def _too_faint(accuracy: Accuracy) -> str:
     share = max(each.relative for each in accuracy.flat)
-    named = "; ".join(map(flat_text, accuracy.flat))
-    return (f"agreement says little here: {named} varies by {share:.1%} of its size in float, too faint for the steps "
-            "of int8. Give the trained model, and eval_data.")
+    named = "; ".join(flat.label for flat in accuracy.flat)
+    return (f"agreement says little here: {named} varies by only {share:.1%} of its size in float, too little for the "
+            "steps of int8 to follow. Give the trained model, and eval_data.")
 
 
 def _nothing_left(accuracy: Accuracy) -> str:
     if accuracy.only_class is not None:
-        return (f"the int8 model names class {accuracy.only_class} for all of {accuracy.samples:,} samples, which "
-                "float does not.")
-    return "; ".join(f"{flat_text(each)} hardly follows its input any more in int8" for each in accuracy.flat) + "."
+        return (f"the int8 model names class {accuracy.only_class} for all {accuracy.samples:,} samples, which the "
+                "float model does not.")
+    return "; ".join(f"{flat.label} hardly follows its input any more in int8" for flat in accuracy.flat) + "."
 
 
 def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[Outcome, str]:
@@ -180,38 +144,38 @@ def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[
         "accuracy drops" if accuracy.is_fraction else "the score worsens")
     known = accuracy.is_fraction and accuracy.relative_drop is not None
     relative = f", {accuracy.relative_drop:.2%} of it" if known else ""
-    numbers = (f"{what} by {say(accuracy.drop)} (from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}), 95 % "
+    numbers = (f"{what} by {say(accuracy.drop)} (from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}), 95% "
                f"interval [{say(low)}, {say(high)}] on {accuracy.samples:,} samples, of which {accuracy.flipped:,} "
                f"changed; allowed is {say(allowed)}")
     if not accuracy.is_fraction:
-        numbers += f" ({tolerance:.2%} of float's)"
+        numbers += f" ({tolerance:.2%} of the float score)"
     if accuracy.drop > allowed and accuracy.p_value < SIGNIFICANT:
         return Outcome.FAILED, f"{numbers}."
     if accuracy.at_chance:
         return Outcome.INCONCLUSIVE, _no_better_than_chance(accuracy)
     if accuracy.drop > allowed:
         return Outcome.INCONCLUSIVE, (
-            f"{numbers}. The difference is not significant (p = {accuracy.p_value:.2f}): evaluate more samples.")
+            f"{numbers}. The difference is not significant (p = {accuracy.p_value:.2f}); evaluate more samples.")
     if high <= allowed:
         return Outcome.PASSED, f"{numbers}."
     needed = accuracy.samples_needed(allowed)
-    missing = f"these samples can prove no drop under {say(accuracy.provable_drop)}"
-    missing = missing if needed is None else f"about {needed:,} samples would prove it; {missing}"
+    missing = f"these samples cannot prove a drop below {say(accuracy.provable_drop)}"
+    missing = missing if needed is None else f"{missing}, but about {needed:,} samples would"
     if strict:
-        return Outcome.INCONCLUSIVE, f"{numbers}. Strict mode wants proof, but {missing}."
-    return Outcome.PASSED, f"{numbers}; not proven: {missing}."
+        return Outcome.INCONCLUSIVE, f"{numbers}. Strict mode requires proof: {missing}."
+    return Outcome.PASSED, f"{numbers}; this is not proven: {missing}."
 
 
 def _no_better_than_chance(accuracy: Accuracy) -> str:
     assert accuracy.majority is not None, "unreachable because chance is what the majority gives"
     if accuracy.majority >= 1:
-        return "eval_data holds a single class, so nothing can be told from it."
+        return "eval_data has samples of only one class, so it cannot show a drop. Add samples of the other classes."
     scores = f"the float model scores {accuracy.fp32:.2%}"
     if accuracy.fp32 > accuracy.majority:
         return (f"{scores}, and {accuracy.samples:,} samples are too few to tell that from naming the most frequent "
-                f"class ({accuracy.majority:.2%}). Evaluate more samples, of the rarer classes above all.")
-    return (f"{scores}, no better than naming the most frequent class ({accuracy.majority:.2%}), so a drop cannot "
-            "show. Give the trained model.")
+                f"class every time ({accuracy.majority:.2%}). Evaluate more samples, above all of the rarer classes.")
+    return (f"{scores}, no better than naming the most frequent class every time ({accuracy.majority:.2%}), so there "
+            "is nothing for quantization to lose. Give the trained model.")
 
 
 def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: bool) -> tuple[Outcome, str] | None:
@@ -219,9 +183,11 @@ def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: b
         return None
     say = partial(score_text, accuracy)
     if accuracy.kind == "agreement":
-        return Outcome.INCONCLUSIVE, f"min_accuracy {say(floor)} cannot be checked without eval_data."
+        return Outcome.INCONCLUSIVE, (f"min_accuracy {say(floor)} cannot be checked without eval_data. Give eval_data, "
+                                      "or remove min_accuracy.")
     if not higher_is_better:
-        return Outcome.INCONCLUSIVE, f"min_accuracy {say(floor)} is a floor, but for this metric lower is better."
+        return Outcome.INCONCLUSIVE, (f"min_accuracy {say(floor)} is a floor, but for this metric lower is better. "
+                                      "Remove min_accuracy.")
     if accuracy.fp32 < floor:
         return Outcome.FAILED, (f"the float model itself scores {say(accuracy.fp32)}, below min_accuracy "
                                 f"{say(floor)}: train it before quantizing it.")
@@ -231,46 +197,29 @@ def _judge_floor(accuracy: Accuracy, floor: float | None, *, higher_is_better: b
     return None
 
 
-def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances, *,
-               float_weights: Sequence[StoredTensor] = ()) -> Verdict:
+def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances) -> Verdict:
     """The artifact must shrink by at least `min_size_reduction`.
 
     Args:
-        fp32_bytes: The float artifact.
-        int8_bytes: The int8 artifact.
+        fp32_bytes: Size of the float artifact.
+        int8_bytes: Size of the int8 artifact.
         tolerances: What is required.
-        float_weights: Large float tensors in the int8 artifact, largest first.
     """
     ratio = fp32_bytes / max(int8_bytes, 1)
-    enough = ratio >= tolerances.min_size_reduction
-    reason = (f"artifact shrinks {ratio:.2f}x ({fp32_bytes:,} to {int8_bytes:,} bytes); "
+    reason = (f"the artifact shrinks {ratio:.2f}x ({fp32_bytes:,} to {int8_bytes:,} bytes); "
               f"required is {tolerances.min_size_reduction:.2f}x.")
-    findings: tuple[Finding, ...] = ()
-    if float_weights:
-        total = sum(tensor.size_bytes for tensor in float_weights)
-        named = ", ".join(f"{tensor.name} ({tensor.dtype}, {tensor.size_bytes:,} bytes)"
-                          for tensor in float_weights[:NAMED_LEFTOVERS])
-        more = len(float_weights) - NAMED_LEFTOVERS
-        findings = (Finding(
-            code="float-weights-left", severity="note" if enough else "error",
-            message=f"{total / max(int8_bytes, 1):.0%} of the int8 artifact are float weights: {named}"
-                    f"{f' and {more} more' if more > 0 else ''}.",
-            remedy="quantize these layers, or save the converted model only: coverage names the reasons.",
-            evidence={"bytes": total}),)
-    return Verdict(outcome=Outcome.PASSED if enough else Outcome.FAILED, reasons=(reason,), findings=findings)
+    return Verdict(outcome=Outcome.PASSED if ratio >= tolerances.min_size_reduction else Outcome.FAILED,
+                   reasons=(reason,))
 
 
-def judge_speedup(speedup: Speedup, tolerances: Tolerances, *, noise: Speedup | None = None,
-                  batches: Sequence[BatchSpeed] = (), own_batch: int | None = None) -> Verdict:
-    """The interval must lie on one side of `min_speedup`; if it straddles it, more time is needed.
+def judge_speedup(speedup: Speedup, tolerances: Tolerances, *, noise: Speedup | None = None) -> Verdict:
+    """The whole interval must lie above `min_speedup`, or below it; if it straddles it, more time is needed.
 
     Args:
         speedup: Like for like.
         tolerances: What is required.
-        noise: Float against itself. If that is surely not 1, the machine is unsteady, and the interval must clear
-            the floor by as much.
-        batches: The comparison at other batch sizes.
-        own_batch: The case's own.
+        noise: Float against itself. If its interval excludes 1, the machine is unsteady, and the interval of the
+            speedup must clear the floor by as much.
     """
     floor, (low, high) = tolerances.min_speedup, speedup.ci
     offset = 1.0 if noise is None else max(noise.ci[0], 1 / noise.ci[1] if noise.ci[1] else math.inf, 1.0)
@@ -279,60 +228,40 @@ def judge_speedup(speedup: Speedup, tolerances: Tolerances, *, noise: Speedup | 
     numbers = (f"int8 is {speedup.estimate:.2f}x as fast as float, {speedup.confidence:.0%} interval "
                f"[{low:.2f}, {high:.2f}] from {speedup.pairs} pairs in {speedup.elapsed_s:.1f} s{against}; "
                f"required is {floor:.2f}x")
-    findings = _batch_findings(speedup, batches, own_batch, floor)
     if low >= floor * offset:
-        return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",), findings=findings)
+        return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))
     if high < floor / offset:
-        return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}.",), findings=findings)
-    missing = _what_is_missing(speedup, floor, offset)
-    return Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(f"{numbers}. {missing}",), findings=findings)
+        return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}.",))
+    return Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(f"{numbers}. {_what_is_missing(speedup, floor, offset)}",))
 
 
 def _what_is_missing(speedup: Speedup, floor: float, offset: float) -> str:
     if speedup.settles(floor):
-        return (f"But float against itself is {offset:.2f}x off: this machine is too unsteady to tell so small a "
-                "difference. Run it again when nothing else runs.")
+        return (f"But float against itself is off by {offset:.2f}x: this machine is too unsteady to show so small a "
+                "difference. Run it again when nothing else is running.")
     needed_s = speedup.seconds_to_settle(floor)
     if math.isinf(speedup.ci[1]):
-        return (f"A pair of blocks takes so long that {speedup.pairs} fitted into the budget, too few for an interval: "
+        return (f"Calls are so slow that only {speedup.pairs} pairs fit into the budget, too few for an interval: "
                 f"raise --qat-max-time to about {math.ceil(needed_s * 2):,} s, or use smaller example_inputs.")
     if needed_s > MOST_SECONDS:
-        return ("The interval straddles it, and the true ratio is too near for any reasonable time to tell: "
-                "lower --qat-min-speedup a little.")
-    return f"The interval straddles it: raise --qat-max-time to about {math.ceil(needed_s * 2):,} s."
-
-
-def _batch_findings(speedup: Speedup, batches: Sequence[BatchSpeed], own_batch: int | None,
-                    floor: float) -> tuple[Finding, ...]:
-    known = {entry.batch: entry.speedup for entry in batches if entry.speedup is not None}
-    found = []
-    bound = {str(entry.batch): entry.overhead for entry in batches
-             if entry.overhead is not None and entry.overhead > OVERHEAD_BOUND}
-    if bound:
-        named = ", ".join(f"{share:.0%} at batch {batch}" for batch, share in bound.items())
-        found.append(Finding(
-            code="overhead-bound", severity="note", evidence=bound,
-            message=f"most of an int8 call does not grow with the batch ({named}): such calls are bound by overhead, "
-                    "which int8 does not shorten.",
-            remedy="judge the speedup at the batch size that ships."))
-    ours = speedup.settles(floor) and speedup.ci[0] >= floor
-    others = [f"{made.estimate:.2f}x at batch {batch}" for batch, made in known.items()
-              if batch != own_batch and made.settles(floor) and (made.ci[0] >= floor) is not ours]
-    if speedup.settles(floor) and others:
-        found.append(Finding(
-            code="verdict-depends-on-batch", severity="warning",
-            message=f"at batch {own_batch} int8 is {speedup.estimate:.2f}x as fast, but {', '.join(others)}.",
-            remedy="put the batch size that ships into example_inputs."))
-    return tuple(found)
+        return ("The interval straddles the requirement, and the true ratio is too close to it for any reasonable "
+                "time to tell: lower --qat-min-speedup a little.")
+    return f"The interval straddles the requirement: raise --qat-max-time to about {math.ceil(needed_s * 2):,} s."
 
 
 def strictly(verdict: Verdict, *, strict: bool) -> Verdict:
     """Under `strict`, what is inconclusive fails."""
     if not strict or verdict.outcome is not Outcome.INCONCLUSIVE:
         return verdict
-    reasons: Sequence[str] = (*verdict.reasons, "Strict mode counts inconclusive as failed.")
-    return Verdict(outcome=Outcome.FAILED, reasons=tuple(reasons), findings=verdict.findings)
+    return Verdict(outcome=Outcome.FAILED,
+                   reasons=(*verdict.reasons, "Strict mode counts inconclusive as failed."))
 
 
-def _db(value: float) -> str:
-    return "equality" if value == math.inf else f"{value:.1f} dB"
+def score_text(accuracy: Accuracy, value: float) -> str:
+    """Return a score in percent if scores are shares, and as a plain number otherwise."""
+    return f"{value:.2%}" if accuracy.is_fraction else f"{value:.4g}"
+
+
+def db_text(value: float) -> str:
+    """Return a signal-to-noise ratio in dB; an infinite one means that both are equal."""
+    return "∞ dB" if value == math.inf else f"{value:.1f} dB"

@@ -170,7 +170,8 @@ def test_a_runtime_s_own_package_is_imported_in_that_runtime_alone(name: str) ->
     assert {package for package in packages if name != f"pytest_qat.{ONLY_IN[package]}"} == set()
 
 
-@pytest.mark.parametrize("name", ["verdict", "report.json", "record.store", "report.terminal", "measure.statistics",
+@pytest.mark.parametrize("name", ["verdict", "report.json", "record.store", "record.keys", "record.metrics",
+                                  "report.tables", "report.terminal", "measure.statistics",
                                   "measure.latency", "errors", "findings", "tolerances", "recipe", "record.schema",
                                   "core.parsing"])
 def test_pure_modules_know_no_torch(name: str) -> None:

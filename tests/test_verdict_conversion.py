@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -10,22 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_qat.diagnosis.divergence import Divergence
 from pytest_qat.measure.coverage import Coverage, Leftover
 from pytest_qat.measure.parity import Parity
-from pytest_qat.runtimes.base import StoredTensor
 from pytest_qat.tolerances import Tolerances
 from pytest_qat.verdict import Outcome, judge_coverage, judge_parity, judge_size
-from tests.verdict_laws import FAILED, FRACTION, INCONCLUSIVE, PASSED, RANK, STABLE, TOLERANCES, codes, is_whole
+from tests.verdict_laws import FAILED, FRACTION, INCONCLUSIVE, PASSED, RANK, STABLE, TOLERANCES, is_whole
 
 
 def coverage(**changes: Any) -> Coverage:
     fields = {"weights": 100, "int8_weights": 90, "macs": 1000, "int8_macs": 800, "int8_modules": 3, "leftovers": ()}
     return Coverage(**{**fields, **changes})
-
-
-def weight(name: str, *, size_bytes: int = 400) -> StoredTensor:
-    return StoredTensor(name=name, dtype="float32", shape=(10, size_bytes // 40), size_bytes=size_bytes)
 
 
 def left(module: str) -> Leftover:
@@ -45,31 +38,24 @@ def test_coverage_is_judged_by_its_floor_and_never_by_nothing(changes: dict, flo
     assert judge_coverage(coverage(**changes), Tolerances(min_coverage=floor)).outcome is outcome
 
 
-def test_a_model_without_int8_fails_with_cause_and_remedy() -> None:
-    verdict = judge_coverage(coverage(int8_modules=0, leftovers=(left("head"),)), Tolerances())
-    assert verdict.findings[0].code == "nothing-quantized"
-    assert verdict.findings[0].severity == "error"
-    assert "head (Linear: it is so)" in verdict.findings[0].message
-    assert verdict.findings[0].remedy
-
-
-def test_every_leftover_is_a_note_and_the_first_ones_are_named() -> None:
+def test_of_what_is_left_in_float_the_first_five_are_named() -> None:
     verdict = judge_coverage(coverage(leftovers=tuple(left(f"layer{index}") for index in range(8))), Tolerances())
-    assert codes(verdict) == ["left-in-float"] * 8
-    assert {finding.severity for finding in verdict.findings} == {"note"}
     assert "layer4 (it is so) and 3 more" in verdict.reasons[0]
-    assert "80.0% of multiply-accumulates and 90.0% of weights" in verdict.reasons[0]
-
-
-def test_a_model_all_in_int8_gives_no_findings() -> None:
-    verdict = judge_coverage(coverage(int8_macs=1000), Tolerances(min_coverage=1))
-    assert (verdict.outcome, verdict.findings) == (PASSED, ())
-    assert verdict.reasons == ("100.0% of multiply-accumulates and 90.0% of weights run in int8 (3 modules).",)
+    assert "layer5" not in verdict.reasons[0]
+    assert "80.0%" in verdict.reasons[0]
+    assert "90.0%" in verdict.reasons[0]
 
 
 def test_too_little_coverage_tells_what_is_required() -> None:
     verdict = judge_coverage(coverage(leftovers=(left("head"),)), Tolerances(min_coverage=0.9))
-    assert verdict.reasons[0].endswith("in float: head (it is so); required is 90.0% of multiply-accumulates.")
+    assert "head (it is so)" in verdict.reasons[0]
+    assert "required is 90.0%" in verdict.reasons[0]
+
+
+def test_a_model_that_no_runtime_lowered_fails_as_such() -> None:
+    verdict = judge_coverage(coverage(reference=True, int8_modules=0), Tolerances())
+    assert verdict.outcome is FAILED
+    assert "not lowered" in verdict.reasons[0]
 
 
 @STABLE
@@ -118,25 +104,7 @@ def test_a_prepared_model_that_returns_nan_holds_nobody_to_anything() -> None:
 
 def test_the_output_that_differs_most_is_named() -> None:
     verdict = judge_parity(Parity(sqnr_db=3, quantization_sqnr_db=30, finite=True, output="['scores']"))
-    assert "to 3.0 dB in output ['scores']" in verdict.reasons[0]
-
-
-def test_kernels_that_disagree_are_a_finding_with_a_remedy_in_plain_json() -> None:
-    verdict = judge_parity(Parity(sqnr_db=-math.inf, quantization_sqnr_db=math.inf, finite=True))
-    assert codes(verdict) == ["kernels-disagree"]
-    assert verdict.findings[0].remedy
-    json.dumps(verdict.findings[0].as_dict(), allow_nan=False)
-
-
-@pytest.mark.parametrize(("culprit", "module", "part"), [
-    (None, None, "the int8 kernels compute something else"),
-    (Divergence(module="body.3", kind="Conv2d", sqnr_db=1.5), "body.3", "1.5 dB at this Conv2d"),
-])
-def test_kernels_that_disagree_are_blamed_on_the_culprit_where_it_is_known(culprit: Divergence | None,
-                                                                           module: str | None, part: str) -> None:
-    [finding] = judge_parity(Parity(sqnr_db=3, quantization_sqnr_db=30, finite=True), culprit).findings
-    assert finding.module == module
-    assert part in finding.message
+    assert "3.0 dB in output ['scores']" in verdict.reasons[0]
 
 
 @STABLE
@@ -145,10 +113,10 @@ def test_every_parity_has_an_outcome(sqnr_db: float, own: float, finite: bool) -
     is_whole(judge_parity(Parity(sqnr_db=sqnr_db, quantization_sqnr_db=own, finite=finite)))
 
 
-def test_forms_that_agree_give_no_findings() -> None:
-    verdict = judge_parity(Parity(sqnr_db=math.inf, quantization_sqnr_db=31.0, finite=True))
-    assert verdict.findings == ()
-    assert verdict.reasons == ("converted agrees with prepared to equality; quantization itself leaves 31.0 dB.",)
+def test_forms_that_are_equal_are_told_without_a_number_that_is_none() -> None:
+    [reason] = judge_parity(Parity(sqnr_db=math.inf, quantization_sqnr_db=31.0, finite=True)).reasons
+    assert "∞ dB" in reason
+    assert "31.0 dB" in reason
 
 
 @STABLE
@@ -173,36 +141,6 @@ def test_size_is_judged_by_the_ratio_of_bytes(fp32: int, int8: int, required: fl
     assert f"{required:.2f}x" in verdict.reasons[0]
 
 
-@pytest.mark.parametrize(("required", "outcome", "severity"), [(2.0, PASSED, "note"), (4.0, FAILED, "error")])
-def test_float_weights_left_in_the_artifact_are_named_and_are_the_error_where_it_is_too_large(
-        required: float, outcome: Outcome, severity: str) -> None:
-    verdict = judge_size(3000, 1000, Tolerances(min_size_reduction=required),
-                         float_weights=[weight("emb.weight"), weight("head.weight", size_bytes=200)])
-    assert verdict.outcome is outcome
-    [finding] = verdict.findings
-    assert (finding.code, finding.severity, finding.evidence) == ("float-weights-left", severity, {"bytes": 600})
-    assert finding.message == ("60% of the int8 artifact are float weights: emb.weight (float32, 400 bytes), "
-                               "head.weight (float32, 200 bytes).")
-    assert "quantize these layers" in finding.remedy
-
-
-def test_of_many_float_weights_the_first_five_are_named_and_the_others_counted() -> None:
-    [finding] = judge_size(8000, 8000, Tolerances(), float_weights=[weight(f"w{index}") for index in range(8)]).findings
-    assert "w4 (float32, 400 bytes) and 3 more." in finding.message
-    assert "w5" not in finding.message
-    assert finding.evidence == {"bytes": 3200}
-
-
-def test_five_float_weights_leave_nothing_to_count() -> None:
-    [finding] = judge_size(8000, 8000, Tolerances(), float_weights=[weight(f"w{index}") for index in range(5)]).findings
-    assert finding.message.endswith("w4 (float32, 400 bytes).")
-
-
-def test_an_artifact_without_large_float_weights_gives_no_findings() -> None:
-    assert judge_size(4000, 1000, Tolerances()).findings == ()
-    assert judge_size(1000, 1000, Tolerances()).findings == ()
-
-
 @STABLE
 @given(st.integers(1, 10**12), st.integers(1, 10**12), st.floats(0, 1e6), st.floats(0, 1e6))
 def test_asking_for_less_reduction_never_makes_size_worse(fp32: int, int8: int, one: float, other: float) -> None:
@@ -211,9 +149,8 @@ def test_asking_for_less_reduction_never_makes_size_worse(fp32: int, int8: int, 
 
 
 @STABLE
-@given(st.integers(0, 10**15), st.integers(0, 10**15), TOLERANCES, st.lists(st.integers(0, 10**15), max_size=8))
-def test_every_size_has_an_outcome(fp32: int, int8: int, tolerances: Tolerances, sizes: list[int]) -> None:
-    verdict = judge_size(fp32, int8, tolerances, float_weights=[weight("w", size_bytes=size) for size in sizes])
+@given(st.integers(0, 10**15), st.integers(0, 10**15), TOLERANCES)
+def test_every_size_has_an_outcome(fp32: int, int8: int, tolerances: Tolerances) -> None:
+    verdict = judge_size(fp32, int8, tolerances)
     is_whole(verdict)
     assert verdict.outcome is not INCONCLUSIVE
-    assert len(verdict.findings) == bool(sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hypothesis import settings
@@ -29,13 +30,41 @@ def accuracy(**changes: Any) -> Accuracy:
     return Accuracy(**{**fields, **changes})
 
 
-def codes(verdict: Verdict) -> list[str]:
-    return [finding.code for finding in verdict.findings]
+ANY = st.floats(allow_nan=False)
+"""Every number there is, the infinite ones among them."""
+
+
+@st.composite
+def accuracies(draw: st.DrawFn) -> Accuracy:
+    """What evaluation can find; intervals reach at least a millionth, as those of samples do."""
+    fp32, int8 = draw(MEAN), draw(MEAN)
+    ptq, fine_tuned = draw(st.none() | MEAN), draw(st.none() | MEAN)
+    drop = fp32 - int8
+    reach = st.floats(1e-6, 1)
+    majority, control_p, twin_p = draw(FRACTION), draw(FRACTION), draw(FRACTION)
+    return accuracy(
+        fp32=fp32, int8=int8, ptq=ptq, drop=drop, drop_ci=(drop - draw(reach), drop + draw(reach)),
+        p_value=draw(FRACTION), ptq_p_value=None if ptq is None else control_p, samples=draw(st.integers(1, 10**6)),
+        fine_tuned=fine_tuned, fine_tuned_p_value=None if fine_tuned is None else twin_p,
+        provable_drop=draw(reach), flipped=draw(st.integers(0, 10**6)), is_fraction=draw(st.booleans()),
+        kind=draw(st.sampled_from(["metric", "agreement"])), at_chance=draw(st.booleans()), majority=majority,
+        sqnr_db=draw(st.none() | st.floats(-100, 100) | st.just(math.inf)))
+
+
+@st.composite
+def wild_accuracies(draw: st.DrawFn) -> Accuracy:
+    """Any numbers at all, whether they go together or not."""
+    return accuracy(
+        fp32=draw(ANY), int8=draw(ANY), ptq=draw(ANY), fine_tuned=draw(ANY),
+        drop=draw(MEAN | st.sampled_from([-math.inf, math.inf, -1e6, 1e6])),
+        drop_ci=(draw(ANY), draw(st.just(-math.inf) | st.just(0.0) | st.floats(-1, 0.01))), p_value=draw(FRACTION),
+        ptq_p_value=draw(st.none() | FRACTION), fine_tuned_p_value=draw(st.none() | FRACTION),
+        provable_drop=draw(ANY), is_fraction=draw(st.booleans()), at_chance=draw(st.booleans()),
+        majority=draw(FRACTION), kind=draw(st.sampled_from(["metric", "agreement"])))
 
 
 def is_whole(verdict: Verdict) -> None:
-    """An outcome, sentences, and findings of plain JSON."""
+    """An outcome, and sentences."""
     assert verdict.outcome in (PASSED, FAILED, INCONCLUSIVE)
     assert verdict.reasons
     assert all(reason.endswith(".") for reason in verdict.reasons)
-    assert all(finding.message.endswith(".") for finding in verdict.findings)

@@ -1,1 +1,1 @@
-"""Why a quantized model is bad, in the user's terms."""
+"""Why a quantized model is bad, and what remedies it: explanations of what the checks found."""

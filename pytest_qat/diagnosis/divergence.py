@@ -1,4 +1,4 @@
-"""Name the first module at which the int8 kernels leave what fake-quantize simulated."""
+"""Find the first module at which int8 kernels compute something other than what fake-quantize simulated."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.core.batches import call
-from pytest_qat.measure.parity import sqnr_db
+from pytest_qat.findings import Finding, json_number
+from pytest_qat.measure.parity import Parity, sqnr_db
+from pytest_qat.verdict import db_text
 from pytest_qat.workflows.names import user_names
 
-__all__ = ["Divergence", "first_divergence"]
+__all__ = ["Divergence", "first_divergence", "kernels_disagree"]
 
 BROKEN_DB = 12.0
+"""A module whose int8 output agrees with the simulated one to less than this is broken, not merely noisy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """Where two forms of a model part.
+    """The first module at which two forms of a model diverge.
 
     Attributes:
         module: Qualified name in the user's model.
         kind: Class of the converted module.
-        sqnr_db: SQNR of its output, the prepared module's being the signal.
+        sqnr_db: SQNR of its output, where the prepared module's output is the signal.
     """
 
     module: str
@@ -52,6 +55,28 @@ def first_divergence(prepared: nn.Module, converted: nn.Module, inputs: Any) -> 
         if agreement < BROKEN_DB:
             return Divergence(module=name, kind=kind, sqnr_db=agreement)
     return None
+
+
+def kernels_disagree(parity: Parity, culprit: Divergence | None, *, unknown_because: str | None = None) -> Finding:
+    """Return the finding for a converted model that computes something other than the prepared one.
+
+    Args:
+        parity: How far they agree, end to end.
+        culprit: The first module at which they diverge; None if no single one does.
+        unknown_because: Why the module could not be looked for.
+    """
+    evidence: dict[str, Any] = {"sqnr_db": json_number(parity.sqnr_db),
+                                "quantization_sqnr_db": json_number(parity.quantization_sqnr_db)}
+    if unknown_because is not None:
+        evidence["module_unknown_because"] = unknown_because
+    return Finding(
+        code="kernels-disagree", severity="error", module=culprit.module if culprit else None, evidence=evidence,
+        message="the int8 kernel computes something other than what fake-quantize simulated "
+                f"({db_text(culprit.sqnr_db)} at this {culprit.kind})." if culprit else
+                f"the int8 kernels compute something other than what fake-quantize simulated "
+                f"({db_text(parity.sqnr_db)}).",
+        remedy="choose a recipe with another engine, or name the module in skip=(...); on a machine without VNNI, "
+               "keep reduce_range=True in the qconfig.")
 
 
 def _outputs(model: nn.Module, inputs: Any) -> dict[str, tuple[str, Tensor]]:

@@ -1,13 +1,14 @@
 """One model through one recipe: case -> prepare -> calibrate -> fine-tune -> convert -> deploy -> measure.
 
 `ModelRun` computes each stage once, on first need, each from its own seed, so that results do not depend on which
-checks run or in what order. A stage that failed fails again, with the same error, for everything that needs it.
+checks run or in what order. A stage that failed fails again, with the same error, for everything that needs it. How
+the stages are made is in `stages`. A run knows nothing of verdicts and causes: whoever wants to try another recipe,
+case or setting makes another run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,48 +16,40 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
-from pytest_qat.case import QATCase, Tolerances, calibration_batches
+from pytest_qat.case import QATCase, Tolerances
 from pytest_qat.core.batches import call
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
-from pytest_qat.diagnosis.divergence import Divergence, first_divergence
 from pytest_qat.errors import CheckFailed, QATError
-from pytest_qat.exported.model import as_module
 from pytest_qat.findings import Finding
-from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, silent, untrained_copy
-from pytest_qat.measure import evaluation
+from pytest_qat.finetune import Progress, silent
 from pytest_qat.measure.accuracy import Accuracy
 from pytest_qat.measure.coverage import Coverage, coverage_of_kernels, measure_coverage
+from pytest_qat.measure.evaluation import measure_accuracy
 from pytest_qat.measure.latency import TimingSettings
 from pytest_qat.measure.machine_lock import MachineLock
 from pytest_qat.measure.memory import Memory, MemoryProbes
-from pytest_qat.measure.parity import Parity, compare_parity
+from pytest_qat.measure.parity import Parity
 from pytest_qat.measure.roundtrip import check_roundtrip, quantized_tensors
 from pytest_qat.measure.speed import Speed, measure_speed
-from pytest_qat.pipeline import preflight
-from pytest_qat.pipeline.first_call import try_once
+from pytest_qat.pipeline import stages
+from pytest_qat.pipeline.preflight import checked_model
+from pytest_qat.pipeline.stages import Conversion, SharedStages, TrainedModel
 from pytest_qat.recipe import Recipe
-from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings, load_runtime
+from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings
 from pytest_qat.runtimes.chunks import run_batch
-from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
+from pytest_qat.workflows import PreparedModel, load_workflow
 from pytest_qat.workflows.known_errors import explain, unexplained
-from pytest_qat.workflows.observers import (
-    fake_quantizers,
-    resume_fake_quantize,
-    switch_fake_quantize,
-    switch_observers,
-)
+from pytest_qat.workflows.observers import fake_quantizers
 
 __all__ = ["ModelRun", "NotApplicable", "RunSettings", "StageFailed"]
 
 T = TypeVar("T")
-PARITY_BATCHES = 4
 _OTHERS_CODE = ("prepare", "convert", "deploy")
-"""Stages in which quantization code of others works on the user's model."""
+"""Stages in which PyTorch's or a runtime's quantization code works on the user's model."""
 LEAST_TIMING_S = 1.0
-"""A report is worth a second of timing, even where the verdict is sure before."""
+"""Timing takes at least this long, even where the verdict is certain earlier, so that the report shows good figures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +57,16 @@ class RunSettings:
     """What the command line decides for a run.
 
     Attributes:
-        tolerances: What the int8 model must hold.
+        tolerances: The bounds that the int8 model must keep.
         threads: Intra-op threads while timing.
         max_time_s: Budget of the speed measurement, in seconds.
         seed: Seed of every stage.
         device: Where fine-tuning takes place.
         strict: Whether inconclusive counts as failed.
-        work_threads: Intra-op threads of every stage but timing; None: as torch has it.
+        work_threads: Intra-op threads of every stage but timing; None: torch's own number.
         batches: Further batch sizes to compare latencies at.
         memory: Whether to measure peak memory, which takes two processes.
-        stage_timeout_s: Most seconds for building artifacts in other processes.
+        stage_timeout_s: Time limit for building artifacts in other processes, in seconds.
     """
 
     tolerances: Tolerances
@@ -101,49 +94,29 @@ class NotApplicable(Exception):
     """A check has nothing to look at in this run; the message says why."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Converted:
-    """What training and converting gave; `left_off` fake-quantizers were off at the end of training."""
-
-    converted: ConvertedModel
-    prepared: PreparedModel | None
-    ptq: ConvertedModel | None
-    fine_tuning: FineTuning
-    left_off: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Trained:
-    """What training gave."""
-
-    prepared: PreparedModel
-    ptq: ConvertedModel | None
-    fine_tuning: FineTuning
-    left_off: int
-
-
 class ModelRun:
     """The stages of one model and recipe, each computed once.
 
     Args:
         case: The user's model; never changed.
         recipe: How to quantize and where to run.
-        settings: Options.
+        settings: What the command line decides.
         lock: The machine's timing lock.
-        progress: Told about training steps.
-        shared: Where runs of the same case and settings by other recipes find what was trained already.
+        progress: Makes the display of training's progress, given a label.
+        shared: Stages in common with runs of the same case and settings by other recipes; None: nothing is shared.
     """
 
     def __init__(self, case: QATCase, recipe: Recipe, settings: RunSettings, *, lock: MachineLock,
                  progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None,
-                 shared: dict[Any, Any] | None = None) -> None:
+                 shared: SharedStages | None = None) -> None:
         self.case = case
         self.recipe = recipe
         self.settings = settings
         self._lock = lock
         self._progress = progress or _no_progress
-        self._shared: dict[Any, Any] = {} if shared is None else shared
+        self._shared = SharedStages() if shared is None else shared
         self._stages: dict[str, tuple[Any, Exception | None]] = {}
+        self._speeds: list[Speed] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._probes: MemoryProbes | None = None
         self._computing = False
@@ -152,31 +125,40 @@ class ModelRun:
 
     def inputs(self) -> nn.Module:
         """Return a copy of the float model in eval mode that is known to run on its example inputs."""
-        return self._stage("inputs", lambda: preflight.checked_model(self.case))
+        return self.stage("inputs", lambda: checked_model(self.case))
 
     def prepared(self) -> PreparedModel:
         """Return the prepared (not yet calibrated) model."""
         self.inputs()
-        return self._stage("prepare", lambda: self._once("prepared", self._prepare))
+        return self.stage("prepare", lambda: self._shared.once(
+            "prepared", self.recipe, lambda: stages.prepare(self.case, self.recipe)))
 
-    def converted(self) -> _Converted:
+    def converted(self) -> Conversion:
         """Return the fine-tuned and converted model with the post-training-quantized control."""
-        if self.case.converted is None:
-            self.prepared()
-        else:
+        if self.case.converted is not None:
             self.inputs()
-        return self._stage("convert", self._convert)
+            return self.stage("convert", lambda: stages.take_converted(self.case, self.recipe))
+        self.prepared()
+        return self.stage("convert", self._convert)
+
+    def deployed(self) -> DeployedPair:
+        """Return the float and the int8 artifact, deployed to the recipe's runtime."""
+        conversion, float_model = self.converted(), self.inputs()
+        settings = DeploySettings(engine=self.recipe.engine, threads=self.settings.threads,
+                                  timeout_s=self.settings.stage_timeout_s)
+        return self.stage("deploy", lambda: stages.deploy(
+            self.case, self.recipe, conversion, float_model=float_model, folder=self._artifacts(), settings=settings))
 
     def coverage(self) -> Coverage:
         """Return how much of the model runs in int8."""
-        done = self.converted()
+        done, float_model = self.converted(), self.inputs()
         reasons = done.prepared.float_modules if done.prepared else {}
         kernels = self.deployed().int8["contiguous"].kernels
         if kernels is not None:
-            return self._stage("coverage", lambda: coverage_of_kernels(
-                self.inputs(), kernels, self.case.example_inputs, reasons=reasons))
-        return self._stage("coverage", lambda: measure_coverage(
-            self.inputs(), done.converted.module, self.case.example_inputs, reasons=reasons))
+            return self.stage("coverage", lambda: coverage_of_kernels(
+                float_model, kernels, self.case.example_inputs, reasons=reasons))
+        return self.stage("coverage", lambda: measure_coverage(
+            float_model, done.int8.module, self.case.example_inputs, reasons=reasons))
 
     def parity(self) -> Parity:
         """Return how far the converted model agrees with the prepared one.
@@ -184,49 +166,39 @@ class ModelRun:
         Raises:
             NotApplicable: the case brings its own converted model and no prepared one, or one that simulates nothing.
         """
-        done = self.converted()
-        if done.prepared is None:
-            raise NotApplicable("the case gives converted= without prepared=, so there is nothing to compare with.")
-        fake = done.prepared.module
-        if not any(True for _ in fake_quantizers(fake)):
-            raise NotApplicable("the prepared model holds no fake-quantize modules, so it does not simulate int8.")
-        shipped = self.deployed().int8["contiguous"]
-        return self._stage("parity", lambda: self._parity(fake, shipped))
-
-    def divergence(self) -> Divergence | None:
-        """Return the first module whose int8 kernel leaves what the prepared model simulated, if there is one."""
-        done = self.converted()
-        prepared = done.prepared
+        prepared = self.converted().prepared
         if prepared is None:
-            return None
-        return self._stage("divergence", lambda: first_divergence(
-            prepared.module, done.converted.module, calibration_batches(self.case, limit=1)[0]))
-
-    def deployed(self) -> DeployedPair:
-        """Return the float and the int8 artifact, deployed to the recipe's runtime."""
-        self.converted()
-        return self._stage("deploy", self._deploy)
+            raise NotApplicable("the case gives converted= without prepared=, so there is nothing to compare with.")
+        fake = prepared.module
+        if not any(True for _ in fake_quantizers(fake)):
+            raise NotApplicable("the prepared model has no fake-quantize modules, so it does not simulate int8.")
+        shipped = partial(self._run_shipped, self.deployed().int8["contiguous"])
+        return self.stage("parity", lambda: stages.measure_parity(self.case, fake, shipped))
 
     def accuracy(self) -> Accuracy:
         """Return paired scores of float, control and int8."""
-        self.deployed()
-        return self._stage("accuracy", self._accuracy)
+        done, pair = self.converted(), self.deployed()
+        return self.stage("accuracy", lambda: measure_accuracy(
+            self.case, pair, run=self._run_shipped, seed=self.settings.seed,
+            ptq_simulated=load_workflow(self.recipe.workflow).CONVERTS_SLOWLY,
+            ptq=done.ptq.module if done.ptq else None, prepared=done.prepared.module if done.prepared else None))
 
     def speed(self, floor: float) -> Speed:
         """Return the paired latency, measured with the machine to itself until it settles `floor`.
 
-        An earlier measurement whose interval settles this floor, too, is used again.
+        An earlier measurement is used again if its interval settles this floor, too.
         """
-        pair = self.deployed()
-        eager = self.inputs()
+        pair, eager = self.deployed(), self.inputs()
+        for known in self._speeds:
+            if known.like_for_like.settles(floor):
+                return known
         budget_s = self.settings.max_time_s
-        for name, (known, _) in self._stages.items():
-            if name.startswith("speed") and known is not None and known.like_for_like.settles(floor):
-                return known  # type: ignore[no-any-return]
-        return self._stage(f"speed at {floor}", lambda: measure_speed(
+        found = self.stage(f"speed at {floor}", lambda: measure_speed(
             fp32=pair.fp32, int8=pair.int8, eager=lambda: call(eager, self.case.example_inputs),
             inputs=self.case.example_inputs, floor=floor, batches=self.settings.batches,
             settings=TimingSettings(max_time_s=budget_s, least_s=min(LEAST_TIMING_S, budget_s / 4))), timing=True)
+        self._speeds.append(found)
+        return found
 
     def memory(self) -> Memory:
         """Return the peak memory of both sides, each in a process of its own.
@@ -236,18 +208,41 @@ class ModelRun:
         """
         if not self.settings.memory:
             raise NotApplicable("not measured: give --qat-memory=on")
-        self.deployed()
-        return self._stage("memory", self._memory)
+        pair = self.deployed()
+        return self.stage("memory", lambda: self._memory(pair))
 
     def roundtrip(self) -> tuple[int, list[Finding]]:
         """Return how many quantized tensors the int8 model has, and which of their round trips break the law."""
-        module = self.converted().converted.module
-        tensors = self._stage("qparams", lambda: quantized_tensors(module))
-        return len(tensors), self._stage("roundtrip", lambda: check_roundtrip(tensors, seed=self.settings.seed))
+        module = self.converted().int8.module
+        tensors = self.stage("qparams", lambda: quantized_tensors(module))
+        return len(tensors), self.stage("roundtrip", lambda: check_roundtrip(tensors, seed=self.settings.seed))
+
+    def stage(self, name: str, make: Callable[[], T], *, timing: bool = False) -> T:
+        """Compute something once, as a stage of this run; diagnosis adds stages of its own.
+
+        Args:
+            name: Unique among the stages of the run.
+            make: Computes it; every stage that it needs must have been computed before.
+            timing: Whether it needs the machine to itself.
+
+        Returns:
+            What `make` returned the first time. It is called under the machine's lock, with torch's state kept, the
+            run's seed, its quantized engine and its number of threads.
+
+        Raises:
+            StageFailed: `make` raised, now or the first time.
+        """
+        if name not in self._stages:
+            self._stages[name] = self._compute(name, make, timing=timing)
+        value, error = self._stages[name]
+        if error is not None:
+            raise StageFailed(name, error)
+        return value  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Forget every stage and delete the artifacts."""
         self._stages.clear()
+        self._speeds.clear()
         if self._probes is not None:
             self._probes.close()
             self._probes = None
@@ -255,15 +250,7 @@ class ModelRun:
             self._folder.cleanup()
             self._folder = None
 
-    # -- how they are made ----------------------------------------------------------------------------------------
-
-    def _stage(self, name: str, make: Callable[[], T], *, timing: bool = False) -> T:
-        if name not in self._stages:
-            self._stages[name] = self._compute(name, make, timing=timing)
-        value, error = self._stages[name]
-        if error is not None:
-            raise StageFailed(name, error)
-        return value  # type: ignore[no-any-return]
+    # -- how they are computed ------------------------------------------------------------------------------------
 
     def _compute(self, name: str, make: Callable[[], T], *, timing: bool) -> tuple[T | None, Exception | None]:
         assert not self._computing, "unreachable because stages compute what they need first; the lock is held once"
@@ -287,80 +274,28 @@ class ModelRun:
         finally:
             self._computing = False
 
-    def _prepare(self) -> PreparedModel:
-        if self.case.prepared is not None:
-            preflight.check_prepared(self.case, self.recipe)
-            return PreparedModel(module=as_module(copy.deepcopy(self.case.prepared)), float_modules={})
-        return load_workflow(self.recipe.workflow).prepare(self.case, self.recipe)
-
-    def _convert(self) -> _Converted:
-        if self.case.converted is not None:
-            module = as_module(copy.deepcopy(self.case.converted)).eval()
-            given = self._prepare() if self.case.prepared is not None else None
-            left_off = 0
-            if given is not None:
-                switch_observers(given.module.eval(), on=False)
-                left_off = resume_fake_quantize(given.module)
-            try_once(module, self.case, engine=self.recipe.engine)
-            return _Converted(converted=ConvertedModel(module=module), prepared=given, ptq=None,
-                              fine_tuning=FineTuning(kind="given"), left_off=left_off)
+    def _convert(self) -> Conversion:
         probes = self._start_probes() if self.settings.memory else None  # they import torch meanwhile
-        trained = self._once("trained", self._train)
-        converted = self._once(f"converted, folded={self.recipe.fold_quantize}", lambda: load_workflow(
-            self.recipe.workflow).convert(trained.prepared, self.recipe))
-        try_once(converted.module, self.case, engine=self.recipe.engine)
+        trained = self._shared.once("trained", self.recipe, self._train)
+        made = stages.convert(self.case, self.recipe, trained, self._shared)
         if probes is not None:
             probes.wait_until_ready()  # or they would disturb a timing, of this process or of another
-        return _Converted(converted=converted, prepared=trained.prepared, ptq=trained.ptq,
-                          fine_tuning=trained.fine_tuning, left_off=trained.left_off)
+        return made
 
-    def _train(self) -> _Trained:
-        workflow = load_workflow(self.recipe.workflow)
+    def _train(self) -> TrainedModel:
         first = self.prepared()
-        prepared = PreparedModel(module=copy.deepcopy(first.module), float_modules=first.float_modules)
-        ptq = None
-        if self.case.prepared is None:
-            calibrate(prepared.module, calibration_batches(self.case, limit=evaluation.CALIBRATION_BATCHES))
-            twin = PreparedModel(module=untrained_copy(prepared.module), float_modules=prepared.float_modules)
-            if workflow.CONVERTS_SLOWLY:
-                ptq = ConvertedModel(module=twin.module)  # as fake-quantize simulates it
-            else:
-                ptq = workflow.convert(twin, self.recipe)
-                try_once(ptq.module, self.case, engine=self.recipe.engine)  # before any time goes into training
         with self._progress(f"{self.case.label} [{self.recipe.name}]") as progress:
             def step_done(step: int, total: int, loss: float) -> None:
                 progress(step, total, loss)
                 self._lock.give_way()
 
-            done = fine_tune(prepared.module, self.case, device=self.settings.device, progress=step_done)
-        return _Trained(prepared=prepared, ptq=ptq, fine_tuning=done, left_off=resume_fake_quantize(prepared.module))
-
-    def _once(self, what: str, make: Callable[[], T]) -> T:
-        """Make something once for all recipes that quantize in the same way and differ in the runtime only."""
-        key = (what, self.recipe.workflow, self.recipe.engine, self.recipe.quantizer)
-        if key not in self._shared:
-            self._shared[key] = make()
-        return self._shared[key]  # type: ignore[no-any-return]
-
-    def _deploy(self) -> DeployedPair:
-        workflow = load_workflow(self.recipe.workflow)
-        settings = DeploySettings(engine=self.recipe.engine, threads=self.settings.threads,
-                                  timeout_s=self.settings.stage_timeout_s)
-        pair = load_runtime(self.recipe.runtime).deploy(
-            workflow.float_twin(self.case).eval(), self.converted().converted.module, self.case.example_inputs,
-            self._artifacts(), settings)
-        shipped = pair.fp32["contiguous"]
-        with shipped.session():
-            preflight.hold_to_model(self.inputs(), partial(run_batch, shipped), [
-                self.case.example_inputs, *calibration_batches(self.case, limit=1)])
-        return pair
+            return stages.train(self.case, self.recipe, first, device=self.settings.device, progress=step_done)
 
     def _run_shipped(self, deployed: Deployed, inputs: Any) -> Any:
         self._lock.give_way()
         return run_batch(deployed, inputs)
 
-    def _memory(self) -> Memory:
-        pair = self.deployed()
+    def _memory(self, pair: DeployedPair) -> Memory:
         programs = {}
         for side, form in (("fp32", pair.fp32["contiguous"]), ("int8", pair.int8["contiguous"])):
             programs[side] = self._artifacts() / f"{side}.program"
@@ -375,20 +310,6 @@ class ModelRun:
     def _artifacts(self) -> Path:
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="pytest-qat-")
         return Path(self._folder.name)
-
-    def _parity(self, fake: nn.Module, shipped: Deployed) -> Parity:
-        plain = copy.deepcopy(fake)
-        switch_fake_quantize(plain, on=False)
-        with torch.no_grad():
-            return compare_parity(partial(call, plain), partial(call, fake), partial(self._run_shipped, shipped),
-                                  calibration_batches(self.case, limit=PARITY_BATCHES))
-
-    def _accuracy(self) -> Accuracy:
-        done = self.converted()
-        slow = load_workflow(self.recipe.workflow).CONVERTS_SLOWLY
-        return evaluation.measure_accuracy(
-            self.case, self.deployed(), run=self._run_shipped, seed=self.settings.seed, ptq_simulated=slow,
-            ptq=done.ptq.module if done.ptq else None, prepared=done.prepared.module if done.prepared else None)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def qat_prepared(qat_run: QATRun) -> Iterator[nn.Module]:
 @pytest.fixture
 def qat_converted(qat_run: QATRun) -> Iterator[nn.Module]:
     """A copy of the fine-tuned and converted int8 module; the recipe's engine is set while the test runs."""
-    yield from qat_run.lend(lambda run: run.converted().converted.module)
+    yield from qat_run.lend(lambda run: run.converted().int8.module)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 
 from pytest_qat.errors import InvalidOption
 from pytest_qat.recipe import get_recipe
+from pytest_qat.record.keys import ModelSource
 from pytest_qat.tolerances import Tolerances
 
 __all__ = ["MarkerArguments", "read_marker"]
@@ -23,21 +24,15 @@ class MarkerArguments:
     """What a marker says.
 
     Attributes:
-        model: A reference, or the object itself (a QATCase, a module, a function that returns one).
-        reference: A name for it that is the same in every process, and of no other model.
+        source: The model: a reference, or an object (a QATCase, a module, a function that returns one) with a name
+            that is the same in every process.
         recipe: Recipe name, or None.
         tolerances: Only the tolerances that were given, parsed.
     """
 
-    model: Any
-    reference: str
+    source: ModelSource
     recipe: str | None
     tolerances: dict[str, float]
-
-    @property
-    def key(self) -> object:
-        """What tells one model from another inside a process."""
-        return self.model if isinstance(self.model, str) else id(self.model)
 
 
 def read_marker(item: pytest.Item) -> MarkerArguments | None:
@@ -68,13 +63,15 @@ def read_marker(item: pytest.Item) -> MarkerArguments | None:
         get_recipe(recipe)
     given = {name: arguments[name] for name in _TOLERANCES if arguments.get(name) is not None}
     parsed = Tolerances(**given)
-    return MarkerArguments(model=arguments["model"], reference=_reference(arguments["model"], item), recipe=recipe,
+    return MarkerArguments(source=_source(arguments["model"], item), recipe=recipe,
                            tolerances={name: getattr(parsed, name) for name in given})
 
 
-def _reference(model: Any, item: pytest.Item) -> str:
-    if isinstance(model, str):
-        return model
+def _source(model: Any, item: pytest.Item) -> ModelSource:
+    return ModelSource(model) if isinstance(model, str) else ModelSource(_name(model, item), given=model)
+
+
+def _name(model: Any, item: pytest.Item) -> str:
     name: str = getattr(model, "__qualname__", "<>")
     if "<" not in name:  # neither a lambda nor made inside a function
         return f"{model.__module__}:{name}"

@@ -11,12 +11,13 @@ from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.plugin.items import CommandLineItem
 from pytest_qat.plugin.keys import OUTCOME
 from pytest_qat.recipe import AUTO
+from pytest_qat.record.keys import ModelSource, RunKey
 from pytest_qat.record.schema import CHECKS
 
 if TYPE_CHECKING:
-    from pytest_qat.case import QATCase
-    from pytest_qat.checks import Assessment, Result
+    from pytest_qat.checks import CheckResult, ModelChecks
     from pytest_qat.plugin.session import QATSession
+    from pytest_qat.record.schema import Ranking, RunRecord
 
 __all__ = ["CheckItem", "ModelCollector", "RankingItem", "RecipeCollector", "raise_result"]
 
@@ -27,7 +28,7 @@ class ModelCollector(pytest.Collector):
     def __init__(self, *, qat: QATSession, reference: str, **kwargs: Any) -> None:
         super().__init__(nodeid=f"qat-model:{reference}", **kwargs)
         self.qat = qat
-        self.reference = reference
+        self.source = ModelSource(reference)
 
     def collect(self) -> Iterator[pytest.Collector]:
         """Yield a collector per recipe.
@@ -36,10 +37,10 @@ class ModelCollector(pytest.Collector):
             CollectError: the reference, what it gives, or a recipe's name is bad.
         """
         try:
-            case = self.qat.registry.case(self.reference, key=self.reference, source=self.reference)
+            case = self.qat.registry.case(self.source)
             recipes = self.qat.registry.recipes(case)
         except QATError as error:
-            raise self.CollectError(f"--qat-model={self.reference}: {error}") from None
+            raise self.CollectError(f"--qat-model={self.source}: {error}") from None
         for recipe in recipes:
             yield RecipeCollector.from_parent(self, name=f"{self.name}[{recipe}]", recipe=recipe)
 
@@ -51,11 +52,11 @@ class RecipeCollector(pytest.Collector):
 
     def __init__(self, *, recipe: str, parent: ModelCollector, **kwargs: Any) -> None:
         super().__init__(nodeid=f"{parent.nodeid}[{recipe}]", parent=parent, **kwargs)
-        self.recipe = recipe
+        self.key = RunKey(parent.source, recipe)
 
     def collect(self) -> Iterator[pytest.Item]:
         """Yield the checks; for `auto` the one item that tries every recipe."""
-        if self.recipe == AUTO:
+        if self.key.recipe == AUTO:
             yield RankingItem.from_parent(self, name="ranking")
             return
         for check in CHECKS:
@@ -83,15 +84,14 @@ class CheckItem(_ModelItem):
             CheckFailed: the answer is no.
             QATError: the question could not be asked.
         """
-        qat = self.parent.parent.qat
-        reference = self.parent.parent.reference
-        registry = qat.registry
-        case = registry.case(reference, key=reference, source=reference)
-        assessment = registry.assessment(case, self.parent.recipe, key=reference, reference=reference)
+        from pytest_qat.diagnosis.causes import with_causes
+
+        qat, key = self.parent.parent.qat, self.parent.key
+        checks = qat.registry.checks(key)
         try:
-            result = assessment.check(self.name, selected=qat.selected(reference, self.parent.recipe))
+            result = with_causes(checks, checks.check(self.name, selected=qat.selected(key)))
         finally:
-            qat.note(self, assessment.record())
+            qat.note(self, checks.record())
         raise_result(result, item=self)
 
 
@@ -107,36 +107,32 @@ class RankingItem(_ModelItem):
         """
         from pytest_qat.auto import rank
 
-        qat = self.parent.parent.qat
-        reference = self.parent.parent.reference
+        qat, source = self.parent.parent.qat, self.parent.key.model
         registry = qat.registry
-        records: list[dict[str, Any]] = []
+        records: list[RunRecord] = []
 
-        def assess(case: QATCase, recipe: str, glance: bool) -> Assessment:
-            if glance:
-                return registry.glance(case, recipe, reference=reference)
-            return registry.assessment(case, recipe, key=reference, reference=reference)
+        def done(checks: ModelChecks) -> None:
+            records.append(checks.record())
 
-        ranking: dict[str, Any] = {"model": reference, "entries": []}
+        ranking: Ranking = {"model": source.reference, "entries": []}
         try:
-            entries = rank(registry.case(reference, key=reference, source=reference), assess,
-                           done=lambda assessment: records.append(assessment.record()))
-            ranking["entries"] = [entry.as_dict() for entry in entries]
+            ranking["entries"] = rank(registry.case(source), glance=registry.glance, done=done,
+                                      checks=lambda recipe: registry.checks(RunKey(source, recipe)))
         finally:
             qat.note(self, *records, ranking=ranking)
-        if not any(entry.holds for entry in entries):
+        if not any(entry["holds"] for entry in ranking["entries"]):
             raise CheckFailed(["no recipe holds the tolerances.",
-                               *(f"{entry.recipe}: {entry.note}" for entry in entries)])
+                               *(f"{entry['recipe']}: {entry['note']}" for entry in ranking["entries"])])
 
 
-def raise_result(result: Result, *, item: pytest.Item, prefix: str = "") -> None:
+def raise_result(result: CheckResult, *, item: pytest.Item, prefix: str = "") -> None:
     """Turn an outcome into what pytest understands: nothing, a failure or a skip, whose reason has the prefix."""
     __tracebackhide__ = True
     outcome = result.verdict.outcome.value
     if outcome == "passed":
         return
     if outcome == "failed":
-        raise result.error or CheckFailed(result.verdict.reasons, findings=result.verdict.findings)
+        raise result.error or CheckFailed(result.verdict.reasons, findings=result.findings)
     reason = prefix + " ".join(result.verdict.reasons)
     item.stash[OUTCOME] = outcome
     pytest.skip(reason if reason.startswith(outcome) else f"{outcome}: {reason}")

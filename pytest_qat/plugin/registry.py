@@ -1,4 +1,4 @@
-"""The runs of this process: one `Assessment` per model and recipe, shared by collected checks, markers and fixtures."""
+"""The runs of this process: one for each model and recipe, shared by collected checks, markers and fixtures."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_qat.recipe import AUTO, DEFAULT_RECIPE, get_recipe
+from pytest_qat.record.keys import ModelSource, RunKey
 
 if TYPE_CHECKING:
     from pytest_qat.case import QATCase
-    from pytest_qat.checks import Assessment
+    from pytest_qat.checks import ModelChecks
     from pytest_qat.finetune import Progress
     from pytest_qat.measure.machine_lock import MachineLock
-    from pytest_qat.pipeline.run import RunSettings
+    from pytest_qat.pipeline.run import ModelRun, RunSettings
+    from pytest_qat.pipeline.stages import SharedStages
     from pytest_qat.plugin.settings import Options
 
 __all__ = ["RunRegistry"]
@@ -44,13 +46,13 @@ class RunRegistry:
         self._options = options
         self._root = root
         self._progress = progress
-        self._cases: dict[object, QATCase] = {}
-        self._runs: OrderedDict[tuple[object, str], Assessment] = OrderedDict()
+        self._cases: dict[ModelSource, QATCase] = {}
+        self._checks: OrderedDict[RunKey, ModelChecks] = OrderedDict()
         self._lock: MachineLock | None = None
-        self._shared: tuple[object, dict[Any, Any]] = (None, {})
+        self._shared: tuple[ModelSource, SharedStages] | None = None
 
-    def case(self, model: Any, *, key: object, source: str) -> QATCase:
-        """Return the case of a reference or object, loaded once.
+    def case(self, source: ModelSource) -> QATCase:
+        """Return the case of a model, loaded once.
 
         Raises:
             QATError: the reference or what it gives is bad.
@@ -58,15 +60,16 @@ class RunRegistry:
         from pytest_qat.core.torch_state import preserved_torch_state
         from pytest_qat.references import as_case, load_case
 
-        if key not in self._cases:
-            options = self._options
-            if isinstance(model, str):
-                self._cases[key] = load_case(model, root=self._root, shapes=options.shapes, seed=options.seed)
+        if source not in self._cases:
+            options, given = self._options, source.given
+            if given is None:
+                self._cases[source] = load_case(source.reference, root=self._root, shapes=options.shapes,
+                                                seed=options.seed)
             else:
                 with preserved_torch_state(seed=options.seed):
-                    made = model() if callable(model) and not _is_module(model) else model
-                    self._cases[key] = as_case(made, source=source, shapes=options.shapes)
-        return self._cases[key]
+                    made = given() if callable(given) and not _is_module(given) else given
+                    self._cases[source] = as_case(made, source=source.reference, shapes=options.shapes)
+        return self._cases[source]
 
     def recipes(self, case: QATCase) -> tuple[str, ...]:
         """Return the recipes to use for a collected case: the command line's, its own, the ini file's, the default.
@@ -86,34 +89,32 @@ class RunRegistry:
         names = (*self._options.recipes, *case.recipes, *self._options.default_recipes, DEFAULT_RECIPE)
         return get_recipe(next(name for name in names if name != AUTO)).name
 
-    def assessment(self, case: QATCase, recipe: str, *, key: object, reference: str) -> Assessment:
-        """Return the shared assessment of a case by a recipe."""
-        from pytest_qat.checks import Assessment
-        from pytest_qat.measure.machine_lock import MachineLock
+    def checks(self, key: RunKey) -> ModelChecks:
+        """Return the checks of a model by a recipe, the same ones to everybody who asks.
+
+        Raises:
+            QATError: the model's reference or what it gives is bad.
+        """
+        from pytest_qat.checks import ModelChecks
         from pytest_qat.pipeline.run import ModelRun
 
-        where = (key, recipe)
-        if where not in self._runs:
-            while len(self._runs) >= _KEPT:
-                self._runs.popitem(last=False)[1].run.close()
-            self._lock = self._lock or MachineLock()
-            settings = self._settings(case)
-            run = ModelRun(case, get_recipe(recipe), settings, lock=self._lock, progress=self._progress,
-                           shared=self._trained(key))
-            self._runs[where] = Assessment(run, reference=reference)
-        self._runs.move_to_end(where)
-        return self._runs[where]
+        if key not in self._checks:
+            while len(self._checks) >= _KEPT:
+                self._checks.popitem(last=False)[1].run.close()
+            case = self.case(key.model)
+            run = ModelRun(case, get_recipe(key.recipe), self._settings(case), lock=self._machine_lock(),
+                           progress=self._progress, shared=self._shared_stages(key.model))
+            self._checks[key] = ModelChecks(run, reference=key.model.reference)
+        self._checks.move_to_end(key)
+        return self._checks[key]
 
-    def glance(self, case: QATCase, recipe: str, *, reference: str) -> Assessment:
-        """Return an assessment that is not kept, with little time for its latencies; whoever asks closes its run."""
-        from pytest_qat.checks import Assessment
-        from pytest_qat.measure.machine_lock import MachineLock
+    def glance(self, case: QATCase, recipe: str) -> ModelRun:
+        """Return a run that is not kept, with little time for its latencies; the caller closes it."""
         from pytest_qat.pipeline.run import ModelRun
 
-        self._lock = self._lock or MachineLock()
         settings = dataclasses.replace(self._settings(case), batches=(), memory=False,
                                        max_time_s=min(_GLANCE_S, self._options.max_time_s))
-        return Assessment(ModelRun(case, get_recipe(recipe), settings, lock=self._lock), reference=reference)
+        return ModelRun(case, get_recipe(recipe), settings, lock=self._machine_lock())
 
     def _settings(self, case: QATCase) -> RunSettings:
         from pytest_qat.pipeline.run import RunSettings
@@ -124,26 +125,31 @@ class RunRegistry:
             seed=options.seed, device=options.device, strict=options.strict, batches=options.batches,
             memory=options.memory, stage_timeout_s=options.stage_timeout_s, work_threads=_thread_share(self._workers))
 
-    def _trained(self, key: object) -> dict[Any, Any]:
+    def _shared_stages(self, source: ModelSource) -> SharedStages:
         """Return what runs of one model share; what another model's runs shared is let go."""
-        if self._shared[0] != key:
-            self._shared = (key, {})
+        from pytest_qat.pipeline.stages import SharedStages
+
+        if self._shared is None or self._shared[0] != source:
+            self._shared = (source, SharedStages())
         return self._shared[1]
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Hold the machine for a timing."""
+    def _machine_lock(self) -> MachineLock:
         from pytest_qat.measure.machine_lock import MachineLock
 
         self._lock = self._lock or MachineLock()
-        return self._lock.alone()
+        return self._lock
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the machine for a timing."""
+        return self._machine_lock().alone()
 
     def close(self) -> None:
         """Free models and artifacts."""
-        while self._runs:
+        while self._checks:
             with contextlib.suppress(OSError):
-                self._runs.popitem()[1].run.close()
+                self._checks.popitem()[1].run.close()
         self._cases.clear()
-        self._shared = (None, {})
+        self._shared = None
 
 
 def _thread_share(workers: int) -> int | None:

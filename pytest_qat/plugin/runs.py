@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +15,7 @@ from pytest_qat.plugin.keys import RUN, SESSION
 from pytest_qat.plugin.marker import MarkerArguments, read_marker
 from pytest_qat.plugin.messages import failure_text
 from pytest_qat.plugin.models import raise_result
+from pytest_qat.record.keys import RunKey
 from pytest_qat.record.schema import CHECK_OF_TOLERANCE
 from pytest_qat.tolerances import Tolerances
 
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_qat.case import QATCase
-    from pytest_qat.checks import Assessment, Result
+    from pytest_qat.checks import CheckResult, ModelChecks
     from pytest_qat.measure.latency import Speedup
     from pytest_qat.pipeline.run import ModelRun
     from pytest_qat.plugin.session import QATSession
+    from pytest_qat.record.schema import Metrics
 
 __all__ = ["AsTestFailure", "QATRun", "hold_to_marker", "latency_comparison", "started_run"]
 
@@ -40,7 +42,7 @@ class QATRun:
         self._item = item
         self._session = session
         self._asserted: set[str] = set()
-        self._unclear: list[Result] = []
+        self._unclear: list[CheckResult] = []
 
     @property
     def _arguments(self) -> MarkerArguments:
@@ -50,21 +52,18 @@ class QATRun:
     @property
     def case(self) -> QATCase:
         """The case under test."""
-        arguments = self._arguments
-        return self._session.registry.case(arguments.model, key=arguments.key, source=arguments.reference)
+        return self._session.registry.case(self._arguments.source)
 
     @property
-    def assessment(self) -> Assessment:
-        """The shared assessment of the case by the marker's recipe."""
+    def checks(self) -> ModelChecks:
+        """The checks of the case by the marker's recipe, shared with other tests."""
         arguments, registry = self._arguments, self._session.registry
-        recipe = arguments.recipe or registry.recipe_of_test(self.case)
-        return registry.assessment(self.case, recipe, key=arguments.key, reference=arguments.reference)
+        return registry.checks(RunKey(arguments.source, arguments.recipe or registry.recipe_of_test(self.case)))
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Metrics:
         """The metrics measured so far, in the form of `--qat-json`."""
-        metrics: dict[str, Any] = self.assessment.record()["metrics"]
-        return metrics
+        return self.checks.record()["metrics"]
 
     def assert_accuracy(self, drop: float | str | None = None) -> None:
         """Assert that accuracy drops by at most `drop`, a fraction or text such as `1%`.
@@ -108,7 +107,7 @@ class QATRun:
         from pytest_qat.core.torch_state import quantized_engine
         from pytest_qat.pipeline.run import StageFailed
 
-        run = self.assessment.run
+        run = self.checks.run
         with AsTestFailure():
             try:
                 module = copy.deepcopy(stage(run))
@@ -131,18 +130,20 @@ class QATRun:
         for check in sorted(wanted - self._asserted):
             self._hold(check)
         for result in self._unclear:
-            raise_result(result, item=self._item, prefix=f"recipe {self.assessment.run.recipe.name}: ")
+            raise_result(result, item=self._item, prefix=f"recipe {self.checks.run.recipe.name}: ")
 
     def _hold(self, check: str, **bound: float | None) -> None:
         __tracebackhide__ = True
         self._asserted.add(check)
-        assessment = self.assessment
-        base: Tolerances = assessment.run.settings.tolerances
+        from pytest_qat.diagnosis.causes import with_causes
+
+        checks = self.checks
+        base: Tolerances = checks.run.settings.tolerances
         tolerances = base.override(**self._arguments.tolerances).override(**bound)
         try:
-            result = assessment.check(check, selected=(), tolerances=tolerances)
+            result = with_causes(checks, checks.check(check, selected=(), tolerances=tolerances))
         finally:
-            self._session.note(self._item, assessment.record())
+            self._session.note(self._item, checks.record())
         if result.verdict.outcome.value == "failed":
             raise_result(result, item=self._item)
         self._unclear += [result] if result.verdict.outcome.value != "passed" else []
@@ -195,7 +196,7 @@ def started_run(request: pytest.FixtureRequest) -> QATRun:
     """Return the run of the test that asks for it; a bad marker or case fails the test with one sentence."""
     with AsTestFailure():
         run = _run_of(request.node)
-        _ = run.assessment
+        _ = run.checks
     return run
 
 

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_qat.errors import CheckFailed
-from pytest_qat.plugin.keys import OUTCOME, RECORD, RUN, SESSION
+from pytest_qat.plugin.keys import OUTCOME, RECORD, RUN, SESSION, Measured
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
     from pytest_qat.plugin.registry import RunRegistry
     from pytest_qat.plugin.settings import Options
+    from pytest_qat.record.keys import RunKey
+    from pytest_qat.record.schema import Ranking, RunRecord
     from pytest_qat.record.store import RecordStore
 
 __all__ = ["QATSession"]
@@ -43,7 +45,7 @@ class QATSession:
         self._config = config
         self._unwritten: str | None = None
         self._is_worker = hasattr(config, "workerinput")
-        self._selected: dict[tuple[str, str], set[str]] = {}
+        self._selected: dict[RunKey, set[str]] = {}
         config.stash[SESSION] = self
         asked = self.models or self.ops or self._replays
         if asked and config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -109,13 +111,13 @@ class QATSession:
         worker = getattr(self._config, "workerinput", {}).get("workerid", "gw0")
         return self.options.seed * 2**10 + int(worker.removeprefix("gw"))
 
-    def selected(self, reference: str, recipe: str) -> set[str]:
+    def selected(self, key: RunKey) -> set[str]:
         """Return the checks that this session makes of a model and recipe."""
-        return self._selected[reference, recipe]
+        return self._selected[key]
 
-    def note(self, item: pytest.Item, *records: dict[str, Any], ranking: dict[str, Any] | None = None) -> None:
+    def note(self, item: pytest.Item, *records: RunRecord, ranking: Ranking | None = None) -> None:
         """Keep what an item measured for its report."""
-        item.stash[RECORD] = {"records": list(records), "ranking": ranking}
+        item.stash[RECORD] = Measured(records=list(records), ranking=ranking)
 
     # -- hooks ----------------------------------------------------------------------------------------------------
 
@@ -174,8 +176,7 @@ class QATSession:
 
         for item in session.items:
             if isinstance(item, CheckItem):
-                key = (item.parent.parent.reference, item.parent.recipe)
-                self._selected.setdefault(key, set()).add(item.name)
+                self._selected.setdefault(item.parent.key, set()).add(item.name)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:

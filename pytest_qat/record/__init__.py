@@ -1,1 +1,1 @@
-"""What was measured, as types: its schema, its metrics, the environment and the store."""
+"""The record of a session: its schema as types, the metrics in it, what names a run, the environment and the store."""

@@ -1,4 +1,4 @@
-"""What a result depends on: machine, packages, engines."""
+"""What a result depends on: the machine, the packages and torch's quantized engines."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import functools
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 from pytest_qat.core.versions import package_versions
+from pytest_qat.record.schema import Environment
 
 __all__ = ["describe_environment"]
 
 
 @functools.cache
-def describe_environment(*, seed: int) -> dict[str, Any]:
+def describe_environment(*, seed: int) -> Environment:
     """Return machine, package versions and torch's CPU capability as plain JSON values."""
     import torch  # only where a model was measured, so torch is loaded by then
 

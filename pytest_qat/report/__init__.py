@@ -1,1 +1,1 @@
-"""Views of the record: pure functions from its dicts to text."""
+"""Views of the record: `tables` decides what is shown and in which words, the others draw or write it."""

@@ -1,4 +1,4 @@
-"""`--qat-json`: the canonical record as a file that is either the old one or the new one, never half of one."""
+"""`--qat-json`: the canonical record as a file. It is replaced as a whole, so that no reader ever sees half of one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pytest_qat.errors import InvalidOption
+from pytest_qat.record.schema import Document
 
 __all__ = ["check_writable", "write_json"]
 
@@ -39,8 +38,8 @@ def check_writable(path: Path, *, name: str) -> None:
                             hint="Choose another folder.") from None
 
 
-def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write the document, replacing an older file in one step; a link stays one, and so does `/dev/stdout`."""
+def write_json(document: Document, path: Path) -> None:
+    """Write the document, replacing an older file in one step; a link stays a link, and a device is written to."""
     text = json.dumps(document, indent=2, allow_nan=False)
     path = path.resolve()
     if _is_device(path):

@@ -59,7 +59,7 @@ def test_junit_names_the_checks(project: Project) -> None:
 def test_json_holds_what_the_design_promises(project: Project) -> None:
     project.run("--qat-model=models:good", "--qat-json=qat.json")
     document = json.loads((project.path / "qat.json").read_text())
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["environment"]["packages"]["torch"]
     (run,) = document["runs"]
     assert (run["model"], run["recipe"], run["workflow"], run["runtime"]) == ("models:good", "fx-x86", "fx", "torch")
@@ -70,7 +70,9 @@ def test_json_holds_what_the_design_promises(project: Project) -> None:
     assert metrics["accuracy"]["samples"] == 64
     assert metrics["accuracy"]["drop"] == metrics["accuracy"]["fp32"] - metrics["accuracy"]["int8"]
     assert metrics["speedup"]["ci"][0] <= metrics["speedup"]["estimate"] <= metrics["speedup"]["ci"][1]
-    assert set(metrics["latency_s"]) == {"fp32", "int8", "fp32_eager"}
+    assert set(metrics["latency_s"]) == {"fp32", "int8", "ptq", "fp32_eager"}
+    assert metrics["latency_s"]["ptq"] is metrics["size_bytes"]["ptq"] is metrics["operations"] is None
+    assert run["diagnosis"] is None
     assert metrics["size_reduction"] == metrics["size_bytes"]["fp32"] / metrics["size_bytes"]["int8"]
     assert metrics["coverage"]["mac_share"] == 1.0
 

@@ -19,7 +19,8 @@ FINDING = {"code": "seen", "severity": "note", "module": "fc", "message": "it is
 
 def record(*, model: str = "zoo:net", recipe: str = "fx-x86", **changes: Any) -> dict[str, Any]:
     return {"model": model, "recipe": recipe, "batch": None, "fine_tuning": None,
-            "metrics": {"accuracy": None, "size_bytes": None}, "checks": {}, "findings": [], **changes}
+            "metrics": {"accuracy": None, "size_bytes": None}, "checks": {}, "findings": [], "diagnosis": None,
+            **changes}
 
 
 def check(outcome: str, reason: str = "") -> dict[str, Any]:
@@ -34,8 +35,8 @@ def merged(*records: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_an_empty_session_is_a_document_too() -> None:
-    assert RecordStore().document() == {"schema_version": 1, "environment": {}, "runs": [], "rankings": [],
-                                          "errors": []}
+    assert RecordStore().document() == {"schema_version": 2, "environment": {}, "runs": [], "rankings": [],
+                                        "errors": []}
 
 
 def test_runs_stay_in_the_order_in_which_they_were_first_seen() -> None:
@@ -59,7 +60,7 @@ def test_a_metric_of_zero_is_a_measurement() -> None:
     assert run["metrics"] == {"drop": 0.0}
 
 
-@pytest.mark.parametrize("field", ["batch", "fine_tuning"])
+@pytest.mark.parametrize("field", ["batch", "fine_tuning", "diagnosis"])
 def test_what_a_test_did_not_learn_does_not_erase_what_another_did(field: str) -> None:
     [run] = merged(record(**{field: 8}), record())
     assert run[field] == 8

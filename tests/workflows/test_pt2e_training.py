@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
-from pytest_qat.diagnosis.ranges import collapsed_ranges
+from pytest_qat.diagnosis.training import collapsed_ranges
 from pytest_qat.finetune import calibrate, fine_tune
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.recipe import get_recipe

@@ -1,4 +1,4 @@
-"""The deployed float model is held to the user's, and outputs that no metric looks at to the deployed float model's."""
+"""Models, data and training as users give them: what a run refuses, what its checks conclude, and the causes named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.ao.quantization import get_default_qat_qconfig_mapping
 from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
 from pytest_qat.case import QATCase, Tolerances
-from pytest_qat.checks import Assessment
+from pytest_qat.checks import CheckResult, ModelChecks
+from pytest_qat.diagnosis.causes import with_causes
 from pytest_qat.errors import InvalidCase
 from pytest_qat.measure.machine_lock import MachineLock
 from pytest_qat.pipeline.run import ModelRun, NotApplicable, RunSettings, StageFailed
@@ -37,15 +38,21 @@ def case(model: nn.Module, **changes: Any) -> QATCase:
 
 @pytest.fixture
 def runs() -> Iterator[Any]:
-    made: list[ModelRun] = []
+    opened: list[ModelRun] = []
 
     def run(given: QATCase, recipe: str = "fx-x86", **settings: Any) -> ModelRun:
-        made.append(ModelRun(given, get_recipe(recipe), RunSettings(tolerances=EASY, **settings), lock=MachineLock()))
-        return made[-1]
+        opened.append(ModelRun(given, get_recipe(recipe), RunSettings(tolerances=EASY, **settings), lock=MachineLock()))
+        return opened[-1]
 
     yield run
-    for each in made:
+    for each in opened:
         each.close()
+
+
+def made(run: ModelRun, check: str, tolerances: Tolerances | None = None) -> CheckResult:
+    """What a check of a run concludes, explained."""
+    checks = ModelChecks(run, reference="models:net")
+    return with_causes(checks, checks.check(check, tolerances=tolerances))
 
 
 class Remembers(nn.Module):
@@ -93,13 +100,13 @@ def hooked() -> nn.Module:
 ])
 def test_a_model_that_tracing_changes_fails_before_anything_is_measured(runs: Any, model: nn.Module,
                                                                         reason: str) -> None:
-    assessment = Assessment(runs(case(model)), reference="models:net")
-    found = {check: assessment.check(check).verdict for check in ("prepare", "convert", "accuracy", "size", "speedup")}
-    assert found["convert"].outcome.value == "failed"
+    run = runs(case(model))
+    found = {check: made(run, check) for check in ("prepare", "convert", "accuracy", "size", "speedup")}
+    assert found["convert"].verdict.outcome.value == "failed"
     [finding] = found["convert"].findings
     assert finding.code == "baseline-differs"
-    assert re.search(reason, found["convert"].reasons[0])
-    assert {found[check].outcome.value for check in ("accuracy", "size", "speedup")} == {"blocked"}
+    assert re.search(reason, found["convert"].verdict.reasons[0])
+    assert {found[check].verdict.outcome.value for check in ("accuracy", "size", "speedup")} == {"blocked"}
 
 
 @pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86", "fx-torchscript"])
@@ -140,10 +147,8 @@ def labels(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize(("center", "outcome"), [(600.0, "failed"), (0.0, "passed")])
 def test_boxes_beside_scores_are_looked_at_without_a_metric_of_theirs(runs: Any, center: float, outcome: str) -> None:
     model = Detector(center=center).eval()
-    tolerances = Tolerances(accuracy_drop="10%")
-    assessment = Assessment(runs(case(model, eval_data=labels(model))), reference="models:net")
-    found = assessment.check("accuracy", tolerances=tolerances).verdict
-    assert found.outcome.value == outcome
+    found = made(runs(case(model, eval_data=labels(model))), "accuracy", Tolerances(accuracy_drop="10%"))
+    assert found.verdict.outcome.value == outcome
     assert [finding.code for finding in found.findings if finding.severity == "error"] == (
         ["flat-output"] if outcome == "failed" else [])
 
@@ -157,9 +162,8 @@ def test_a_metric_of_the_users_decides_what_counts(runs: Any) -> None:
 
 @pytest.mark.parametrize(("center", "outcome"), [(600.0, "failed"), (0.0, "passed")])
 def test_boxes_alone_are_held_to_more_than_which_is_the_largest(runs: Any, center: float, outcome: str) -> None:
-    assessment = Assessment(runs(case(Detector(center=center, boxes_only=True))), reference="models:net")
-    found = assessment.check("accuracy", tolerances=Tolerances(accuracy_drop="25%")).verdict
-    assert found.outcome.value == outcome
+    found = made(runs(case(Detector(center=center, boxes_only=True))), "accuracy", Tolerances(accuracy_drop="25%"))
+    assert found.verdict.outcome.value == outcome
 
 
 # -- what training left switched off ---------------------------------------------------------------------------------
@@ -177,11 +181,10 @@ def test_fake_quantize_that_training_left_off_is_said_and_not_blamed_on_kernels(
     images = torch.randn(256, 16)
     data = [(images, model(images).argmax(dim=1))]
     run = runs(case(model, train=train, eval_data=data))
-    assessment = Assessment(run, reference="models:net")
-    convert, parity = (assessment.check(check).verdict for check in ("convert", "parity"))
-    assert convert.outcome.value == "passed"
+    convert, parity = (made(run, check) for check in ("convert", "parity"))
+    assert convert.verdict.outcome.value == "passed"
     assert [finding.code for finding in convert.findings] == ["fake-quantize-off"]
-    assert parity.outcome.value == "passed"
+    assert parity.verdict.outcome.value == "passed"
     assert run.parity().quantization_sqnr_db < 60, "fake-quantize is on for the comparison"
 
 
@@ -196,8 +199,8 @@ def test_a_prepared_model_without_fake_quantize_cannot_be_compared_with(runs: An
     run = runs(dataclasses.replace(given, prepared=prepared), strict=True)
     with pytest.raises(NotApplicable, match="no fake-quantize modules"):
         run.parity()
-    found = Assessment(run, reference="models:net").check("parity").verdict
-    assert found.outcome.value == "inconclusive", "strict mode counts missing evidence, not what there is none of"
+    outcome = made(run, "parity").verdict.outcome
+    assert outcome.value == "inconclusive", "strict mode counts missing evidence, not what there is none of"
 
 
 class Careless(nn.Module):
@@ -251,9 +254,8 @@ def test_calibration_data_with_targets_are_told_so(runs: Any) -> None:
 
 def test_what_no_table_knows_is_told_with_module_and_place(runs: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding="same"), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 4))
-    found = Assessment(runs(QATCase(model=model.eval(), example_inputs=(torch.randn(2, 3, 8, 8),)), "fx-x86"),
-                       reference="models:net").check("convert").verdict
-    assert found.outcome.value == "failed"
+    found = made(runs(QATCase(model=model.eval(), example_inputs=(torch.randn(2, 3, 8, 8),)), "fx-x86"), "convert")
+    assert found.verdict.outcome.value == "failed"
     [finding] = found.findings
     assert finding.code == "quantization-raised"
     assert "convert raised " in finding.message
@@ -266,7 +268,7 @@ def test_training_without_fake_quantize_is_no_qat(runs: Any) -> None:
     data = [(torch.randn(8, 16), torch.zeros(8, dtype=torch.long))]
     given = case(net(), qconfig_mapping=get_default_qconfig_mapping("x86"), train_data=data,
                  loss_fn=nn.CrossEntropyLoss())
-    found = Assessment(runs(given), reference="models:net").check("prepare").verdict
+    found = made(runs(given), "prepare")
     assert [finding.code for finding in found.findings] == ["no-fake-quantize"]
 
 
@@ -288,7 +290,7 @@ class Dies(nn.Module):
 
 @pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86"])
 def test_observers_are_told_by_what_they_look_at(runs: Any, recipe: str) -> None:
-    found = Assessment(runs(case(Dies()), recipe), reference="models:net").check("convert").verdict
+    found = made(runs(case(Dies()), recipe), "convert")
     [collapsed] = [finding for finding in found.findings if finding.code == "range-collapsed"]
     assert collapsed.module == "first"
     assert collapsed.evidence["modules"][0] == "first"

@@ -1,30 +1,20 @@
-"""What scores tell about causes: training that hurt, conversion that lost, gains too good, outputs gone flat."""
+"""What scores say about causes: training that hurt, loss in conversion, gains too good to be true, flat outputs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from pytest_qat.findings import Finding, json_number
+from pytest_qat.verdict import SIGNIFICANT, score_text
 
 if TYPE_CHECKING:
     from pytest_qat.finetune import FineTuning
     from pytest_qat.measure.accuracy import Accuracy
     from pytest_qat.measure.flat_outputs import FlatOutput
 
-__all__ = ["SIGNIFICANT", "causes_of_scores", "flat_text", "score_text"]
+__all__ = ["causes_of_scores"]
 
-SIGNIFICANT = 0.05
 _NAMED = 5
-
-
-def flat_text(flat: FlatOutput) -> str:
-    """Return an output with its flat columns, as a sentence names them."""
-    place = f"output {flat.output}" if flat.output else "the output"
-    if flat.of == 1:
-        return place
-    columns = ", ".join(map(str, flat.columns[:_NAMED]))
-    more = ", ..." if len(flat.columns) > _NAMED else ""
-    return f"{place}[:, {columns}{more}] ({len(flat.columns)} of {flat.of})"
 
 
 def _flat_finding(flat: FlatOutput, *, faint: bool) -> Finding:
@@ -32,22 +22,28 @@ def _flat_finding(flat: FlatOutput, *, faint: bool) -> Finding:
         code="flat-output", severity="warning" if faint else "error",
         evidence={"output": flat.output, "columns": list(flat.columns[:_NAMED]), "flat": len(flat.columns),
                   "of": flat.of, "std_fp32": flat.spread, "std_int8": flat.left, "values": flat.values},
-        message=f"{flat_text(flat)} varies by {flat.spread:.3g} (standard deviation) in float, and by {flat.left:.3g} "
-                f"in int8, in {flat.values} value{'' if flat.values == 1 else 's'}: steps are too coarse for it, since "
-                "all columns of a tensor share one scale.",
+        message=f"{flat.label} varies by {flat.spread:.3g} (standard deviation) in float, and in int8 by "
+                f"{flat.left:.3g}, with {flat.values} distinct value{'' if flat.values == 1 else 's'}: all columns of "
+                "a tensor share one scale, whose steps are too coarse here.",
         remedy="train on normalized targets, so that all columns have about the same range around zero, or leave the "
                "last layer in float with skip=(...).")
 
 
 def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *,
                      higher_is_better: bool) -> tuple[Finding, ...]:
-    """Return findings for what a comparison of scores shows, and for what training did."""
+    """Return what the scores of float, control, fine-tuned model and int8 show when they are compared.
+
+    Args:
+        accuracy: The scores.
+        fine_tuning: What training did; None if that is not known.
+        higher_is_better: Whether a higher score is better.
+    """
     found = [_flat_finding(each, faint=accuracy.faint) for each in accuracy.flat]
     if accuracy.drop < 0 and accuracy.p_value < SIGNIFICANT:
         found.append(Finding(
             code="suspicious-gain", severity="warning", evidence={"p_value": accuracy.p_value},
             message=f"int8 scores {score_text(accuracy, -accuracy.drop)} better than float, which quantization alone "
-                    "does not do.",
+                    "cannot explain.",
             remedy="train the float model as long as its fine-tuned copy, and keep evaluation data out of training."))
     sign = 1.0 if higher_is_better else -1.0
     untrained = fine_tuning is not None and fine_tuning.kind == "none"
@@ -59,13 +55,13 @@ def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *,
         found.append(Finding(
             code="lost-in-conversion", severity="warning", evidence={"p_value": accuracy.fine_tuned_p_value},
             message=f"the fine-tuned model scores {score_text(accuracy, accuracy.fine_tuned)} with fake-quantize, but "
-                    f"{score_text(accuracy, accuracy.int8)} once converted: training is not what lost it.",
-            remedy="look at the parity check, and freeze observers and BatchNorm statistics before the end of "
-                   "training."))
+                    f"{score_text(accuracy, accuracy.int8)} once converted: it was lost after training.",
+            remedy="look at the parity check, and freeze observers and BatchNorm statistics before training ends."))
     if accuracy.kind == "agreement":
         found.append(Finding(
             code="agreement-only", severity="note", evidence={"sqnr_db": json_number(accuracy.sqnr_db)},
-            message="no eval_data: int8 was compared with float on calibration inputs, not with the truth.",
+            message="there is no eval_data: int8 was compared with float on calibration inputs, not with the correct "
+                    "answers.",
             remedy="give eval_data to measure accuracy."))
     return tuple(found)
 
@@ -83,19 +79,14 @@ def _below_ptq(accuracy: Accuracy, fine_tuning: FineTuning | None, sign: float) 
                f"(p = {accuracy.ptq_p_value:.1g})")
     first = fine_tuning.first_loss if fine_tuning else None
     last = fine_tuning.last_loss if fine_tuning else None
-    remedy = "lower the learning rate 10 to 100 times, train for more epochs, or ship the PTQ model."
+    remedy = "divide the learning rate by 10 to 100, train for more epochs, or ship the PTQ model."
     if first is not None and last is not None and last > first:
         message += f". The loss rose from {first:.3g} to {last:.3g}, as it does when the learning rate is too high."
-        remedy = "lower the learning rate 10 to 100 times, or ship the PTQ model."
+        remedy = "divide the learning rate by 10 to 100, or ship the PTQ model."
     elif not simulated and accuracy.fine_tuned is not None and sign * accuracy.fine_tuned >= sign * accuracy.ptq:
-        message += f", though the fine-tuned model itself scores {score_text(accuracy, accuracy.fine_tuned)}."
+        message += f", although the fine-tuned model itself scores {score_text(accuracy, accuracy.fine_tuned)}."
         remedy = "freeze observers and BatchNorm statistics for the last part of training, or ship the PTQ model."
     else:
         message += "."
     return Finding(code="qat-below-ptq", severity="warning", message=message, remedy=remedy,
                    evidence={"p_value": accuracy.ptq_p_value, "first_loss": first, "last_loss": last})
-
-
-def score_text(accuracy: Accuracy, value: float) -> str:
-    """Return a score as its kind is written: a share in percent, anything else as it is."""
-    return f"{value:.2%}" if accuracy.is_fraction else f"{value:.4g}"

@@ -1,0 +1,106 @@
+"""What there is to say about the outcome of a check: causes of a failure, and what deserves a look after a pass.
+
+Whoever makes a check asks here next: `with_causes(checks, checks.check("parity"))`. Each explanation gets the run and
+reads the numbers that were judged. It may compute further stages of the run (`ModelRun.stage`), or make runs of its own
+with another case, recipe or settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from pytest_qat.case import calibration_batches
+from pytest_qat.checks import CheckResult, ModelChecks, error_text
+from pytest_qat.diagnosis.costs import causes_of_size, causes_of_speed
+from pytest_qat.diagnosis.coverage import causes_of_coverage
+from pytest_qat.diagnosis.divergence import first_divergence, kernels_disagree
+from pytest_qat.diagnosis.scores import causes_of_scores
+from pytest_qat.diagnosis.training import collapsed_ranges, notes_on_preparing, switched_off
+from pytest_qat.findings import Finding
+from pytest_qat.measure.size import take_census
+from pytest_qat.pipeline.run import ModelRun, StageFailed
+from pytest_qat.verdict import Outcome
+
+__all__ = ["with_causes"]
+
+Explain = Callable[[ModelRun, CheckResult], tuple[Finding, ...]]
+
+
+def with_causes(checks: ModelChecks, result: CheckResult) -> CheckResult:
+    """Explain the result of a check, and add what was found to the record.
+
+    Args:
+        checks: The checks of the run, one of which gave the result.
+        result: What it concluded.
+
+    Returns:
+        The result with the findings added; the verdict stays as it is, even if looking for causes fails.
+    """
+    explain = None if result.judged is None else _EXPLAIN.get(result.judged)
+    if explain is None:
+        return result
+    try:
+        found = explain(checks.run, result)
+    except Exception as error:  # a verdict must not get lost with its explanation
+        found = (Finding(
+            code="diagnosis-failed", severity="warning", evidence={"error": type(error).__name__},
+            message=f"looking for the causes of {result.check} raised {_text_of(error)}; the verdict does not depend "
+                    "on it.",
+            remedy="report it to pytest-qat with the model's structure."),)
+    checks.add_findings(found)
+    return replace(result, findings=(*result.findings, *found))
+
+
+def _text_of(error: Exception) -> str:
+    return error_text(error.error if isinstance(error, StageFailed) else error).rstrip(".")
+
+
+def _prepare(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
+    brings_converted_only = run.case.converted is not None and run.case.prepared is None
+    return notes_on_preparing(run.case, None if brings_converted_only else run.prepared().module)
+
+
+def _convert(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
+    done = run.converted()
+    if done.prepared is None:
+        return ()
+    return (*switched_off(done.left_off), *collapsed_ranges(done.prepared.module))
+
+
+def _coverage(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
+    return causes_of_coverage(run.coverage())
+
+
+def _parity(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
+    parity, done = run.parity(), run.converted()
+    if result.verdict.outcome is not Outcome.FAILED or not (parity.finite and parity.prepared_finite):
+        return ()
+    prepared = done.prepared
+    assert prepared is not None, "unreachable because parity compares with it"
+    try:
+        culprit = run.stage("divergence", lambda: first_divergence(
+            prepared.module, done.int8.module, calibration_batches(run.case, limit=1)[0]))
+    except StageFailed as failed:
+        return (kernels_disagree(parity, None, unknown_because=error_text(failed.error)),)
+    return (kernels_disagree(parity, culprit),)
+
+
+def _accuracy(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
+    return causes_of_scores(run.accuracy(), run.converted().fine_tuning, higher_is_better=run.case.higher_is_better)
+
+
+def _size(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
+    return causes_of_size(take_census(run.deployed().int8["contiguous"]),
+                          enough=result.verdict.outcome is Outcome.PASSED)
+
+
+def _speedup(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
+    floor = result.tolerances.min_speedup
+    return causes_of_speed(run.speed(floor), floor)
+
+
+_EXPLAIN: Mapping[str, Explain] = MappingProxyType({
+    "prepare": _prepare, "convert": _convert, "coverage": _coverage, "parity": _parity, "accuracy": _accuracy,
+    "size": _size, "speedup": _speedup})

@@ -1,0 +1,263 @@
+"""The record as rows and lines of text, each with the kind of thing it is; how they look is for each view to decide.
+
+Pure: from the record's types to strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_qat.record.schema import Metrics, OutcomeName, Ranking, RankingEntry, RunRecord
+
+__all__ = ["COLUMNS", "RANKING_COLUMNS", "Line", "RankingRow", "Row", "check_lines", "finding_lines", "note_lines",
+           "ranking_notes", "ranking_rows", "ranking_title", "rows", "title"]
+
+COLUMNS = ("", "fp32", "PTQ", "int8", "ratio", "required", "verdict")
+RANKING_COLUMNS = ("", "recipe", "int8 latency", "speedup", "accuracy", "size", "")
+_NOTHING = "-"
+_NAMED_BY_COVERAGE = "left-in-float"
+"""Findings of this code are not listed: the reason of the coverage check names the modules."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure of a run.
+
+    Attributes:
+        label: What it is.
+        cells: Float, control, int8, ratio and requirement as text; "-" where there is none.
+        check: The check that judges it; None if none does.
+        outcome: What that check concluded; None if it was not made.
+    """
+
+    label: str
+    cells: tuple[str, str, str, str, str]
+    check: str | None
+    outcome: OutcomeName | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingRow:
+    """One recipe of a ranking.
+
+    Attributes:
+        cells: Place, recipe, latency, speedup, accuracy and size as text.
+        holds: Whether it holds the tolerances.
+        state: The same in words.
+    """
+
+    cells: tuple[str, str, str, str, str, str]
+    holds: bool
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A line of text below a table.
+
+    Attributes:
+        kind: What decides its color: an outcome, a severity, or "" for none.
+        head: The part that is colored.
+        text: The rest.
+    """
+
+    kind: str
+    head: str
+    text: str
+
+
+# -- one run --------------------------------------------------------------------------------------------------------
+
+
+def title(run: RunRecord) -> tuple[str, str]:
+    """Return what was run (name and recipe), and what its figures depend on."""
+    threads = f"{run['threads']} thread{'s' if run['threads'] != 1 else ''}"
+    batch = f", batch {run['batch']}" if run["batch"] else ""
+    return f"{run['name']} [{run['recipe']}]", f"{run['model']}, {_where(run)}, {threads}{batch}"
+
+
+def rows(run: RunRecord) -> list[Row]:
+    """Return a row for each figure that was measured."""
+    tolerances = dict(run["tolerances"])
+    for entry in run["checks"].values():
+        tolerances.update(entry.get("tolerances", {}))
+    metrics = run["metrics"]
+    figures = (*_accuracy(metrics, tolerances), *_speed(metrics, tolerances), *_energy(metrics),
+               *_size(metrics, tolerances), *_memory(metrics), *_coverage(metrics, tolerances))
+    return [_row(run, *figure) for figure in figures]
+
+
+def note_lines(run: RunRecord) -> list[str]:
+    """Return what could not be measured, and why."""
+    metrics = run["metrics"]
+    notes = [("energy/sample", metrics["energy_note"]), ("throughput/W", metrics["energy_note"]),
+             ("peak memory", metrics["memory_note"])]
+    notes += [(f"batch {entry['batch']}", entry["problem"]) for entry in metrics["batches"] or ()]
+    return [f"{label:<15} {note}" for label, note in notes if note]
+
+
+def check_lines(run: RunRecord) -> list[Line]:
+    """Return the checks with their reasons; those that share outcome and reason share a line."""
+    lines: dict[tuple[OutcomeName, str], list[str]] = {}
+    for name, entry in run["checks"].items():
+        if entry["outcome"] != "passed" or name != "size":  # the table shows all of it when size passed
+            lines.setdefault((entry["outcome"], " ".join(entry["reasons"])), []).append(name)
+    return [Line(kind=outcome, head=f"{', '.join(names)} {outcome}: ", text=reason)
+            for (outcome, reason), names in lines.items()]
+
+
+def finding_lines(run: RunRecord) -> list[Line]:
+    """Return the findings: severity, module, message and remedy."""
+    return [Line(kind=finding["severity"], head=f"{finding['severity']} ",
+                 text=f"{finding['module']}: {_advice(finding['message'], finding['remedy'])}" if finding["module"]
+                 else _advice(finding["message"], finding["remedy"]))
+            for finding in run["findings"] if finding["code"] != _NAMED_BY_COVERAGE]
+
+
+def _advice(message: str, remedy: str) -> str:
+    return f"{message} Remedy: {remedy}" if remedy else message
+
+
+def _where(run: RunRecord) -> str:
+    """Name what runs the model: torch's engine, or another runtime."""
+    if run["runtime"] == "torch" and run["engine"]:
+        return f"engine {run['engine']}"
+    return f"runtime {run['runtime']}, engine {run['engine']}" if run["engine"] else f"runtime {run['runtime']}"
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
+
+Figure = tuple[str, Sequence[str], str | None]
+"""Label, cells (fewer than five: the rest is empty) and check."""
+
+
+def _row(run: RunRecord, label: str, cells: Sequence[str], check: str | None) -> Row:
+    fp32, ptq, int8, ratio, required = (cell or _NOTHING for cell in (*cells, *[""] * (5 - len(cells))))
+    made = run["checks"].get(check) if check else None
+    return Row(label=label, cells=(fp32, ptq, int8, ratio, required), check=check,
+               outcome=made["outcome"] if made else None)
+
+
+def _accuracy(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Iterator[Figure]:
+    accuracy, allowed = metrics["accuracy"], tolerances["accuracy_drop"]
+    if accuracy is None:
+        return
+    form = "{:.2%}" if accuracy["is_fraction"] else "{:.4g}"
+    ptq = "" if accuracy["ptq"] is None else form.format(accuracy["ptq"])
+    gain = form.replace("{:", "{:+").format(0.0 - accuracy["drop"])
+    yield ("accuracy" if accuracy["kind"] == "metric" else "agreement",
+           (form.format(accuracy["fp32"]), ptq, form.format(accuracy["int8"]), gain, f">= -{form.format(allowed)}"),
+           "accuracy")
+
+
+def _speed(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Iterator[Figure]:
+    latency, speedup, throughput = metrics["latency_s"], metrics["speedup"], metrics["throughput_per_s"]
+    if latency is None or speedup is None or throughput is None:
+        return
+    ratio, int8 = _ratio(speedup["estimate"]), _time(latency["int8"])
+    yield ("latency", (_time(latency["fp32"]), "", int8, ratio, f">= {_ratio(tolerances['min_speedup'])}"), "speedup")
+    percentiles = metrics["latency_percentiles_s"]
+    if percentiles is not None:
+        fp32_slow, int8_slow = percentiles["fp32"], percentiles["int8"]
+        yield ("  p90", (_time(fp32_slow["p90"]), "", _time(int8_slow["p90"])), None)
+        yield ("  p99", (_time(fp32_slow["p99"]), "", _time(int8_slow["p99"])), None)
+    eager, over_eager = latency["fp32_eager"], metrics["speedup_over_eager"]
+    if eager is not None and over_eager is not None:
+        yield ("  as written", (_time(eager), "", int8, _ratio(over_eager["estimate"])), None)
+    for entry in metrics["batches"] or ():
+        if entry["speedup"] is not None and entry["latency_s"] is not None:
+            yield (f"  batch {entry['batch']}", (_time(entry["latency_s"]["fp32"]), "",
+                                                _time(entry["latency_s"]["int8"]),
+                                                _ratio(entry["speedup"]["estimate"])), None)
+    yield ("throughput", (_rate(throughput["fp32"]), "", _rate(throughput["int8"]), ratio), None)
+
+
+def _energy(metrics: Metrics) -> Iterator[Figure]:
+    joules, per_watt = metrics["energy_j_per_sample"], metrics["throughput_per_w"]
+    if joules is not None and joules["fp32"] and joules["int8"]:
+        yield ("energy/sample", (f"{joules['fp32']:.3g} J", "", f"{joules['int8']:.3g} J",
+                                 _ratio(joules["fp32"] / joules["int8"])), None)
+    if per_watt is not None and per_watt["fp32"] and per_watt["int8"]:
+        yield ("throughput/W", (f"{per_watt['fp32']:.3g} /s/W", "", f"{per_watt['int8']:.3g} /s/W",
+                                _ratio(per_watt["int8"] / per_watt["fp32"])), None)
+
+
+def _size(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Iterator[Figure]:
+    size = metrics["size_bytes"]
+    if size is not None:
+        yield ("size", (_bytes(size["fp32"]), "", _bytes(size["int8"]), _ratio(metrics["size_reduction"]),
+                        f">= {_ratio(tolerances['min_size_reduction'])}"), "size")
+
+
+def _memory(metrics: Metrics) -> Iterator[Figure]:
+    peak = metrics["peak_memory_bytes"]
+    if peak is None:
+        return
+    yield ("peak memory", (_bytes(peak["fp32"]), "", _bytes(peak["int8"]), _ratio(peak["fp32"] / peak["int8"])), None)
+    fp32, int8 = (max(0, side - peak["idle"]) for side in (peak["fp32"], peak["int8"]))
+    yield ("  of the model", (_bytes(fp32), "", _bytes(int8), _ratio(fp32 / int8) if int8 else ""), None)
+
+
+def _coverage(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Iterator[Figure]:
+    coverage, floor = metrics["coverage"], tolerances["min_coverage"]
+    if coverage is not None:
+        share = coverage["mac_share"]
+        yield ("MACs in int8", ("", "", "unknown" if share is None else f"{share:.1%}", "",
+                                "> 0%" if floor is None else f">= {floor:.1%}"), "coverage")
+
+
+# -- a ranking ------------------------------------------------------------------------------------------------------
+
+
+def ranking_title(ranking: Ranking) -> str:
+    """Return the heading of a ranking."""
+    return f"recipes for {ranking['model']}: those that hold the tolerances, fastest first, then the others"
+
+
+def ranking_rows(ranking: Ranking) -> list[RankingRow]:
+    """Return a row for each recipe, best first."""
+    return [_ranking_row(place, entry) for place, entry in enumerate(ranking["entries"], start=1)]
+
+
+def ranking_notes(ranking: Ranking) -> list[str]:
+    """Return why each of the other recipes does not hold."""
+    return [f"{entry['recipe']}: {entry['note']}" for entry in ranking["entries"] if not entry["holds"]]
+
+
+def _ranking_row(place: int, entry: RankingEntry) -> RankingRow:
+    latency, speedup, accuracy, size = entry["latency_s"], entry["speedup"], entry["accuracy"], entry["size_bytes"]
+    return RankingRow(
+        holds=entry["holds"],
+        state="holds" if entry["holds"] else "does not hold" if entry["judged"] else "not judged",
+        cells=(str(place) if entry["holds"] else "", entry["recipe"],
+               _NOTHING if latency is None else _time(latency), _NOTHING if speedup is None else _ratio(speedup),
+               _NOTHING if accuracy is None else f"{accuracy:.2%}", _NOTHING if size is None else _bytes(size)))
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
+
+
+def _time(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.2f} {unit}"
+    return f"{seconds * 1e6:.1f} µs"
+
+
+def _rate(per_second: float) -> str:
+    for unit, factor in (("G", 1e9), ("M", 1e6)):
+        if per_second >= factor:
+            return f"{per_second / factor:.2f} {unit}/s"
+    return f"{per_second:,.0f}/s"
+
+
+def _bytes(count: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count} B"
