@@ -154,7 +154,7 @@ def test_a_speedup_that_the_batch_size_decides_is_named(project: Project) -> Non
     result.assert_outcomes(passed=1, deselected=7)
     depends = finding(run, "verdict-depends-on-batch")
     assert depends["severity"] == "warning"
-    assert re.match(r"at batch 16 int8 is 1\.\d\dx as fast, but 0\.\d\dx at batch 1\.", depends["message"])
+    assert re.search(r"batch 16 .*1\.\d\dx.* 0\.\d\dx at batch 1\.", depends["message"])
     assert finding(run, "overhead-bound")["evidence"].keys() == {"1", "16"}
     assert "put the batch size that ships into example_inputs" in " ".join(text.split())
     assert [entry["overhead"] > 0.5 for entry in run["metrics"]["batches"]] == [True, True]
@@ -175,9 +175,11 @@ def test_samples_that_changed_are_listed_and_a_loss_in_conversion_is_told_from_o
     assert accuracy["flips"] == [{"index": index, "target": index % 4, "before": index % 4, "after": 1}
                                  for index in range(64) if index % 4 != 1]
     lost = finding(run, "lost-in-conversion")
-    assert lost["message"].startswith("the fine-tuned model scores 100.00% with fake-quantize, but 25.00% once")
-    assert "the int8 model names class 1 for all of 64 samples" in " ".join(text.split())
-    assert "of which 48 changed" in " ".join(text.split())
+    assert re.search(r"100\.00%.* 25\.00%", lost["message"])
+    [named, dropped] = run["checks"]["accuracy"]["reasons"]
+    assert re.search(r"class 1 .*64 samples", named)
+    assert "48 changed" in dropped
+    assert named in " ".join(text.split())
 
 
 def test_training_that_ruins_the_model_is_told_from_quantization(project: Project) -> None:
@@ -195,9 +197,9 @@ def test_training_that_ruins_the_model_is_told_from_quantization(project: Projec
     assert accuracy["int8"] == accuracy["fine_tuned"] == 0.25
     assert accuracy["ptq_p_value"] < 0.001
     below = finding(run, "qat-below-ptq")
-    assert below["message"].startswith(f"fine-tuning made int8 worse: 25.00% after it, {accuracy['ptq']:.2%} without")
+    assert f"25.00% after it, {accuracy['ptq']:.2%} without" in below["message"]
     assert [found["code"] for found in run["findings"]] == ["qat-below-ptq"]
-    assert "warning fine-tuning made int8 worse" in " ".join(text.split())
+    assert f"warning {below['message']}" in " ".join(text.split())
 
 
 def test_a_metric_of_the_users_own_is_scored_by_sample_and_held_to_min_accuracy(project: Project) -> None:
@@ -212,8 +214,9 @@ def test_a_metric_of_the_users_own_is_scored_by_sample_and_held_to_min_accuracy(
     result.assert_outcomes(failed=1, deselected=7)
     assert run["metrics"]["accuracy"]["fp32"] == pytest.approx(0.8)
     assert row(text, "accuracy ")[1] == "80.00%"
-    assert ("the float model itself scores 80.00%, below min_accuracy 90.00%: train it before quantizing it."
-            in " ".join(text.split()))
+    [reason] = run["checks"]["accuracy"]["reasons"]
+    assert re.search(r"float model itself .*80\.00%.*min_accuracy 90\.00%", reason)
+    assert reason in " ".join(text.split())
 
 
 def test_a_metric_for_which_lower_is_better_works_and_is_not_shown_as_percent(project: Project) -> None:
@@ -239,7 +242,7 @@ def test_a_metric_for_which_lower_is_better_works_and_is_not_shown_as_percent(pr
     cells = row(text, "accuracy ")
     assert cells[-1] == "failed"
     assert cells[3:6] == ["138.6", f"{-accuracy['drop']:+.4g}", ">= -0.01"]
-    assert "fine-tuning made int8 worse: 138.6 after it" in finding(run, "qat-below-ptq")["message"]
+    assert "138.6 after it" in finding(run, "qat-below-ptq")["message"]
     assert not re.search(r"138\.\d+%", text)
 
 
