@@ -32,17 +32,6 @@ def test_changing_a_dict_leaves_the_finding_alone() -> None:
     assert made.evidence == {"scale": 0.0}
 
 
-@pytest.mark.parametrize(("changes", "line"), [
-    ({}, "layer.fc: the scale is zero. Remedy: calibrate."),
-    ({"module": None}, "the scale is zero. Remedy: calibrate."),
-    ({"module": ""}, "the scale is zero. Remedy: calibrate."),
-    ({"remedy": ""}, "layer.fc: the scale is zero."),
-    ({"module": None, "remedy": ""}, "the scale is zero."),
-])
-def test_a_line_names_module_and_remedy_where_there_are_any(changes: dict, line: str) -> None:
-    assert finding(**changes).as_line() == line
-
-
 def test_a_note_needs_no_more_than_code_severity_and_message() -> None:
     made = Finding(code="seen", severity="note", message="it is so.")
     assert made.as_dict() == {"code": "seen", "severity": "note", "module": None, "message": "it is so.", "remedy": "",

@@ -1,4 +1,4 @@
 """What is measured, apart from what is concluded: latency, accuracy, coverage, parity, size, energy.
 
-Nothing here knows a tolerance's verdict (`pytest_qat.verdict`) or pytest.
+Nothing here judges a number by a tolerance (see `pytest_qat.verdict`), and nothing imports pytest.
 """

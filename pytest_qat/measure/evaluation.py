@@ -37,7 +37,7 @@ def measure_accuracy(case: QATCase, pair: DeployedPair, *, run: Callable[[Deploy
         ptq_simulated: Whether the control is not converted.
 
     Raises:
-        DataError: the data or the metric are not fit for it.
+        DataError: the data or the metric cannot be used.
     """
     fp32, int8 = pair.fp32["contiguous"], pair.int8["contiguous"]
     if case.eval_data is None:

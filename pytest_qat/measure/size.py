@@ -1,4 +1,4 @@
-"""What an artifact's bytes are: by dtype and by tensor, so that float weights left behind have names."""
+"""What the bytes of an artifact are, by dtype and by tensor, so that float weights left in it can be named."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SizeCensus:
         return max(0, self.total_bytes - sum(self.by_dtype.values()))
 
     def float_weights(self, *, least_share: float) -> tuple[StoredTensor, ...]:
-        """Return float tensors of two or more sides with at least `least_share` of the file, largest first."""
+        """Return float tensors of two or more dimensions with at least `least_share` of the file, largest first."""
         return tuple(tensor for tensor in self.tensors
                      if tensor.dtype in _FLOATS and len(tensor.shape) > 1
                      and tensor.size_bytes >= least_share * self.total_bytes)

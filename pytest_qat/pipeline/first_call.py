@@ -1,4 +1,4 @@
-"""The first call of a converted model: contained, because kernels may kill their process, and explained."""
+"""The first call of a converted model, made in a child process because an int8 kernel may crash the process."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["try_once"]
 
 
 def try_once(converted: nn.Module, case: QATCase, *, engine: str | None) -> None:
-    """Call a converted model on the example inputs, and name the user's module if it cannot run.
+    """Call a converted model on the example inputs; if it cannot run, name the user's module.
 
     Raises:
-        CheckFailed: it killed its process, or raised an error that is known.
-        StageError: it raised another one.
+        CheckFailed: it crashed the process, or raised an error that is known.
+        StageError: it raised an error that is not known.
     """
     crash = crash_of(converted, [case.example_inputs, *calibration_batches(case, limit=1)])
     if crash is not None:
         raise CheckFailed(
-            [f"the converted model killed its process with {crash.signal_name} ({crash.meaning})."],
+            [f"the converted model crashed its process with {crash.signal_name} ({crash.meaning})."],
             findings=[Finding(
                 code="native-crash", severity="error", module=user_names(converted)[crash.module or ""] or None,
                 message=f"the {engine or 'int8'} kernel crashes on this machine.",

@@ -1,4 +1,4 @@
-"""Is the user's float model fit to be quantized at all? Asked once, before anything is spent on it."""
+"""Whether the user's float model can be quantized at all, checked once before any time is spent on it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pytest_qat.recipe import Recipe
 __all__ = ["check_prepared", "checked_model", "hold_to_model"]
 
 _SAME_DB = 60.0
-"""Folding BatchNorm and other float kernels leave 100 dB and more; half-precision kernels about 65."""
-_LOST = ("what is traced is forward of the model's class: hooks, a forward put on the instance and state kept between "
-         "calls are lost, in float and in int8 alike.")
+"""Folding BatchNorm and using other float kernels leaves 100 dB and more; half-precision kernels about 65."""
+_LOST = ("only the forward method of the model's class is traced: hooks, a forward set on the instance and state kept "
+         "between calls are lost, in float and in int8 alike.")
 _FORMS = {"pt2e": "a graph that torch.export made", "fx": "a graph that torch.fx traced", "eager": "a plain module",
           "torchao": "a plain module that quantize_ prepared"}
-_REMEDY = "put them into forward itself, as plain tensor operations."
+_REMEDY = "move them into forward itself, as plain tensor operations."
 
 
 def checked_model(case: QATCase) -> nn.Module:
@@ -66,8 +66,8 @@ def checked_model(case: QATCase) -> nn.Module:
             f"{headline(error)} ({place_of(error)}).",
             hint="Give the arguments of one forward call as example_inputs.") from error
     if not _same(given, case.example_inputs):
-        raise InvalidCase(f"{case.label} changes its inputs in place, so that no two calls see the same.",
-                          hint="Write x = (x - mean) / std instead of x.sub_(mean).div_(std), for one.")
+        raise InvalidCase(f"{case.label} changes its inputs in place, so that no two calls get the same inputs.",
+                          hint="Use operations that return a new tensor, such as x = (x - mean) / std instead of x.sub_(mean).")
     tensors = float_tensors(output)
     if not tensors:
         raise InvalidCase(f"{case.label} returned {type(output).__name__} without a floating-point tensor.",
@@ -93,14 +93,15 @@ def check_prepared(case: QATCase, recipe: Recipe) -> None:
     if found != wanted and (found, wanted) != ("eager", "torchao"):
         raise InvalidCase(
             f"prepared= is {_FORMS[found]}, but {recipe.name} converts {_FORMS[wanted]}.",
-            hint=f"Choose a recipe that begins with {found}, or give the float model and leave preparing to this.")
+            hint=f"Choose a recipe that begins with {found}, or leave out prepared= to have {recipe.name} prepare the "
+                 "float model.")
 
 
 def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Sequence[Any]) -> None:
     """Check that the deployed float model computes what the user's does: everything else is compared with it.
 
-    Tracing keeps one path through `forward` of the class: hooks, methods put on an instance, and what the model
-    remembers from call to call are lost, in float and in int8 alike.
+    Tracing keeps one path through the `forward` method of the class: hooks, methods set on an instance, and state kept
+    from call to call are lost, in float and in int8 alike.
 
     Args:
         model: The user's, in eval mode.
@@ -117,14 +118,14 @@ def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Seq
             again = named_float_tensors(call(model, _copied(inputs)))
         if _shapes(own) != _shapes(again) or _worst(own, again)[0] < _SAME_DB:
             _fail("two calls of the float model with the same input give different outputs.",
-                  "it draws random numbers in eval mode, or remembers something from call to call, which no deployed "
-                  "model does.", "pass what it remembers as an input and return it, and leave out the randomness.")
+                  "it draws random numbers in eval mode, or keeps state from one call to the next, which no deployed "
+                  "model does.", "pass the state as an input and return it, and remove the randomness.")
         other = named_float_tensors(deployed(_copied(inputs)))
         if _shapes(own) != _shapes(other):
-            _fail(f"the deployed float model returns {_listed(other)}, yours {_listed(own)}.", _LOST, _REMEDY)
+            _fail(f"the deployed float model returns {_listed(other)}, but yours returns {_listed(own)}.", _LOST, _REMEDY)
         level, place = _worst(own, other)
         if level < _SAME_DB and all(torch.isfinite(tensor).all() for tensor in own.values()):
-            _fail(f"the deployed float model agrees with yours to {level:.1f} dB only"
+            _fail(f"the deployed float model agrees with yours to only {level:.1f} dB"
                   f"{f' in output {place}' if place else ''}, expected {_SAME_DB:g} dB.", _LOST, _REMEDY)
 
 

@@ -95,8 +95,8 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(("model", "reason"), [
     pytest.param(Remembers(), "two calls of the float model", id="state"),
     pytest.param(Draws(), "two calls of the float model", id="random"),
-    pytest.param(patched(), r"returns \(32, 4\), yours \(32, 16\)", id="patched"),
-    pytest.param(hooked(), "agrees with yours to -6.0 dB only, expected 60 dB", id="hook"),
+    pytest.param(patched(), r"\(32, 4\).*\(32, 16\)", id="patched"),
+    pytest.param(hooked(), "-6.0 dB.*60 dB", id="hook"),
 ])
 def test_a_model_that_tracing_changes_fails_before_anything_is_measured(runs: Any, model: nn.Module,
                                                                         reason: str) -> None:

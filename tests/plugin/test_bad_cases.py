@@ -98,7 +98,7 @@ BAD_CASES = '''
     ("loss_vector", "convert", "loss_fn gave a tensor of shape (16,), expected a scalar tensor"),
     ("metric_nan", "accuracy", "the metric gave NaN or infinity on batch 0"),
     ("metric_scalar", "accuracy", "the metric gave a result of shape () on a batch of 16 samples, expected (16,)"),
-    ("in_place", "prepare", "Net changes its inputs in place, so that no two calls see the same"),
+    ("in_place", "prepare", "Net changes its inputs in place"),
     ("nan_in_calibration", "convert", "batch 2 of the calibration data makes values from nan to nan at "),
     ("endless", "convert", "train_data has not ended after 100,000 batches"),
     ("shuffled", "accuracy", "two passes over eval_data gave different samples or another order"),

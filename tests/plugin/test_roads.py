@@ -82,7 +82,7 @@ def test_auto_fails_if_no_recipe_holds(project: Project) -> None:
     hide(project, *RUNTIMES)
     result = project.run("--qat-model=models:good", "--qat-recipe=auto", "--qat-min-size-reduction=1000")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*no recipe holds the tolerances.*", "*size: artifact shrinks*"])
+    result.stdout.fnmatch_lines(["*no recipe holds the tolerances.*", "*size: *artifact shrinks*"])
 
 
 def test_auto_says_once_that_the_model_does_not_take_its_inputs(project: Project) -> None:
