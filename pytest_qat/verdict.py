@@ -159,8 +159,8 @@ def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[
     if high <= allowed:
         return Outcome.PASSED, f"{numbers}."
     needed = accuracy.samples_needed(allowed)
-    missing = f"these samples cannot prove a drop below {say(accuracy.provable_drop)}"
-    missing = missing if needed is None else f"{missing}, but about {needed:,} samples would"
+    missing = f"these samples can only rule out drops above {say(accuracy.provable_drop)}"
+    missing = missing if needed is None else f"{missing}; about {needed:,} samples would be enough"
     if strict:
         return Outcome.INCONCLUSIVE, f"{numbers}. Strict mode requires proof: {missing}."
     return Outcome.PASSED, f"{numbers}; this is not proven: {missing}."

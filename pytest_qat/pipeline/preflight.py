@@ -67,7 +67,7 @@ def checked_model(case: QATCase) -> nn.Module:
             hint="Give the arguments of one forward call as example_inputs.") from error
     if not _same(given, case.example_inputs):
         raise InvalidCase(f"{case.label} changes its inputs in place, so that no two calls get the same inputs.",
-                          hint="Use operations that return a new tensor, such as x = (x - mean) / std instead of x.sub_(mean).")
+                          hint="Use operations that return a new tensor: x = (x - mean) / std, not x.sub_(mean).")
     tensors = float_tensors(output)
     if not tensors:
         raise InvalidCase(f"{case.label} returned {type(output).__name__} without a floating-point tensor.",
@@ -122,7 +122,8 @@ def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Seq
                   "model does.", "pass the state as an input and return it, and remove the randomness.")
         other = named_float_tensors(deployed(_copied(inputs)))
         if _shapes(own) != _shapes(other):
-            _fail(f"the deployed float model returns {_listed(other)}, but yours returns {_listed(own)}.", _LOST, _REMEDY)
+            _fail(f"the deployed float model returns {_listed(other)}, but yours returns {_listed(own)}.",
+                  _LOST, _REMEDY)
         level, place = _worst(own, other)
         if level < _SAME_DB and all(torch.isfinite(tensor).all() for tensor in own.values()):
             _fail(f"the deployed float model agrees with yours to only {level:.1f} dB"

@@ -212,7 +212,7 @@ def _coverage(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Itera
 
 def ranking_title(ranking: Ranking) -> str:
     """Return the heading of a ranking."""
-    return f"recipes for {ranking['model']}: those that hold the tolerances, fastest first, then the others"
+    return f"recipes for {ranking['model']}, fastest first; those that miss the tolerances come last"
 
 
 def ranking_rows(ranking: Ranking) -> list[RankingRow]:

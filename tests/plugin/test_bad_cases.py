@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from typing import Any
 
@@ -248,7 +249,7 @@ def test_a_model_that_does_next_to_nothing_is_measured_too(project: Project) -> 
     result.assert_outcomes(passed=2, deselected=6)
     everything(result)
     metrics = recorded(project, "nothing")["metrics"]
-    assert all(0 < seconds < 1e-2 for seconds in metrics["latency_s"].values())
+    assert all(0 < metrics["latency_s"][side] < 1e-2 for side in ("fp32", "int8", "fp32_eager"))
     assert metrics["speedup"]["ci"][0] > 0
     assert [entry["batch"] for entry in metrics["batches"]] == [1]
 
@@ -260,7 +261,7 @@ def test_evaluation_data_with_one_class_are_inconclusive(project: Project) -> No
     ''')
     result = project.run("--qat-model=models:one_class", "-k", "accuracy", "-v")
     result.assert_outcomes(skipped=1, deselected=7)
-    assert "accuracy inconclusive: eval_data holds a single class" in everything(result)
+    assert re.search(r"accuracy inconclusive: .*only one class", everything(result))
     strict = project.run("--qat-model=models:one_class", "-k", "accuracy", "--qat-strict")
     strict.assert_outcomes(failed=1, deselected=7)
 

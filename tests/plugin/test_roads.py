@@ -134,8 +134,10 @@ def test_a_converted_model_that_nothing_lowered_fails_coverage_and_says_how_to_l
     assert outcomes["coverage"] == "failed"
     assert outcomes["accuracy"] == outcomes["size"] == outcomes["speedup"] == "passed", "they are measured all the same"
     text = " ".join(result.stdout.str().split())
-    assert "converted but not lowered: 0 int8 kernels" in text
-    assert "torch.compile with freezing (pt2e-inductor)" in text
+    [unlowered] = [found for found in document(project)["runs"][0]["findings"]
+                   if found["code"] == "converted-not-lowered"]
+    assert "pt2e-inductor" in unlowered["remedy"]
+    assert f"cause: {unlowered['message']} remedy: {unlowered['remedy']}" in text
 
 
 def test_recipes_that_differ_in_the_runtime_only_share_their_training(project: Project) -> None:
