@@ -42,7 +42,7 @@ class QATError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+        return f"{self.message}\n  remedy: {self.hint}" if self.hint else self.message
 
 
 class InvalidOption(QATError):

@@ -1,7 +1,8 @@
-"""Let a model crash where it hurts nobody: its first run happens in a forked child process.
+"""Run code that may crash in a forked child process, so that the crash does not end the session.
 
-Int8 kernels of some engines die on some machines with a signal (an instruction the CPU lacks, say), which would
-take the whole test session along. The child tells which module it is in, so that the culprit has a name.
+The int8 kernels of some engines die with a signal on some machines, for example because the CPU lacks an instruction.
+A model's first call is therefore made in a child, which reports the module that it is in, so that a crash can name it.
+On systems that cannot fork (Windows), nothing is contained.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import torch
 from torch import nn
 
 from pytest_qat.core.batches import call
+from pytest_qat.core.system import Death, can_fork, death_by
 
-__all__ = ["HANGS", "Crash", "Death", "crash_of", "death_of", "signal_of"]
+__all__ = ["HANGS", "ChildDeath", "Crash", "crash_of", "death_of", "signal_of"]
 
-HANGS = "does not come back"
+HANGS = "does not return"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class Crash:
     Attributes:
         signal_name: Such as `SIGILL`.
         meaning: The signal in words.
-        module: Name of the module that was running, or None if none had begun.
+        module: Name of the module that was running, or None if none had started.
     """
 
     signal_name: str
@@ -44,67 +46,66 @@ class Crash:
 def crash_of(model: nn.Module, batches: Sequence[Any], *, timeout_s: float = 120.0) -> Crash | None:
     """Run a model on batches in a child process and return how the child died, or None if it did not.
 
-    Errors that Python can catch are none of this function's business: they show again in this process. So is a child
-    that hangs, since a fork of a process with threads may hang by itself; it is killed after `timeout_s`. Where
-    processes cannot be forked, nothing is contained and None is returned.
+    Python exceptions are not reported: they occur again when the model runs in this process. Neither is a child that
+    hangs, because a fork of a process with threads may hang for reasons of its own; it is killed after `timeout_s`.
+    Where processes cannot be forked, the model does not run and None is returned.
     """
     died = death_of(lambda writer: _run_batches(model, batches, writer), timeout_s=timeout_s)
     if died is None or died.hung:
         return None
-    entered = died.said.decode("utf-8", errors="replace").split("\n")[:-1]
-    return Crash(signal_name=signal.Signals(died.number).name,
-                 meaning=signal.strsignal(died.number) or "unknown signal",
-                 module=entered[-1] if entered else None)
+    entered = died.written.decode("utf-8", errors="replace").split("\n")[:-1]
+    return Crash(signal_name=died.by.name, meaning=died.by.meaning, module=entered[-1] if entered else None)
 
 
 def signal_of(function: Callable[[], object], *, timeout_s: float = 10.0) -> str | None:
     """Call a function in a child process and return the signal that ended the child, `HANGS`, or None.
 
-    What Python can catch is none of this function's business. A fork of a process with threads may hang by itself.
+    Python exceptions are not reported. A fork of a process with threads may hang for reasons of its own. Where
+    processes cannot be forked, the function is not called and None is returned.
     """
     died = death_of(lambda writer: function(), timeout_s=timeout_s)
     if died is None:
         return None
-    return HANGS if died.hung else signal.Signals(died.number).name
+    return HANGS if died.hung else died.by.name
 
 
-class Death(NamedTuple):
+class ChildDeath(NamedTuple):
     """How a child died.
 
     Attributes:
-        number: The signal that ended it.
-        said: The tail of what it wrote, at most 64 KiB.
-        hung: Whether it was killed from here, because its time was over.
+        by: The signal that ended it.
+        written: The last 64 KiB, at most, of what it wrote.
+        hung: Whether this process killed it, because it ran for too long.
     """
 
-    number: int
-    said: bytes
+    by: Death
+    written: bytes
     hung: bool
 
 
-def death_of(work: Callable[[int], object], *, timeout_s: float, quiet: bool = True) -> Death | None:
-    """Do work in a forked child.
+def death_of(work: Callable[[int], object], *, timeout_s: float, quiet: bool = True) -> ChildDeath | None:
+    """Do work in a forked child and return how the child died.
 
     Args:
         work: Takes a file descriptor that it may write to.
         timeout_s: Most seconds.
-        quiet: Whether what the work prints goes nowhere.
+        quiet: Whether what the work prints is dropped.
 
     Returns:
-        How the child died; None if it came to its end, be it with an exception, or if processes cannot be forked here,
-        and then nothing was done.
+        How the child died. None if it did not, which includes an exception; and None if processes cannot be forked
+        here, in which case the work was not done.
     """
-    if not hasattr(os, "fork"):
+    if not can_fork():
         return None
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no threads, and lives a few calls
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no threads and makes only a few calls
         child = os.fork()
     if child == 0:
         _work_as_child(work, writer, quiet=quiet)
     os.close(writer)
     try:
-        said, hung = _listen(reader, deadline=time.monotonic() + timeout_s)
+        written, hung = _read_until_end(reader, deadline=time.monotonic() + timeout_s)
         if hung:
             os.kill(child, signal.SIGKILL)
     except BaseException:
@@ -113,11 +114,12 @@ def death_of(work: Callable[[int], object], *, timeout_s: float, quiet: bool = T
     finally:
         os.close(reader)
         _, status = os.waitpid(child, 0)
-    return Death(os.WTERMSIG(status), said, hung) if os.WIFSIGNALED(status) else None
+    by = death_by(os.waitstatus_to_exitcode(status))
+    return None if by is None else ChildDeath(by, written, hung)
 
 
 def _work_as_child(work: Callable[[int], object], writer: int, *, quiet: bool) -> None:
-    """Do the work and leave without touching anything of the parent's."""
+    """Do the work, then exit without running the parent's exit handlers."""
     code = 1
     try:
         faulthandler.disable()
@@ -135,26 +137,26 @@ def _work_as_child(work: Callable[[int], object], writer: int, *, quiet: bool) -
 def _run_batches(model: nn.Module, batches: Sequence[Any], writer: int) -> None:
     for name, module in model.named_modules():
         if name:
-            module.register_forward_pre_hook(_telling(name, writer))
+            module.register_forward_pre_hook(_reporting(name, writer))
     with torch.inference_mode():
         for inputs in batches:
             call(model, inputs)
 
 
-def _telling(name: str, writer: int) -> Callable[..., None]:
+def _reporting(name: str, writer: int) -> Callable[..., None]:
     def enter(module: nn.Module, inputs: Any) -> None:
         os.write(writer, f"{name}\n".encode())
     return enter
 
 
-def _listen(reader: int, *, deadline: float) -> tuple[bytes, bool]:
-    """Return the tail of what the child says until it ends, and whether it does not end in time."""
-    said = b""
+def _read_until_end(reader: int, *, deadline: float) -> tuple[bytes, bool]:
+    """Return the last part of what the child writes, and whether it still runs at the deadline."""
+    written = b""
     while True:
         ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            return said, True
+            return written, True
         chunk = os.read(reader, 65536)
         if not chunk:
-            return said, False
-        said = (said + chunk)[-65536:]
+            return written, False
+        written = (written + chunk)[-65536:]

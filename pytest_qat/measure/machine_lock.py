@@ -1,24 +1,31 @@
-"""One timing at a time on a machine: timings hold a lock alone, heavy stages of other processes share it.
+"""One timing at a time on a machine: a timing holds a lock exclusively, heavy stages of other processes share it.
 
-The lock is SQLite's, through filelock: the operating system frees it when its holder dies. Whoever wants the lock
-first passes a gate, and whoever waits for it keeps the gate meanwhile: stages that begin later do not overtake a
-timing. A long stage looks at the gate between its steps and lets a timing go first. A process that was suspended (by
-Ctrl-Z, say) holds what it had: nobody waits for that for ever.
+The lock is a read-write lock on an SQLite file (filelock's), which the operating system releases when its holder
+dies. A process must hold the gate, a second lock, while it waits for the first: so stages that start later do not
+overtake a timing that waits. Between its steps, a long stage checks the gate and lets a waiting timing go first. A
+suspended process (Ctrl-Z) keeps its locks, so every wait has a time limit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import getpass
-import sqlite3
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from filelock import FileLock, ReadWriteLock, Timeout
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # filelock warns where the system has no file locks; none are used there
+    from filelock import FileLock, Timeout
+
+from pytest_qat.core.system import can_lock
+
+if TYPE_CHECKING:
+    from filelock import ReadWriteLock
 
 __all__ = ["MachineLock"]
 
@@ -26,31 +33,34 @@ _WAIT_S = 0.2
 
 
 class MachineLock:
-    """A read-write lock that every pytest-qat process of this user on this machine respects.
+    """A read-write lock that all pytest-qat processes of this user on this machine share.
 
     Args:
-        folder: Where the lock file lies; default: one folder per user in the machine's temporary directory.
-        patience_s: Most seconds to wait for others, before going on beside them with a warning, and without a lock.
+        folder: Folder of the lock files; default: one per user in the machine's temporary directory.
+        patience_s: Most seconds to wait for other processes; after that, a warning is issued and this process
+            continues without a lock.
     """
 
     def __init__(self, folder: Path | None = None, *, patience_s: float = 1800.0) -> None:
         self._patience_s = patience_s
         folder = folder or Path(tempfile.gettempdir()) / f"pytest-qat-{_user()}"
-        self._lock: ReadWriteLock | None
+        self._lock: ReadWriteLock | None = None
         self._gate = FileLock(folder / "gate.lock")
         self._held = contextlib.ExitStack()
+        if not can_lock():
+            return
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._gate.acquire(timeout=patience_s):
-                self._lock = ReadWriteLock(folder / "timing.lock.db")
+                self._lock = _lock_at(folder / "timing.lock.db")
         except Timeout:
-            self._go_on_without()
-        except (OSError, sqlite3.Error):
-            self._lock = None  # nowhere to put a lock: measure without one rather than not at all
+            self._continue_without()
+        except OSError:
+            pass  # no place for a lock: measuring without one is better than not measuring
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the machine for a timing; waits for heavy stages to end."""
+        """Hold the machine for a timing; waits until heavy stages of other processes have ended."""
         if self._lock is None:
             yield
             return
@@ -60,7 +70,7 @@ class MachineLock:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Do heavy work beside other heavy work; waits for a timing to end."""
+        """Do heavy work, possibly while other processes do; waits until a timing has ended."""
         if self._lock is None:
             yield
             return
@@ -71,7 +81,7 @@ class MachineLock:
             self._held.close()
 
     def give_way(self) -> None:
-        """Let a timing that waits go first; to be called between the steps of a stage that shares the machine."""
+        """Let a waiting timing go first; call this between the steps of a stage that shares the machine."""
         if self._lock is None:
             return
         try:
@@ -82,25 +92,38 @@ class MachineLock:
             self._enter(self._held, self._lock.read_lock)
 
     def _enter(self, held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[None]]) -> None:
-        """Pass the gate and take the lock; if they are not let go, do without a lock from now on."""
+        """Acquire the gate, then the lock; if that takes too long, continue without a lock from now on."""
         ends = time.monotonic() + self._patience_s
         try:
             with self._gate.acquire(timeout=self._patience_s):
                 _take(held, lock, ends)
         except Timeout:
-            self._go_on_without()
+            self._continue_without()
 
-    def _go_on_without(self) -> None:
+    def _continue_without(self) -> None:
         self._lock = None
-        warnings.warn(f"another pytest-qat process has held this machine for {self._patience_s:g} s; is it suspended? "
-                      "Going on beside it, so timings are noisier.", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"another pytest-qat process has held the timing lock for {self._patience_s:g} s and may be "
+                      "suspended. This process continues without the lock, so its timings may be noisier. To avoid "
+                      "this, resume or end the other process.", RuntimeWarning, stacklevel=3)
+
+
+def _lock_at(path: Path) -> ReadWriteLock | None:
+    """Return the lock on a file, or None where SQLite cannot use the file."""
+    import sqlite3  # Python can be built without, see can_lock
+
+    from filelock import ReadWriteLock
+
+    try:
+        return ReadWriteLock(path)
+    except sqlite3.Error:
+        return None
 
 
 def _take(held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[None]], ends: float) -> None:
-    """Take a lock in short waits, because SQLite's own cannot be interrupted by Ctrl-C.
+    """Acquire a lock in short attempts, because Ctrl-C cannot interrupt SQLite's own wait.
 
     Raises:
-        Timeout: it was not to be had until `ends`.
+        Timeout: others held it until `ends`.
     """
     while (left := ends - time.monotonic()) > _WAIT_S:
         with contextlib.suppress(Timeout):
@@ -112,5 +135,5 @@ def _take(held: contextlib.ExitStack, lock: Callable[[float], AbstractContextMan
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):
+    except (KeyError, OSError, ImportError):  # Windows without a user in the environment has no pwd module
         return "unknown"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_qat.core.quiet import quiet_loggers
+from pytest_qat.core.system import peak_memory_bytes
 from pytest_qat.core.torch_state import child_environment
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import MeasurementError
@@ -78,9 +79,12 @@ class MemoryProbes:
             timeout_s: Most seconds for each.
 
         Raises:
-            MeasurementError: a process crashed, raised or took too long.
+            MeasurementError: a process crashed, raised or took too long, or the system reports no peaks.
         """
         try:
+            if peak_memory_bytes() is None:
+                raise MeasurementError("this system does not report a process's peak memory.",
+                                       hint="Measure memory on Linux or macOS, or give --qat-memory=off.")
             figures = {side: _figures(side, self._processes[side], programs[side], timeout_s) for side in SIDES}
         finally:
             self.close()
@@ -110,18 +114,6 @@ def _figures(side: str, child: subprocess.Popen[str], program: Path, timeout_s: 
     return found
 
 
-def _peak_bytes() -> int:
-    """Return this process's peak resident set size so far."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _main(runtime: str) -> None:
     """Import the runtime, wait for the path of a program, run the program and print the peaks."""
     warnings.simplefilter("ignore")
@@ -131,7 +123,7 @@ def _main(runtime: str) -> None:
 
 def _measure(name: RuntimeName) -> None:
     runtime = load_runtime(name)
-    idle = _peak_bytes()
+    idle = peak_memory_bytes()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     program = sys.stdin.readline().strip()
@@ -143,7 +135,7 @@ def _measure(name: RuntimeName) -> None:
             run()
     except Exception as error:  # whatever it is, the parent reports its first line
         sys.exit(headline(error))
-    sys.stdout.write(json.dumps({"idle": idle, "peak": _peak_bytes()}) + "\n")
+    sys.stdout.write(json.dumps({"idle": idle, "peak": peak_memory_bytes()}) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import pickle
-import signal
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -21,7 +20,7 @@ from typing import Any
 import hypothesis
 from hypothesis import strategies as st
 
-from pytest_qat.core.forked import Death, death_of
+from pytest_qat.core.forked import ChildDeath, death_of
 from pytest_qat.properties.examples import decode, encode, simpler
 from pytest_qat.properties.law import Law
 from pytest_qat.properties.runner import Failure
@@ -48,14 +47,13 @@ def contained(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, time
     if died is None:
         return check(law) if found is None else found
     if died.hung:
-        forked = () if died.said.count(b"\n") > 1 else (
+        forked = () if died.written.count(b"\n") > 1 else (
             "it was the first example: if it hangs in a forked process alone, start no threads before the first call",)
         return [Failure(law=law.name, ops=ops.name, example=example, lines=(
-            f"the implementation does not come back: it was ended after {timeout_s:g} s", *_told(example), *forked))]
+            f"the implementation does not return: it was ended after {timeout_s:g} s", *_told(example), *forked))]
     example = _smallest(law, ops, example)
-    name = signal.Signals(died.number).name
     return [Failure(law=law.name, ops=ops.name, example=example, lines=(
-        f"the implementation ends the process with {name} ({signal.strsignal(died.number)})", *_told(example)))]
+        f"the implementation ends the process with {died.by.name} ({died.by.meaning})", *_told(example)))]
 
 
 @cache
@@ -75,7 +73,7 @@ def _told(example: Any) -> tuple[str, ...]:
 
 
 def _in_child(check: Callable[[Law], list[Failure]], law: Law, *,
-              timeout_s: float) -> tuple[list[Failure] | None, Death | None, Any]:
+              timeout_s: float) -> tuple[list[Failure] | None, ChildDeath | None, Any]:
     """Return what the check found (None: it raised), how the child died, and the last example that it tried."""
     with tempfile.TemporaryFile() as results:
         def work(writer: int) -> None:
@@ -88,7 +86,7 @@ def _in_child(check: Callable[[Law], list[Failure]], law: Law, *,
 
         died = death_of(work, timeout_s=timeout_s, quiet=False)
         if died is not None:
-            return None, died, _last_example(law, died.said)
+            return None, died, _last_example(law, died.written)
         results.seek(0)
         try:
             return pickle.load(results), None, None  # noqa: S301 - written by this module a moment ago

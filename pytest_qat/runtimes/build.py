@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_qat.core.system import death_by, kill_group
 from pytest_qat.core.torch_state import child_environment
 from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.findings import Finding
@@ -77,9 +75,7 @@ def build(runtime: RuntimeName, programs: Mapping[str, Path], artifacts: Mapping
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Kill a child and the processes it has started, such as compilers."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
+    kill_group(child.pid)
     child.kill()
     child.wait()
     if child.stdin is not None:
@@ -99,12 +95,12 @@ def _outcome(side: str, runtime: RuntimeName, child: subprocess.Popen[bytes], ar
     note = read_note(artifact)
     if note.done:  # a child that crashes while it exits has done its work
         return Built(artifact=artifact, kernels=note.kernels, tensors=note.tensors)
-    if status < 0:
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    death = death_by(status)
+    if death is not None:
         raise CheckFailed(
-            [f"{runtime} crashed with {name} ({signal.strsignal(-status)}) on the {side} model in {note.stage}."],
+            [f"{runtime} crashed with {death.name} ({death.meaning}) on the {side} model in {note.stage}."],
             findings=[Finding(
-                code="native-crash", severity="error", evidence={"signal": name, "stage": note.stage},
+                code="native-crash", severity="error", evidence={"signal": death.name, "stage": note.stage},
                 message=f"native code of {runtime} crashes on the {side} model.",
                 remedy="leave the module that it crashes on in float with skip=(...), or choose another recipe.")])
     if note.error:

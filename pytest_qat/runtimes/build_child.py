@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 import threading
 import warnings
@@ -21,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from pytest_qat.core.files import write_whole
 from pytest_qat.core.quiet import quiet_loggers
+from pytest_qat.core.system import kill_group
 from pytest_qat.errors import QATError
 from pytest_qat.exported.program import load_exported
 from pytest_qat.runtimes import load_runtime, parse_runtime_name
@@ -62,8 +62,7 @@ def _end_with_parent(pipe: int) -> None:
         pipe: Nothing is ever written to it. The system closes it when the parent ends, even if it is killed.
     """
     os.read(pipe, 1)
-    if hasattr(os, "killpg"):
-        os.killpg(0, signal.SIGKILL)  # the child leads a process group of its own
+    kill_group(0)  # the child leads a process group of its own
     os._exit(1)
 
 

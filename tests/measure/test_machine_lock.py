@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
+from interruptible import INTERRUPTIBLE
 
 from pytest_qat.measure.machine_lock import MachineLock
 
@@ -79,8 +80,8 @@ class Holder:
 
     def __init__(self, how: str, folder: Path | None, *, temporary: Path, script: str = HOLDER) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-c", script, how, *([str(folder)] if folder else [])], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(temporary)})
+            [sys.executable, "-u", "-c", INTERRUPTIBLE + script, how, *([str(folder)] if folder else [])],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(temporary)})
         self._said = b""
 
     def says(self, word: str, *, within_s: float = LONG_S) -> bool:
@@ -319,7 +320,7 @@ def test_a_suspended_holder_is_not_waited_for_for_ever(tmp_path: Path, holder: C
     assert first.says("held")
     first.process.send_signal(signal.SIGSTOP)
     lock = MachineLock(tmp_path, patience_s=0.3)
-    with pytest.warns(RuntimeWarning, match=r"held this machine for 0\.3 s; is it suspended"), getattr(lock, asked)():
+    with pytest.warns(RuntimeWarning, match=r"held the timing lock for 0\.3 s"), getattr(lock, asked)():
         lock.give_way()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # waiting again would end in the warning again
@@ -332,7 +333,7 @@ def test_a_suspended_process_at_the_gate_is_not_waited_for_for_ever(tmp_path: Pa
                                                                     holder: Callable[..., Holder]) -> None:
     _, waiting = one_holds_and_one_waits(tmp_path, holder)
     waiting.process.send_signal(signal.SIGSTOP)
-    with pytest.warns(RuntimeWarning, match="is it suspended"):
+    with pytest.warns(RuntimeWarning, match="held the timing lock"):
         lock = MachineLock(tmp_path, patience_s=0.3)
     with lock.alone(), lock.shared():
         lock.give_way()
@@ -373,6 +374,14 @@ def test_without_a_place_for_the_lock_work_goes_on(tmp_path: Path) -> None:
     started = time.monotonic()
     with lock.alone(), lock.shared():
         assert time.monotonic() - started < LONG_S
+
+
+def test_where_files_cannot_be_locked_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    lock = MachineLock(tmp_path)
+    with lock.alone(), lock.shared():
+        lock.give_way()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_by_default_every_user_has_one_place_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,10 +181,8 @@ def test_a_process_that_never_gets_ready_is_ended_and_told(programs: dict[str, P
         probes.measure(programs)
 
 
-def test_a_peak_is_the_same_from_both_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **options: object) -> str:
-        raise PermissionError
-
-    from_proc = memory._peak_bytes()
-    monkeypatch.setattr(Path, "read_text", refuse)
-    assert memory._peak_bytes() == pytest.approx(from_proc, rel=0.1)
+def test_a_system_that_reports_no_peaks_is_told_so(programs: dict[str, Path], probes: MemoryProbes,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "peak_memory_bytes", lambda: None)
+    with pytest.raises(MeasurementError, match="does not report a process's peak memory"):
+        probes.measure(programs)
