@@ -1,4 +1,4 @@
-"""Fixtures for a user's own tests. Every pytest session reads this module; what they do is in `runs`."""
+"""Fixtures for a user's own tests. Every pytest session loads this module, so what they do is in `marked`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pytest_qat.case import QATCase
     from pytest_qat.measure.latency import Speedup
-    from pytest_qat.plugin.runs import QATRun
+    from pytest_qat.plugin.marked import QATRun
 
 __all__ = ["qat_case", "qat_compare_latency", "qat_converted", "qat_prepared", "qat_run"]
 
@@ -21,9 +21,10 @@ __all__ = ["qat_case", "qat_compare_latency", "qat_converted", "qat_prepared", "
 @pytest.fixture
 def qat_run(request: pytest.FixtureRequest) -> QATRun:
     """The run of the model that `@pytest.mark.qat` names: `assert_accuracy`, `assert_speedup`, and so on."""
-    from pytest_qat.plugin.runs import started_run
+    from pytest_qat.plugin.hooks import session_of
+    from pytest_qat.plugin.marked import started_run
 
-    return started_run(request)
+    return started_run(request.node, session=session_of(request.config))
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def qat_case(qat_run: QATRun) -> QATCase:
 
 @pytest.fixture
 def qat_prepared(qat_run: QATRun) -> Iterator[nn.Module]:
-    """A copy of the QAT-prepared module, observers and fake-quantize in place, not yet trained."""
+    """A copy of the prepared module, with observers and fake-quantize in place, before fine-tuning."""
     yield from qat_run.lend(lambda run: run.prepared().module)
 
 
@@ -46,7 +47,8 @@ def qat_converted(qat_run: QATRun) -> Iterator[nn.Module]:
 
 @pytest.fixture
 def qat_compare_latency(request: pytest.FixtureRequest) -> Callable[..., Speedup]:
-    """`qat_compare_latency(baseline_fn, candidate_fn, floor=None)` -> `Speedup`, with the machine to itself."""
-    from pytest_qat.plugin.runs import latency_comparison
+    """`qat_compare_latency(baseline_fn, candidate_fn, floor=None)` -> `Speedup`, while no other session measures."""
+    from pytest_qat.plugin.hooks import session_of
+    from pytest_qat.plugin.marked import latency_comparison
 
-    return latency_comparison(request)
+    return latency_comparison(session_of(request.config))

@@ -1,17 +1,67 @@
-"""What every item of the command line has in common, whatever it checks."""
+"""What items have in common: what they measured, how an outcome becomes pytest's, and how a failure prints."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.plugin.messages import failure_text
 
 if TYPE_CHECKING:
     from _pytest._code.code import ExceptionInfo, TerminalRepr
 
-__all__ = ["CommandLineItem"]
+    from pytest_qat.checks import CheckResult
+    from pytest_qat.record.schema import Ranking, RunRecord
+
+__all__ = ["MEASURED", "OUTCOME", "CommandLineItem", "Measured", "forget", "note", "raise_result"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What an item measured, as plain JSON values.
+
+    Attributes:
+        records: The records of its runs.
+        ranking: The ranking of recipes, if it made one.
+    """
+
+    records: tuple[RunRecord, ...]
+    ranking: Ranking | None
+
+
+MEASURED: pytest.StashKey[Measured] = pytest.StashKey()
+"""On an item: what it measured in this attempt."""
+OUTCOME: pytest.StashKey[str] = pytest.StashKey()
+"""On an item that is reported as skipped: `inconclusive` or `blocked`."""
+
+
+def note(item: pytest.Item, *records: RunRecord, ranking: Ranking | None = None) -> None:
+    """Keep what an item measured for its report."""
+    item.stash[MEASURED] = Measured(records=records, ranking=ranking)
+
+
+def forget(item: pytest.Item) -> None:
+    """Drop what an earlier attempt measured and concluded."""
+    if MEASURED in item.stash:
+        del item.stash[MEASURED]
+    if OUTCOME in item.stash:
+        del item.stash[OUTCOME]
+
+
+def raise_result(result: CheckResult, *, item: pytest.Item, prefix: str = "") -> None:
+    """Turn an outcome into what pytest understands: nothing, a failure, or a skip whose reason has the prefix."""
+    __tracebackhide__ = True
+    outcome = result.verdict.outcome.value
+    if outcome == "passed":
+        return
+    if outcome == "failed":
+        raise result.error or CheckFailed(result.verdict.reasons, findings=result.findings)
+    reason = prefix + " ".join(result.verdict.reasons)
+    item.stash[OUTCOME] = outcome
+    pytest.skip(reason if reason.startswith(outcome) else f"{outcome}: {reason}")
 
 
 class CommandLineItem(pytest.Item):
@@ -24,8 +74,9 @@ class CommandLineItem(pytest.Item):
 
     def repr_failure(self, excinfo: ExceptionInfo[BaseException], *args: Any, **kwargs: Any) -> str | TerminalRepr:
         """Print a finding or a tool error as text, anything unforeseen with its traceback."""
-        text = failure_text(excinfo.value, title=self.title)
-        return text if text is not None else super().repr_failure(excinfo, *args, **kwargs)
+        if isinstance(excinfo.value, (CheckFailed, QATError)):
+            return failure_text(excinfo.value, title=self.title)
+        return super().repr_failure(excinfo, *args, **kwargs)
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
         """Return where the item comes from: the command line."""

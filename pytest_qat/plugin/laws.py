@@ -21,7 +21,7 @@ __all__ = ["LawItem", "OpsCollector", "ReplayCollector", "ReplayItem"]
 
 _CACHE = "qat-laws"
 _MOST_S = 300.0
-"""What a law may take on a user's implementation before it counts as hanging; most take less than a second."""
+"""Time after which a law counts as hanging on a user's implementation; most laws take less than a second."""
 
 
 class OpsCollector(pytest.Collector):
@@ -50,7 +50,7 @@ class OpsCollector(pytest.Collector):
 
 
 class _OneOfSeveral(pytest.Collector):
-    """One of several implementations that a reference gives."""
+    """One of the implementations that a reference gives, where it gives several."""
 
     parent: OpsCollector
 
@@ -90,10 +90,10 @@ class LawItem(CommandLineItem):
         self.ops = ops
 
     def runtest(self) -> None:
-        """Try the law: on as many examples as CI mode has, or for this item's share of the fuzzing time.
+        """Try the law: on a fixed number of examples, or for this item's share of the fuzzing time.
 
         Raises:
-            CheckFailed: it does not hold; the smallest examples are printed and saved.
+            CheckFailed: the law does not hold; the smallest examples are printed and saved.
         """
         from pytest_qat.properties.runner import check_law, fuzz_law
 
@@ -107,22 +107,23 @@ class LawItem(CommandLineItem):
             failure = check_law(law, self.ops, seed=seed)
             return [] if failure is None else [failure]
 
-        failures = _held(check, self.law, self.ops, reference=self.parent.reference,
-                         timeout_s=_MOST_S + (share_s or 0.0))
+        failures = _failures(check, self.law, self.ops, reference=self.parent.reference,
+                             timeout_s=_MOST_S + (share_s or 0.0))
         if failures:
-            raise CheckFailed([self.law.summary, *(line for failure in failures for line in self._told(failure, seed))])
+            raise CheckFailed([self.law.summary,
+                               *(line for failure in failures for line in self._lines(failure, seed))])
 
-    def _told(self, failure: Failure, seed: int) -> list[str]:
+    def _lines(self, failure: Failure, seed: int) -> list[str]:
         from pytest_qat.properties.replay import write_saved
 
         reference = self.parent.reference
         cache = getattr(self.config, "cache", None)
         again = f"pytest --qat-ops={reference} -k {self.law.name}"
         if cache is not None and failure.example is not None:
-            with contextlib.suppress(OSError, QATError):  # a cache that cannot be written costs no finding
+            with contextlib.suppress(OSError, QATError):  # the failure is reported even if the cache is read-only
                 path = write_saved(failure, Path(cache.mkdir(_CACHE)), reference=reference, seed=seed)
                 again = f"pytest --qat-replay={_short(path, self.config)}"
-        return [*failure.lines, f"to see it again: {again}"]
+        return [*failure.lines, f"to run it again: {again}"]
 
 
 class ReplayCollector(pytest.Collector):
@@ -150,7 +151,7 @@ class ReplayCollector(pytest.Collector):
 
 
 class ReplayItem(CommandLineItem):
-    """One saved example; passes if its law holds now."""
+    """One saved example; it passes if its law holds now."""
 
     parent: ReplayCollector
 
@@ -162,7 +163,7 @@ class ReplayItem(CommandLineItem):
         """Try the law on the saved example again.
 
         Raises:
-            CheckFailed: it is still broken.
+            CheckFailed: the law still does not hold.
             QATError: the file or its implementation cannot be used.
         """
         from pytest_qat.properties.replay import read_saved
@@ -171,27 +172,28 @@ class ReplayItem(CommandLineItem):
         saved = read_saved(self.file)
         found = {ops.name: ops for ops in self.parent.qat.implementations(saved.reference)}
         if saved.ops not in found:
-            raise DataError(f"{saved.reference} has no implementation named {saved.ops!r} any more, but "
-                            f"{', '.join(found)}.", hint="Delete the file, or bring the implementation back.")
+            raise DataError(f"{self.file.name} is about the implementation {saved.ops!r}, but {saved.reference} gives "
+                            f"only {', '.join(found)}.", hint="Delete the file, or restore the implementation.")
         if not saved.law.applies(found[saved.ops]):
-            raise DataError(f"{saved.law.name} does not speak about {saved.ops!r} as it is now.",
-                            hint="Delete the file, or give the implementation the functions that it had.")
+            raise DataError(f"{self.file.name} is about the law {saved.law.name}, but {saved.ops!r} no longer has the "
+                            "functions that this law tests.", hint="Delete the file, or restore the functions.")
         ops = found[saved.ops]
 
         def check(law: Law) -> list[Failure]:
             failure = hold(law, ops, saved.example)
             return [] if failure is None else [failure]
 
-        for failure in _held(check, saved.law, ops, reference=saved.reference, timeout_s=_MOST_S):
+        for failure in _failures(check, saved.law, ops, reference=saved.reference, timeout_s=_MOST_S):
             then = ", ".join(f"{package} {version}" for package, version in saved.versions.items())
-            raise CheckFailed(["still failing.", saved.law.summary, *failure.lines, f"first seen with {then}"])
+            raise CheckFailed(["the law still does not hold.", saved.law.summary, *failure.lines,
+                               f"first seen with {then}"])
 
 
-def _held(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, reference: str,
-          timeout_s: float) -> list[Failure]:
-    """Return what a check of a law finds, in a child process unless it is about PyTorch.
+def _failures(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, reference: str,
+              timeout_s: float) -> list[Failure]:
+    """Return the failures that a check finds; it runs in a child process, which a user's kernel may crash.
 
-    PyTorch's laws share what they have built, and it does not end processes.
+    PyTorch's own operators are checked in this process: they do not crash it, and their laws share built modules.
     """
     from pytest_qat.properties.forked import contained
     from pytest_qat.properties.targets import TORCH
@@ -200,6 +202,6 @@ def _held(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, referenc
 
 
 def _short(path: Path, config: pytest.Config) -> str:
-    """Return a path as it would be typed where pytest was started."""
+    """Return a path relative to the folder that pytest was started in, where it is below it."""
     here = config.invocation_params.dir
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,4 +1,4 @@
-"""What a failed check prints: verdict, numbers, cause and remedy; no traceback of ours."""
+"""What a failed check prints: verdict, numbers, cause and remedy, without a traceback through this package."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ __all__ = ["failure_text"]
 _SHOWN = 12
 
 
-def failure_text(error: BaseException, *, title: str) -> str | None:
-    """Return the text of a finding or a tool error, or None for anything else, which keeps its traceback."""
+def failure_text(error: CheckFailed | QATError, *, title: str) -> str:
+    """Return the text of a failed check or a tool error, below a title."""
     if isinstance(error, CheckFailed):
-        return "\n".join([f"{title} FAILED", *(f"  {reason}" for reason in error.reasons),
-                          *_finding_lines(error.findings)])
-    if isinstance(error, QATError):
-        lines = [f"{title} FAILED", f"  {error.message}"]
-        return "\n".join([*lines, f"  remedy: {error.hint}"] if error.hint else lines)
-    return None
+        lines = [*(f"  {reason}" for reason in error.reasons), *_finding_lines(error.findings)]
+    else:
+        lines = [f"  {error.message}", *([f"  remedy: {error.hint}"] if error.hint else [])]
+    return "\n".join([f"{title} FAILED", *lines])
 
 
 def _finding_lines(findings: Sequence[Finding]) -> list[str]:
@@ -35,5 +33,5 @@ def _finding_lines(findings: Sequence[Finding]) -> list[str]:
         if finding.remedy and (finding is telling[0] or finding.remedy != telling[0].remedy):
             lines.append(f"  remedy: {finding.remedy}")
     if len(telling) > _SHOWN:
-        lines.append(f"  ... and {len(telling) - _SHOWN} more of the kind")
+        lines.append(f"  ... and {len(telling) - _SHOWN} more findings")
     return lines

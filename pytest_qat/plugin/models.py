@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_qat.errors import CheckFailed, QATError
-from pytest_qat.plugin.items import CommandLineItem
-from pytest_qat.plugin.keys import OUTCOME
+from pytest_qat.plugin.items import CommandLineItem, note, raise_result
 from pytest_qat.recipe import AUTO
 from pytest_qat.record.keys import ModelSource, RunKey
 from pytest_qat.record.schema import CHECKS
 
 if TYPE_CHECKING:
-    from pytest_qat.checks import CheckResult, ModelChecks
+    from pytest_qat.checks import ModelChecks
     from pytest_qat.plugin.session import QATSession
     from pytest_qat.record.schema import Ranking, RunRecord
 
-__all__ = ["CheckItem", "ModelCollector", "RankingItem", "RecipeCollector", "raise_result"]
+__all__ = ["CheckItem", "ModelCollector", "RankingItem", "RecipeCollector"]
 
 
 class ModelCollector(pytest.Collector):
@@ -64,7 +63,7 @@ class RecipeCollector(pytest.Collector):
 
 
 class _ModelItem(CommandLineItem):
-    """What a recipe of a model is made of."""
+    """An item of one model and recipe."""
 
     parent: RecipeCollector
 
@@ -72,6 +71,16 @@ class _ModelItem(CommandLineItem):
     def title(self) -> str:
         """Model, recipe and check."""
         return f"{self.parent.name} {self.name}"
+
+    @property
+    def key(self) -> RunKey:
+        """The model and the recipe."""
+        return self.parent.key
+
+    @property
+    def qat(self) -> QATSession:
+        """The session."""
+        return self.parent.parent.qat
 
 
 class CheckItem(_ModelItem):
@@ -81,34 +90,32 @@ class CheckItem(_ModelItem):
         """Make the check.
 
         Raises:
-            CheckFailed: the answer is no.
-            QATError: the question could not be asked.
+            CheckFailed: the model does not pass.
+            QATError: the check could not be made.
         """
         from pytest_qat.diagnosis.causes import with_causes
 
-        qat, key = self.parent.parent.qat, self.parent.key
-        checks = qat.registry.checks(key)
+        checks = self.qat.registry.checks(self.key)
         try:
-            result = with_causes(checks, checks.check(self.name, selected=qat.selected(key)))
+            result = with_causes(checks, checks.check(self.name, selected=self.qat.selected(self.key)))
         finally:
-            qat.note(self, checks.record())
+            note(self, checks.record())
         raise_result(result, item=self)
 
 
 class RankingItem(_ModelItem):
-    """`--qat-recipe=auto` of one model: passes if some recipe holds the tolerances."""
+    """`--qat-recipe=auto` of one model: passes if some recipe meets the tolerances."""
 
     def runtest(self) -> None:
         """Try the recipes.
 
         Raises:
-            CheckFailed: none of them holds the tolerances.
-            QATError: the question could not be asked.
+            CheckFailed: no recipe meets the tolerances.
+            QATError: the recipes could not be tried.
         """
         from pytest_qat.auto import rank
 
-        qat, source = self.parent.parent.qat, self.parent.key.model
-        registry = qat.registry
+        source, registry = self.key.model, self.qat.registry
         records: list[RunRecord] = []
 
         def done(checks: ModelChecks) -> None:
@@ -119,21 +126,7 @@ class RankingItem(_ModelItem):
             ranking["entries"] = rank(registry.case(source), glance=registry.glance, done=done,
                                       checks=lambda recipe: registry.checks(RunKey(source, recipe)))
         finally:
-            qat.note(self, *records, ranking=ranking)
+            note(self, *records, ranking=ranking)
         if not any(entry["holds"] for entry in ranking["entries"]):
             raise CheckFailed(["no recipe holds the tolerances.",
                                *(f"{entry['recipe']}: {entry['note']}" for entry in ranking["entries"])])
-
-
-def raise_result(result: CheckResult, *, item: pytest.Item, prefix: str = "") -> None:
-    """Turn an outcome into what pytest understands: nothing, a failure or a skip, whose reason has the prefix."""
-    __tracebackhide__ = True
-    outcome = result.verdict.outcome.value
-    if outcome == "passed":
-        return
-    if outcome == "failed":
-        raise result.error or CheckFailed(result.verdict.reasons, findings=result.findings)
-    reason = prefix + " ".join(result.verdict.reasons)
-    item.stash[OUTCOME] = outcome
-    pytest.skip(reason if reason.startswith(outcome) else f"{outcome}: {reason}")
-

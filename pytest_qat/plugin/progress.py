@@ -1,4 +1,4 @@
-"""How far a fine-tuning is: a bar with ETA on a terminal, a few plain lines elsewhere, nothing on an xdist worker."""
+"""The progress of fine-tuning: a bar with the time left on a terminal, a few lines elsewhere, nothing under xdist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN_LINES = 4
 
 
 def progress_display(config: pytest.Config) -> Callable[[str], AbstractContextManager[Progress]]:
-    """Return what makes the display of one fine-tuning, given its label."""
+    """Return a function that opens the display of one fine-tuning, given its label."""
     @contextlib.contextmanager
     def display(label: str) -> Iterator[Progress]:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
@@ -27,9 +27,9 @@ def progress_display(config: pytest.Config) -> Callable[[str], AbstractContextMa
             yield _quiet
             return
         capture = config.pluginmanager.get_plugin("capturemanager")
-        unhidden = capture.global_and_fixture_disabled if capture is not None else contextlib.nullcontext
+        uncaptured = capture.global_and_fixture_disabled if capture is not None else contextlib.nullcontext
         make = _bar if sys.__stderr__ is not None and sys.__stderr__.isatty() else _lines
-        with make(label, reporter, unhidden) as step:
+        with make(label, reporter, uncaptured) as step:
             yield step
     return display
 
@@ -39,7 +39,7 @@ def _quiet(step: int, total: int, loss: float) -> None:
 
 
 @contextlib.contextmanager
-def _bar(label: str, reporter: Any, unhidden: Callable[[], AbstractContextManager[None]]) -> Iterator[Progress]:
+def _bar(label: str, reporter: Any, uncaptured: Callable[[], AbstractContextManager[None]]) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -52,7 +52,7 @@ def _bar(label: str, reporter: Any, unhidden: Callable[[], AbstractContextManage
 
     def advance(step: int, total: int, loss: float) -> None:
         if step == 1:
-            with unhidden():
+            with uncaptured():
                 reporter.ensure_newline()
             bar.start()
         bar.update(task, completed=step, total=total, loss=loss)
@@ -64,10 +64,10 @@ def _bar(label: str, reporter: Any, unhidden: Callable[[], AbstractContextManage
 
 
 @contextlib.contextmanager
-def _lines(label: str, reporter: Any, unhidden: Callable[[], AbstractContextManager[None]]) -> Iterator[Progress]:
+def _lines(label: str, reporter: Any, uncaptured: Callable[[], AbstractContextManager[None]]) -> Iterator[Progress]:
     def advance(step: int, total: int, loss: float) -> None:
         if step in {1, total} or step % max(1, total // _PLAIN_LINES) == 0:
-            with unhidden():
+            with uncaptured():
                 reporter.ensure_newline()
                 reporter.write_line(f"fine-tuning {label}: step {step}/{total}, loss {loss:.4f}")
 

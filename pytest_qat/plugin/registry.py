@@ -1,4 +1,4 @@
-"""The runs of this process: one for each model and recipe, shared by collected checks, markers and fixtures."""
+"""The runs of this process: one for each model and recipe, shared by items, markers and fixtures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["RunRegistry"]
 
 _GLANCE_S = 3.0
 _KEPT = 4
-"""Runs kept in memory; an older one is made again if it is needed again, with the same seeds."""
+"""Number of runs kept in memory; one that is needed again later is run again, with the same seeds."""
 
 
 class RunRegistry:
@@ -81,7 +81,7 @@ class RunRegistry:
         return tuple(name if name == AUTO else get_recipe(name).name for name in dict.fromkeys(names))
 
     def recipe_of_test(self, case: QATCase) -> str:
-        """Return the first of these recipes for a marked test, which is one run; `auto` gives way to the next.
+        """Return the recipe of a marked test, which is one run: the first of these, except `auto`.
 
         Raises:
             UnknownRecipe: the case names one that does not exist.
@@ -90,7 +90,7 @@ class RunRegistry:
         return get_recipe(next(name for name in names if name != AUTO)).name
 
     def checks(self, key: RunKey) -> ModelChecks:
-        """Return the checks of a model by a recipe, the same ones to everybody who asks.
+        """Return the checks of a model by a recipe, shared by all who ask for them.
 
         Raises:
             QATError: the model's reference or what it gives is bad.
@@ -126,7 +126,7 @@ class RunRegistry:
             memory=options.memory, stage_timeout_s=options.stage_timeout_s, work_threads=_thread_share(self._workers))
 
     def _shared_stages(self, source: ModelSource) -> SharedStages:
-        """Return what runs of one model share; what another model's runs shared is let go."""
+        """Return what the runs of one model share, and drop what those of another model shared."""
         from pytest_qat.pipeline.stages import SharedStages
 
         if self._shared is None or self._shared[0] != source:
@@ -140,7 +140,7 @@ class RunRegistry:
         return self._lock
 
     def alone(self) -> AbstractContextManager[None]:
-        """Hold the machine for a timing."""
+        """Hold the machine's lock for a timing."""
         return self._machine_lock().alone()
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class RunRegistry:
 
 
 def _thread_share(workers: int) -> int | None:
-    """Threads for one of several workers: thread pools that outnumber the cores slow each other down many times."""
+    """Threads of one of several workers; more threads than cores would slow all of them down many times over."""
     if workers <= 1 or "OMP_NUM_THREADS" in os.environ:
         return None
     import torch

@@ -1,7 +1,7 @@
-"""How xdist distributes the checks of models: all of one model to one worker.
+"""How pytest-xdist distributes the checks of models: all checks of one model run on one worker.
 
-Not by `xdist_group` marks: those change node ids, which then differ from a run without xdist, and with pytest 9.2
-they are ignored without a word (pytest-dev/pytest-xdist#1386).
+`xdist_group` marks would do the same, but they change node ids, which then differ from those of a run without xdist,
+and pytest 9.2 silently ignores them (pytest-dev/pytest-xdist#1386).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["ModelScheduling"]
 
 
 class ModelScheduling(LoadGroupScheduling):  # type: ignore[misc]
-    """`--dist=loadgroup`, in which every model of the command line is a group."""
+    """`--dist=loadgroup`, where each model of the command line is a group."""
 
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("qat-model:"):

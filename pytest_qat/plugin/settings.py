@@ -1,4 +1,4 @@
-"""The options of a session, parsed and checked before anything heavy starts; no torch."""
+"""The options of a session, parsed and checked before anything heavy starts. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_DIGITS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the command line and the ini file say, checked.
+    """The values of the command line and the ini file, checked.
 
     Attributes:
         recipes: Recipe names from the command line; empty: each model's own.
@@ -61,7 +61,7 @@ class Options:
     json: Path | None
 
     def tolerances(self, own: Tolerances) -> Tolerances:
-        """Return what holds for a case: command line, else the case's own, else the ini file, else the defaults."""
+        """Return the tolerances of a case: the command line's, else its own, else the ini file's, else the defaults."""
         return own.or_else(self.defaults).override(**self.explicit)
 
 
@@ -69,7 +69,7 @@ def read_options(config: pytest.Config) -> Options:
     """Return the checked options.
 
     Raises:
-        QATError: a value makes no sense.
+        QATError: a value is bad.
     """
     line, file = _values(config)
     merged = {option.key: line.get(option.key, file.get(option.key, option.default)) for option in OPTIONS}
@@ -77,7 +77,8 @@ def read_options(config: pytest.Config) -> Options:
     if path is not None and not hasattr(config, "workerinput"):
         check_writable(path, name="--qat-json")
     if "qat_fuzz" in line and not config.getoption("qat_ops"):
-        raise InvalidOption("--qat-fuzz needs --qat-ops, which says what to fuzz.", hint="Add --qat-ops=my.module:ops.")
+        raise InvalidOption("--qat-fuzz is given without --qat-ops, which names the implementation to fuzz.",
+                            hint="Add --qat-ops=package.module:function.")
     memory = path is not None if merged["qat_memory"] is None else merged["qat_memory"]
     return Options(
         recipes=_recipes(line), default_recipes=_recipes(file) or (DEFAULT_RECIPE,),
@@ -141,7 +142,8 @@ def _whole(minimum: int) -> Callable[..., int]:
 def _counts(value: object, *, name: str) -> tuple[int, ...]:
     parts = [part.strip() for part in str(value).split(",")]
     if not all(part.isdecimal() and len(part) <= _MOST_DIGITS and int(part) > 0 for part in parts):
-        raise InvalidOption(f"{name} is {value}, expected batch sizes with commas.", hint=f"Write {name}=1,8,32.")
+        raise InvalidOption(f"{name} is {value}, expected batch sizes separated by commas.",
+                            hint=f"Write {name}=1,8,32.")
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -151,14 +153,14 @@ def _seconds(value: object, *, name: str) -> float:
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number > 0):
-        raise InvalidOption(f"{name} is {value}, expected seconds over 0.", hint=f"Write {name}=20.")
+        raise InvalidOption(f"{name} is {value}, expected a number of seconds above 0.", hint=f"Write {name}=20.")
     return number
 
 
 def _text(value: object, *, name: str) -> str:
     text = str(value).strip()
     if not text:
-        raise InvalidOption(f"{name} is empty.", hint="Give it a value, or leave it out.")
+        raise InvalidOption(f"{name} is empty, expected a value.", hint=f"Give {name} a value, or leave it out.")
     return text
 
 

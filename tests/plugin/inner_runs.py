@@ -1,4 +1,4 @@
-"""What an inner run said and recorded, as the tests of bad input read it."""
+"""What inner runs are given, said and recorded, as several test modules use it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,43 @@ from typing import Any
 
 import pytest
 from conftest import Project
+
+OPS = '''
+import torch
+from pytest_qat import QuantOps
+
+def quantize(x, scale, zero_point, low, high):
+    if not (scale >= 2.0**-126 and scale < float("inf")):
+        raise ValueError("scale")
+    return (torch.round(x.float() * (1 / torch.tensor(scale))) + zero_point).clamp(low, high).nan_to_num().int()
+
+def dequantize(codes, scale, zero_point):
+    return (codes - zero_point).float() * torch.tensor(scale)
+
+def good():
+    return QuantOps(name="good", quantize=quantize, dequantize=dequantize)
+
+def late(x, *params):
+    codes = quantize(x, *params).reshape(-1).clone()
+    codes[37:38] += 1
+    return codes.clamp(params[2], params[3]).reshape(x.shape)
+
+def bad():
+    return QuantOps(name="bad", quantize=late, dequantize=dequantize)
+
+def deadly(x, *params):
+    if 30 < x.numel() < 200:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return quantize(x, *params)
+
+def crashing():
+    return QuantOps(name="crashing", quantize=deadly, dequantize=dequantize)
+
+def both():
+    return [good(), bad()]
+'''
+"""kernels.py of a user: an implementation that keeps the laws, and two that do not."""
 
 
 def recorded(project: Project, function: str) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_tests_without_a_marker_start_no_session(project: Project) -> None:
 
         def test_nothing_came_of_it(request):
             assert not request.config.pluginmanager.has_plugin("qat-session")
-            assert "pytest_qat.plugin.runs" not in sys.modules
+            assert "pytest_qat.plugin.marked" not in sys.modules
             assert "torch" not in sys.modules
     """)
     others = [option for name in ("hypothesispytest", "jaxtyping", "typeguard", "anyio", "hydra_pytest", "kgb")

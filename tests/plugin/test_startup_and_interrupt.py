@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Project
+from interruptible import INTERRUPTIBLE
 
 HEAVY = ("torch", "torchvision", "torchao", "numpy", "scipy", "rich", "filelock")
 
@@ -41,6 +42,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_during_training_keeps_what_was_measured(project: Project) -> None:
     project.add('''
@@ -49,19 +51,22 @@ def test_ctrl_c_during_training_keeps_what_was_measured(project: Project) -> Non
         def slow():
             def train(model):
                 open("training", "w").close()
-                time.sleep(60)
+                time.sleep(600)
             return case(name="Slow", train=train)
     ''')
     with Path(project.path / "out.txt").open("w") as out:
         run = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "no:randomly", "--qat-model=models:good", "--qat-model=models:slow",
+            [sys.executable, "-c", f"{INTERRUPTIBLE}import pytest; raise SystemExit(pytest.main())",
+             "-p", "no:randomly", "--qat-model=models:good", "--qat-model=models:slow",
              "--qat-json=qat.json", "--qat-max-time=1", "-k", "prepare or convert or size"],
             cwd=project.path, stdout=out, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 90
-        while not (project.path / "training").exists() and time.monotonic() < deadline and run.poll() is None:
-            time.sleep(0.05)
-        run.send_signal(signal.SIGINT)
-        code = run.wait(timeout=60)
+        try:
+            while not (project.path / "training").exists() and run.poll() is None:
+                time.sleep(0.05)
+            run.send_signal(signal.SIGINT)
+            code = run.wait(timeout=240)
+        finally:
+            run.kill()
     text = (project.path / "out.txt").read_text()
     assert code == pytest.ExitCode.INTERRUPTED, text
     assert "INTERNALERROR" not in text

@@ -1,21 +1,22 @@
-"""A marked test's run: assertions in the test, and what the marker asks for after its body."""
+"""`@pytest.mark.qat` and what it lends to a test: the marker's arguments, the run, and the checks after the body."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import difflib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_qat.core.parsing import parse_fraction, parse_ratio
 from pytest_qat.errors import CheckFailed, InvalidOption, QATError
-from pytest_qat.plugin import start
-from pytest_qat.plugin.keys import RUN, SESSION
-from pytest_qat.plugin.marker import MarkerArguments, read_marker
+from pytest_qat.plugin.items import note, raise_result
 from pytest_qat.plugin.messages import failure_text
-from pytest_qat.plugin.models import raise_result
-from pytest_qat.record.keys import RunKey
+from pytest_qat.recipe import get_recipe
+from pytest_qat.record.keys import ModelSource, RunKey
 from pytest_qat.record.schema import CHECK_OF_TOLERANCE
 from pytest_qat.tolerances import Tolerances
 
@@ -29,7 +30,72 @@ if TYPE_CHECKING:
     from pytest_qat.plugin.session import QATSession
     from pytest_qat.record.schema import Metrics
 
-__all__ = ["AsTestFailure", "QATRun", "hold_to_marker", "latency_comparison", "started_run"]
+__all__ = ["RUN", "QATRun", "hold_to_marker", "latency_comparison", "started_run"]
+
+_TOLERANCES = tuple(field.name for field in fields(Tolerances))
+_KNOWN = ("model", "recipe", *_TOLERANCES)
+_FIXTURES = ("qat_case", "qat_prepared", "qat_converted", "qat_run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkerArguments:
+    """The arguments of a marker.
+
+    Attributes:
+        source: The model: a reference, or an object (a QATCase, a module, a function that returns one) with a name
+            that is the same in every process.
+        recipe: Recipe name, or None.
+        tolerances: Only the tolerances that were given, parsed.
+    """
+
+    source: ModelSource
+    recipe: str | None
+    tolerances: dict[str, float]
+
+
+def read_marker(item: pytest.Item) -> MarkerArguments | None:
+    """Return the arguments of the `qat` markers around a test, the closest winning, or None without one.
+
+    Raises:
+        InvalidOption: positional or unknown arguments, no model, or a bad value.
+    """
+    arguments: dict[str, Any] = {}
+    markers = list(item.iter_markers("qat"))
+    for marker in reversed(markers):
+        if marker.args:
+            raise InvalidOption(f"@pytest.mark.qat of {item.name} got the positional argument {marker.args[0]!r}.",
+                                hint='Name it: @pytest.mark.qat(model="package.module:function").')
+        arguments.update(marker.kwargs)
+    if not markers:
+        return None
+    unknown = [name for name in arguments if name not in _KNOWN]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], _KNOWN, n=1)
+        raise InvalidOption(f"@pytest.mark.qat of {item.name} has no argument {unknown[0]!r}; known are "
+                            f"{', '.join(_KNOWN)}.", hint=f"Did you mean {near[0]}?" if near else "Remove it.")
+    if arguments.get("model") is None:
+        raise InvalidOption(f"@pytest.mark.qat of {item.name} names no model.",
+                            hint='Add model="package.module:function".')
+    recipe = arguments.get("recipe")
+    if recipe is not None:
+        get_recipe(recipe)
+    given = {name: arguments[name] for name in _TOLERANCES if arguments.get(name) is not None}
+    parsed = Tolerances(**given)
+    return MarkerArguments(source=_source(arguments["model"], item), recipe=recipe,
+                           tolerances={name: getattr(parsed, name) for name in given})
+
+
+def _source(model: Any, item: pytest.Item) -> ModelSource:
+    return ModelSource(model) if isinstance(model, str) else ModelSource(_name(model, item), given=model)
+
+
+def _name(model: Any, item: pytest.Item) -> str:
+    name: str = getattr(model, "__qualname__", "<>")
+    if "<" not in name:  # neither a lambda nor made inside a function
+        return f"{model.__module__}:{name}"
+    module = getattr(item, "module", None)
+    known = next((name for name, value in vars(module).items() if value is model), None) if module else None
+    return f"{module.__name__}:{known}" if module and known else f"{type(model).__name__} of {item.nodeid}"
 
 
 class QATRun:
@@ -42,11 +108,11 @@ class QATRun:
         self._item = item
         self._session = session
         self._asserted: set[str] = set()
-        self._unclear: list[CheckResult] = []
+        self._inconclusive: list[CheckResult] = []
 
     @property
     def _arguments(self) -> MarkerArguments:
-        """What the marker says by now: fixtures and the body may add to it."""
+        """The marker's arguments so far: fixtures and the body may add to them."""
         return _arguments_of(self._item)
 
     @property
@@ -69,7 +135,7 @@ class QATRun:
         """Assert that accuracy drops by at most `drop`, a fraction or text such as `1%`.
 
         Raises:
-            CheckFailed: it drops more, and significantly so.
+            CheckFailed: it drops by significantly more.
         """
         __tracebackhide__ = True
         self._hold("accuracy", accuracy_drop=None if drop is None else parse_fraction(drop, name="drop"))
@@ -78,8 +144,8 @@ class QATRun:
         """Assert that int8 is `at_least` times as fast as float in the same runtime.
 
         Raises:
-            CheckFailed: it is slower. An unclear case skips the test once its body is done, or fails it under
-                `--qat-strict`.
+            CheckFailed: it is slower. An inconclusive comparison skips the test once its body has passed, or fails it
+                under `--qat-strict`.
         """
         __tracebackhide__ = True
         self._hold("speedup", min_speedup=None if at_least is None else parse_ratio(at_least, name="at_least"))
@@ -108,7 +174,7 @@ class QATRun:
         from pytest_qat.pipeline.run import StageFailed
 
         run = self.checks.run
-        with AsTestFailure():
+        with _as_test_failure():
             try:
                 module = copy.deepcopy(stage(run))
             except StageFailed as failed:
@@ -117,9 +183,12 @@ class QATRun:
             yield module
 
     def hold_to_marker(self, *, everything: bool) -> None:
-        """Make the checks that the marker gives tolerances for and the test did not make; or all that judge.
+        """Make the checks that the marker gives tolerances for and the test has not made yet.
 
-        What is unclear skips the test, but only after everything else has been judged: a skip hides no failure.
+        An inconclusive check skips the test, but only after all others, so that the skip hides no failure.
+
+        Args:
+            everything: Whether a marker without tolerances stands for accuracy, size and speed.
 
         Raises:
             CheckFailed: a check failed.
@@ -129,24 +198,24 @@ class QATRun:
             wanted = {"accuracy", "size", "speedup"}
         for check in sorted(wanted - self._asserted):
             self._hold(check)
-        for result in self._unclear:
+        for result in self._inconclusive:
             raise_result(result, item=self._item, prefix=f"recipe {self.checks.run.recipe.name}: ")
 
     def _hold(self, check: str, **bound: float | None) -> None:
-        __tracebackhide__ = True
-        self._asserted.add(check)
         from pytest_qat.diagnosis.causes import with_causes
 
+        __tracebackhide__ = True
+        self._asserted.add(check)
         checks = self.checks
         base: Tolerances = checks.run.settings.tolerances
         tolerances = base.override(**self._arguments.tolerances).override(**bound)
         try:
             result = with_causes(checks, checks.check(check, selected=(), tolerances=tolerances))
         finally:
-            self._session.note(self._item, checks.record())
+            note(self._item, checks.record())
         if result.verdict.outcome.value == "failed":
             raise_result(result, item=self._item)
-        self._unclear += [result] if result.verdict.outcome.value != "passed" else []
+        self._inconclusive += [result] if result.verdict.outcome.value != "passed" else []
 
 
 def _arguments_of(item: pytest.Item) -> MarkerArguments:
@@ -157,53 +226,46 @@ def _arguments_of(item: pytest.Item) -> MarkerArguments:
     return arguments
 
 
-def _run_of(item: pytest.Item) -> QATRun:
+RUN: pytest.StashKey[QATRun] = pytest.StashKey()
+"""On a marked test: its run, with what was asserted in this attempt."""
+
+
+def _run_of(item: pytest.Item, session: QATSession) -> QATRun:
     """Return the run of a marked test in this attempt.
 
     Raises:
         InvalidOption: the test has no marker, or a bad one.
     """
     _arguments_of(item)
-    return item.stash.setdefault(RUN, QATRun(item, _session(item.config)))
+    return item.stash.setdefault(RUN, QATRun(item, session))
 
 
-def hold_to_marker(item: pytest.Item) -> None:
-    """Hold a marked test's model to its marker once the body has passed."""
-    names = getattr(item, "fixturenames", ())
-    uses_fixture = any(name in names for name in ("qat_case", "qat_prepared", "qat_converted", "qat_run"))
-    with AsTestFailure():
-        _run_of(item).hold_to_marker(everything=not uses_fixture)
-
-
-class AsTestFailure:
-    """Show a finding or tool error as text instead of a traceback through this package."""
-
-    def __enter__(self) -> None:
-        """Enter."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        text = failure_text(error, title="qat") if isinstance(error, (CheckFailed, QATError)) else None
-        if text is not None:
-            pytest.fail(text, pytrace=False)
-
-
-def _session(config: pytest.Config) -> QATSession:
-    """Return the session; the first test with a marker or fixture starts it."""
-    return config.stash.get(SESSION, None) or start(config)
-
-
-def started_run(request: pytest.FixtureRequest) -> QATRun:
-    """Return the run of the test that asks for it; a bad marker or case fails the test with one sentence."""
-    with AsTestFailure():
-        run = _run_of(request.node)
+def started_run(item: pytest.Item, *, session: QATSession) -> QATRun:
+    """Return the run of a test; a bad marker or case fails the test with one sentence."""
+    with _as_test_failure():
+        run = _run_of(item, session)
         _ = run.checks
     return run
 
 
-def latency_comparison(request: pytest.FixtureRequest) -> Callable[..., Speedup]:
-    """Return `compare_latency` under the session's threads and budget, holding the machine's timing lock."""
-    session = _session(request.config)
+def hold_to_marker(item: pytest.Item, *, session: QATSession) -> None:
+    """Hold a marked test's model to its marker once the body has passed."""
+    names = item.fixturenames if isinstance(item, pytest.Function) else ()
+    with _as_test_failure():
+        _run_of(item, session).hold_to_marker(everything=not any(name in names for name in _FIXTURES))
 
+
+@contextlib.contextmanager
+def _as_test_failure() -> Iterator[None]:
+    """Show a failed check or a tool error as text instead of a traceback through this package."""
+    try:
+        yield
+    except (CheckFailed, QATError) as error:
+        pytest.fail(failure_text(error, title="@pytest.mark.qat"), pytrace=False)
+
+
+def latency_comparison(session: QATSession) -> Callable[..., Speedup]:
+    """Return `compare_latency` with the session's threads and time, holding the machine's timing lock."""
     def compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], object], *,
                 floor: float | None = None) -> Speedup:
         from pytest_qat.core.torch_state import preserved_torch_state, threads
