@@ -1,6 +1,6 @@
 """The table of options, from which argparse, the ini file and the README's list are made.
 
-Every pytest session reads this module, so it imports next to nothing; `settings` parses what was given.
+Every pytest session loads this module, so it imports almost nothing; `settings` parses the values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Option(NamedTuple):
         parse: Name of its parser in `settings`.
         default: Value when neither the command line nor the ini file gives one.
         repeat: Whether it may be given several times.
-        bare: Value when the option is given without one; None: a value must follow.
+        bare: Value when the option is given without one; None: a value is required.
         ini: Whether there is an ini key of the same name, with underscores.
     """
 
@@ -45,9 +45,9 @@ OPTIONS = (
     Option(name="qat-model", metavar="REF", repeat=True, ini=False, parse="text",
            help="Quantize and check this model: package.module:function, path/file.py:function or torchvision:name."),
     Option(name="qat-recipe", metavar="NAME", repeat=True, parse="recipe",
-           help="Recipe to use, such as fx-x86 (the default) or pt2e-litert; all; or auto, which ranks them."),
+           help="Recipe to use, such as fx-x86 (the default) or pt2e-litert; all for every recipe; auto to rank them."),
     Option(name="qat-inputs", metavar="SHAPE", parse="shapes",
-           help="Input shape for a bare model, such as 8x3x32x32; several inputs with commas."),
+           help="Input shape for a model without example inputs, such as 8x3x32x32; separate several with commas."),
     Option(name="qat-accuracy-drop", metavar="F", parse="fraction",
            help="Largest allowed drop in accuracy, as 0.01 or 1% (default: 1%)."),
     Option(name="qat-min-accuracy", metavar="F", parse="fraction",
@@ -59,9 +59,9 @@ OPTIONS = (
     Option(name="qat-threads", metavar="N", parse="count", default=1,
            help="Intra-op threads while timing, on both sides (default: 1)."),
     Option(name="qat-stage-timeout", metavar="S", parse="seconds", default=900.0,
-           help="Most seconds for a runtime to build both artifacts in processes of their own (default: 900)."),
+           help="Most seconds that a runtime may take to build both artifacts (default: 900)."),
     Option(name="qat-max-time", metavar="S", parse="seconds", default=20.0,
-           help="Most seconds to spend on one speed verdict (default: 20)."),
+           help="Most seconds to spend on one comparison of speed (default: 20)."),
     Option(name="qat-batches", metavar="N,N", parse="counts", bare="1,8,32",
            help="Also compare latencies at these batch sizes; without a value at 1, 8 and 32 (default: none)."),
     Option(name="qat-memory", metavar="on|off", parse="switch",
@@ -71,14 +71,15 @@ OPTIONS = (
     Option(name="qat-device", metavar="DEVICE", parse="text", default="cpu",
            help="Where to fine-tune, such as cuda:0 (default: cpu); int8 always runs on the CPU."),
     Option(name="qat-strict", metavar="", parse="switch", default=False,
-           help="Demand proof: inconclusive counts as failed."),
+           help="Count an inconclusive check as failed."),
     Option(name="qat-ops", metavar="REF", repeat=True, ini=False, parse="text",
-           help="Hold this implementation of quantization to the laws: a function that gives a QuantOps; or torch."),
+           help="Test an implementation of quantization against the laws: a function that gives a QuantOps; or torch."),
     Option(name="qat-fuzz", metavar="S", parse="seconds",
-           help="Fuzz the laws of --qat-ops for so many seconds together instead of a fixed number of examples."),
+           help="Fuzz the laws of --qat-ops for this many seconds in total, instead of a fixed number of examples."),
     Option(name="qat-replay", metavar="PATH", repeat=True, ini=False, parse="text",
-           help="Try a failing example that was saved again, or a folder of them."),
-    Option(name="qat-json", metavar="PATH", ini=False, parse="text", help="Write the whole record to this file."),
+           help="Run a saved failing example again, or a folder of them."),
+    Option(name="qat-json", metavar="PATH", ini=False, parse="text",
+           help="Write everything that was measured to this file."),
 )
 
 
@@ -86,11 +87,12 @@ def add_options(parser: pytest.Parser) -> None:
     """Declare the options and their ini keys."""
     group = parser.getgroup("qat", "quantized models (pytest-qat)")
     for option in OPTIONS:
+        text = option.help.replace("%", "%%")  # argparse formats it; pytest prints an ini key's help as it is
         if not option.metavar:
-            group.addoption(f"--{option.name}", dest=option.key, action="store_true", default=None, help=option.help)
+            group.addoption(f"--{option.name}", dest=option.key, action="store_true", default=None, help=text)
         else:
             form = {"nargs": "?", "const": option.bare} if option.bare is not None else {}
-            group.addoption(f"--{option.name}", dest=option.key, metavar=option.metavar, help=option.help,
+            group.addoption(f"--{option.name}", dest=option.key, metavar=option.metavar, help=text,
                             action="append" if option.repeat else "store", default=None, **form)
         if option.ini:
             kind: Literal["args", "string"] = "args" if option.repeat else "string"

@@ -27,6 +27,16 @@ def options(project: Project, *arguments: str) -> Options:
     return read_options(project.pytester.parseconfig("-p", "no:randomly", *arguments))
 
 
+def test_the_help_of_pytest_shows_every_option_as_it_is_written(project: Project) -> None:
+    result = project.pytester.runpytest_inprocess("--help")
+    assert result.ret == 0
+    shown = " ".join(result.stdout.str().split())
+    for option in OPTIONS:
+        assert f"--{option.name}" in shown
+        assert option.help.partition("(")[0].strip() in shown
+    assert "as 0.01 or 1%" in shown
+
+
 def test_tolerances_of_the_command_line_win_over_case_and_ini(project: Project) -> None:
     project.pytester.makeini("[pytest]\nqat_min_speedup = 3\nqat_accuracy_drop = 2%\nqat_min_size_reduction = 9\n")
     tolerances = recorded(project, "-k", "prepare", "--qat-min-size-reduction=4")["tolerances"]
