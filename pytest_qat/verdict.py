@@ -59,7 +59,8 @@ def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
     if coverage.int8_modules == 0:
         return Verdict(outcome=Outcome.FAILED, reasons=(
             "nothing was quantized: 0 of the modules that a call reaches compute in int8.",))
-    share, floor, measured = _share_text(coverage, tolerances.coverage_floor), tolerances.coverage_floor, coverage.mac_share
+    floor, measured = tolerances.coverage_floor, coverage.mac_share
+    share = _share_text(coverage, floor)
     nothing_to_ask = tolerances.min_coverage is None and not coverage.macs  # tables alone, which multiply nothing
     if nothing_to_ask or not floor or (measured is not None and measured >= floor):
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{share}.",))
@@ -123,8 +124,8 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
 def _too_faint(accuracy: Accuracy) -> str:
     share = max(each.relative for each in accuracy.flat)
     named = "; ".join(flat.label for flat in accuracy.flat)
-    return (f"agreement says little here: {named} varies by only {percent(share)} of its size in float, too little for the "
-            "steps of int8 to follow. Give the trained model, and eval_data.")
+    return (f"agreement says little here: {named} varies by only {percent(share)} of its size in float, too little for "
+            "the steps of int8 to follow. Give the trained model, and eval_data.")
 
 
 def _nothing_left(accuracy: Accuracy) -> str:
@@ -141,7 +142,7 @@ def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[
     what = "agreement with float drops" if accuracy.kind == "agreement" else (
         "accuracy drops" if accuracy.is_fraction else "the score worsens")
     known = accuracy.is_fraction and accuracy.relative_drop is not None
-    relative = f", {percent(accuracy.relative_drop, digits=2)} of it" if known else ""
+    relative = f", {percent(accuracy.relative_drop or 0.0, digits=2)} of it" if known else ""
     numbers = (f"{what} by {say(accuracy.drop)} (from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}), 95% "
                f"interval [{say(low)}, {say(high)}] on {accuracy.samples:,} samples, of which {accuracy.flipped:,} "
                f"changed; allowed is {say(allowed)}")
@@ -168,11 +169,12 @@ def _no_better_than_chance(accuracy: Accuracy) -> str:
     assert accuracy.majority is not None, "unreachable because chance is what the majority gives"
     if accuracy.majority >= 1:
         return "eval_data has samples of only one class, so it cannot show a drop. Add samples of the other classes."
-    scores = f"the float model scores {accuracy.fp32:.2%}"
+    say = partial(percent, digits=2)
+    scores = f"the float model scores {say(accuracy.fp32)}"
     if accuracy.fp32 > accuracy.majority:
         return (f"{scores}, and {accuracy.samples:,} samples are too few to tell that from naming the most frequent "
-                f"class every time ({percent(accuracy.majority, digits=2)}). Evaluate more samples, above all of the rarer classes.")
-    return (f"{scores}, no better than naming the most frequent class every time ({percent(accuracy.majority, digits=2)}), so there "
+                f"class every time ({say(accuracy.majority)}). Evaluate more samples, above all of the rarer classes.")
+    return (f"{scores}, no better than naming the most frequent class every time ({say(accuracy.majority)}), so there "
             "is nothing for quantization to lose. Give the trained model.")
 
 

@@ -15,11 +15,12 @@ _NAMED = 5
 
 
 def causes_of_coverage(coverage: Coverage) -> tuple[Finding, ...]:
-    """Return the reason why nothing computes in int8, if nothing does, a note for each module left in float, and dead weights."""
-    left = tuple(Finding(code="left-in-float", severity="note", module=left.module or None,
-                         message=f"{left.kind}{f' at {left.place}' if left.place else ''} runs in float: {left.reason}.",
-                         evidence={"weights": left.weights, "macs": left.macs, "place": left.place or None})
-                 for left in coverage.leftovers)
+    """Return why nothing computes in int8, if nothing does, a note for each module left in float, and dead weights."""
+    left = tuple(Finding(
+        code="left-in-float", severity="note", module=left.module or None,
+        message=f"{left.kind}{f' at {left.place}' if left.place else ''} runs in float: {left.reason}.",
+        evidence={"weights": left.weights, "macs": left.macs, "place": left.place or None})
+        for left in coverage.leftovers)
     first = (_not_lowered(coverage),) if coverage.reference else (
         _nothing_quantized(coverage),) if coverage.int8_modules == 0 else ()
     return (*first, *left, *_dead_weights(coverage))

@@ -150,7 +150,7 @@ def _accuracy(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Itera
     ptq = "" if accuracy["ptq"] is None else form(accuracy["ptq"])
     gain = f"{'+' if accuracy['drop'] <= 0 else ''}{form(0.0 - accuracy['drop'])}"
     yield ("accuracy" if accuracy["kind"] == "metric" else "agreement",
-           (form(accuracy["fp32"]), ptq, form(accuracy["int8"]), gain, f">= -{form(allowed)}"),
+           (form(accuracy["fp32"]), ptq, form(accuracy["int8"]), gain, f">= -{form(allowed or 0.0)}"),
            "accuracy")
 
 
@@ -236,7 +236,8 @@ def _ranking_row(place: int, entry: RankingEntry) -> RankingRow:
         state="holds" if entry["holds"] else "does not hold" if entry["judged"] else "not judged",
         cells=(str(place) if entry["holds"] else "", entry["recipe"],
                _NOTHING if latency is None else _time(latency), _NOTHING if speedup is None else _ratio(speedup),
-               _NOTHING if accuracy is None else percent(accuracy, digits=2), _NOTHING if size is None else _bytes(size)))
+               _NOTHING if accuracy is None else percent(accuracy, digits=2),
+               _NOTHING if size is None else _bytes(size)))
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------

@@ -173,7 +173,8 @@ def M3_all_quantized(ops: FlowOps, example: NetExample) -> None:
         coverage = measure_coverage(built.net, built.converted, built.inputs, reasons={})
     if coverage.mac_share != 1.0:
         raise LawBroken(f"converted, {example}", expected="all multiply-accumulates in int8",
-                        actual=f"{percent(coverage.mac_share or 0, digits=0)}; in float {[left.module for left in coverage.leftovers]}")
+                        actual=f"{percent(coverage.mac_share or 0, digits=0)}; in float "
+                               f"{[left.title for left in coverage.leftovers]}")
 
 
 @_flow_law()
