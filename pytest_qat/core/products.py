@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_qat.core.torch_state import without_fast_path
 
-__all__ = ["FLOAT16_REASON", "INT8_MATMUL_REASON", "Product", "ProductMode", "in_parts", "noting_modules"]
+__all__ = ["FLOAT16_REASON", "INT8_MATMUL_REASON", "Product", "ProductMode", "in_parts", "noting_modules",
+           "unpacked"]
 
 FLOAT16_REASON = "its weights are float16"
 INT8_MATMUL_REASON = "torch's quantized::matmul dequantizes, and computes in float"
@@ -148,7 +149,7 @@ def _packed_macs(name: str, args: Any, made: Any) -> tuple[int, bool, str] | Non
     if name == "matmul" and data.is_quantized:
         return made.numel() * data.shape[-1], False, INT8_MATMUL_REASON
     weights = [found for leaf in _leaves(args) if isinstance(leaf, torch.ScriptObject)
-               for found in _unpacked(leaf)]
+               for found in unpacked(leaf)]
     if not weights:
         return None
     size = sum(weight.numel() for weight in weights)
@@ -160,7 +161,7 @@ def _packed_macs(name: str, args: Any, made: Any) -> tuple[int, bool, str] | Non
     return data.numel() // data.shape[-1] * size, not half, half
 
 
-def _unpacked(packed: Any) -> list[Tensor]:
+def unpacked(packed: Any) -> list[Tensor]:
     """Return the weights in packed parameters: of one layer, or of the two products of a recurrent cell."""
     if hasattr(packed, "unpack"):
         return [packed.unpack()[0]]

@@ -20,7 +20,7 @@ def in_order(kernels: Sequence[Kernel], named: Sequence[Kernel]) -> tuple[Kernel
     """Name kernels after those of the graph that they were made from, if both are equally many.
 
     Each kernel takes the first unused name among those that fit best, because independent branches may have changed
-    places: of the same MACs where both know them, of the same kind, and quantized in the graph where the kernel is int8.
+    places: of the same MACs where both know them, else of the same kind; quantized in the graph if the kernel is int8.
 
     Args:
         kernels: Kernels of an artifact, in order.
