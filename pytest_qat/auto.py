@@ -15,6 +15,7 @@ from torch import nn
 
 from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.checks import CheckResult, ModelChecks, error_text
+from pytest_qat.core.text import percent
 from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.diagnosis.causes import with_causes
 from pytest_qat.errors import MissingPackage, QATError
@@ -72,7 +73,7 @@ def rank(case: QATCase, *, checks: Callable[[str], ModelChecks], glance: Glance,
             continue
         if recipe.workflow == "torchao" and (share := _linear_share(case)) < LEAST_LINEAR_SHARE:
             entries.append(_not_judged(
-                name, f"not tried: only {share:.0%} of the multiply-accumulates are in linear layers"))
+                name, f"not tried: only {percent(share, digits=0)} of the multiply-accumulates are in linear layers"))
             continue
         entries.append(_judged(checks(name), done))
     return sorted(entries, key=lambda entry: (

@@ -9,7 +9,10 @@ from typing import Any
 from pytest_qat.core.parsing import parse_fraction, parse_ratio
 from pytest_qat.errors import InvalidOption
 
-__all__ = ["Tolerances"]
+__all__ = ["MIN_COVERAGE", "Tolerances"]
+
+MIN_COVERAGE = 0.1
+"""Share of the multiply-accumulates in int8 below which a model is not worth the name, where nobody says otherwise."""
 
 
 class _Builtin(float):
@@ -26,7 +29,7 @@ class Tolerances:
         min_accuracy: Lowest allowed score of the float model and of the int8 model, a fraction; None: no floor.
         min_speedup: Lowest allowed `time(float) / time(int8)`, like for like.
         min_size_reduction: Lowest allowed `bytes(float artifact) / bytes(int8 artifact)`.
-        min_coverage: Lowest allowed share of multiply-accumulates in int8, a fraction; None: more than nothing.
+        min_coverage: Lowest allowed share of multiply-accumulates in int8, a fraction; None: 10 %.
 
     Raises:
         InvalidOption: a value is not a number, not finite, negative, or a fraction over 1.
@@ -45,6 +48,11 @@ class Tolerances:
                 object.__setattr__(self, field.name, _parser(field.name)(value, name=field.name))
             elif value is None and field.default is not None:
                 raise InvalidOption(f"{field.name} is None, but it needs a number.", hint="Leave it out instead.")
+
+    @property
+    def coverage_floor(self) -> float:
+        """Lowest allowed share of multiply-accumulates in int8, whoever gave it."""
+        return MIN_COVERAGE if self.min_coverage is None else self.min_coverage
 
     def as_dict(self) -> dict[str, float | None]:
         """Return the values by name, as plain numbers."""

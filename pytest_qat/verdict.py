@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pytest_qat.core.text import percent
+
 if TYPE_CHECKING:
     from pytest_qat.measure.accuracy import Accuracy
     from pytest_qat.measure.coverage import Coverage
@@ -51,36 +53,33 @@ class Verdict:
 
 
 def judge_coverage(coverage: Coverage, tolerances: Tolerances) -> Verdict:
-    """Nothing in int8 fails; so does less than `min_coverage` of the multiply-accumulates."""
+    """Nothing in int8 fails; so does less than `min_coverage` of the multiply-accumulates (10 % if nobody says)."""
     if coverage.reference:
         return Verdict(outcome=Outcome.FAILED, reasons=("converted but not lowered: 0 int8 kernels run.",))
     if coverage.int8_modules == 0:
         return Verdict(outcome=Outcome.FAILED, reasons=(
             "nothing was quantized: 0 of the modules that a call reaches compute in int8.",))
-    share, floor = _share_text(coverage), tolerances.min_coverage
-    if floor is None:
-        if coverage.macs and coverage.int8_macs == 0:
-            return Verdict(outcome=Outcome.FAILED, reasons=(
-                f"{share}; required is more than 0% of the multiply-accumulates.",))
+    floor, measured = tolerances.coverage_floor, coverage.mac_share
+    share = _share_text(coverage, floor)
+    nothing_to_ask = tolerances.min_coverage is None and not coverage.macs  # tables alone, which multiply nothing
+    if nothing_to_ask or not floor or (measured is not None and measured >= floor):
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{share}.",))
-    if coverage.mac_share is not None and coverage.mac_share >= floor:
-        return Verdict(outcome=Outcome.PASSED, reasons=(f"{share}.",))
-    return Verdict(outcome=Outcome.INCONCLUSIVE if coverage.mac_share is None else Outcome.FAILED,
-                   reasons=(f"{share}; required is {floor:.1%} of the multiply-accumulates.",))
+    return Verdict(outcome=Outcome.INCONCLUSIVE if measured is None else Outcome.FAILED,
+                   reasons=(f"{share}; required is {percent(floor)} of the multiply-accumulates.",))
 
 
-def _share_text(coverage: Coverage) -> str:
+def _share_text(coverage: Coverage, floor: float) -> str:
     if coverage.mac_share is None:
         share = (f"{coverage.int8_modules} kernels run in int8, but the artifact does not say which share of the "
                  "multiply-accumulates they compute")
     else:
-        by_weight = "" if coverage.weight_share is None else f" and {coverage.weight_share:.1%} of the weights"
-        share = (f"{coverage.mac_share:.1%} of the multiply-accumulates{by_weight} run in int8 "
+        by_weight = "" if coverage.weight_share is None else f" and {percent(coverage.weight_share)} of the weights"
+        share = (f"{percent(coverage.mac_share, unlike=floor)} of the multiply-accumulates{by_weight} run in int8 "
                  f"({coverage.int8_modules} modules)")
     if not coverage.leftovers:
         return share
     more = len(coverage.leftovers) - NAMED_LEFTOVERS
-    named = ", ".join(f"{left.module or 'the model'} ({left.reason})" for left in coverage.leftovers[:NAMED_LEFTOVERS])
+    named = ", ".join(f"{left.title} ({left.reason})" for left in coverage.leftovers[:NAMED_LEFTOVERS])
     return f"{share}; in float: {named}{f' and {more} more' if more > 0 else ''}"
 
 
@@ -125,8 +124,8 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
 def _too_faint(accuracy: Accuracy) -> str:
     share = max(each.relative for each in accuracy.flat)
     named = "; ".join(flat.label for flat in accuracy.flat)
-    return (f"agreement says little here: {named} varies by only {share:.1%} of its size in float, too little for the "
-            "steps of int8 to follow. Give the trained model, and eval_data.")
+    return (f"agreement says little here: {named} varies by only {percent(share)} of its size in float, too little for "
+            "the steps of int8 to follow. Give the trained model, and eval_data.")
 
 
 def _nothing_left(accuracy: Accuracy) -> str:
@@ -143,12 +142,12 @@ def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[
     what = "agreement with float drops" if accuracy.kind == "agreement" else (
         "accuracy drops" if accuracy.is_fraction else "the score worsens")
     known = accuracy.is_fraction and accuracy.relative_drop is not None
-    relative = f", {accuracy.relative_drop:.2%} of it" if known else ""
+    relative = f", {percent(accuracy.relative_drop or 0.0, digits=2)} of it" if known else ""
     numbers = (f"{what} by {say(accuracy.drop)} (from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}), 95% "
                f"interval [{say(low)}, {say(high)}] on {accuracy.samples:,} samples, of which {accuracy.flipped:,} "
                f"changed; allowed is {say(allowed)}")
     if not accuracy.is_fraction:
-        numbers += f" ({tolerance:.2%} of the float score)"
+        numbers += f" ({percent(tolerance, digits=2)} of the float score)"
     if accuracy.drop > allowed and accuracy.p_value < SIGNIFICANT:
         return Outcome.FAILED, f"{numbers}."
     if accuracy.at_chance:
@@ -170,11 +169,12 @@ def _no_better_than_chance(accuracy: Accuracy) -> str:
     assert accuracy.majority is not None, "unreachable because chance is what the majority gives"
     if accuracy.majority >= 1:
         return "eval_data has samples of only one class, so it cannot show a drop. Add samples of the other classes."
-    scores = f"the float model scores {accuracy.fp32:.2%}"
+    say = partial(percent, digits=2)
+    scores = f"the float model scores {say(accuracy.fp32)}"
     if accuracy.fp32 > accuracy.majority:
         return (f"{scores}, and {accuracy.samples:,} samples are too few to tell that from naming the most frequent "
-                f"class every time ({accuracy.majority:.2%}). Evaluate more samples, above all of the rarer classes.")
-    return (f"{scores}, no better than naming the most frequent class every time ({accuracy.majority:.2%}), so there "
+                f"class every time ({say(accuracy.majority)}). Evaluate more samples, above all of the rarer classes.")
+    return (f"{scores}, no better than naming the most frequent class every time ({say(accuracy.majority)}), so there "
             "is nothing for quantization to lose. Give the trained model.")
 
 
@@ -259,7 +259,7 @@ def strictly(verdict: Verdict, *, strict: bool) -> Verdict:
 
 def score_text(accuracy: Accuracy, value: float) -> str:
     """Return a score in percent if scores are shares, and as a plain number otherwise."""
-    return f"{value:.2%}" if accuracy.is_fraction else f"{value:.4g}"
+    return percent(value, digits=2) if accuracy.is_fraction else f"{value:.4g}"
 
 
 def db_text(value: float) -> str:

@@ -31,7 +31,9 @@ def left(module: str) -> Leftover:
 @pytest.mark.parametrize(("changes", "floor", "outcome"), [
     ({}, None, PASSED), ({}, 0.8, PASSED), ({}, 0.81, FAILED), ({"int8_modules": 0}, None, FAILED),
     ({"int8_macs": 0}, None, FAILED), ({"int8_macs": 0}, 0.01, FAILED), ({"macs": 0, "int8_macs": 0}, None, PASSED),
-    ({"int8_macs": 0}, 0.0, PASSED), ({"int8_macs": None}, None, PASSED), ({"int8_macs": None}, 0.1, INCONCLUSIVE),
+    ({"int8_macs": 0}, 0.0, PASSED), ({"int8_macs": None}, None, INCONCLUSIVE),
+    ({"int8_macs": 99}, None, FAILED), ({"int8_macs": 100}, None, PASSED), ({"int8_macs": 1}, 0.001, PASSED),
+    ({"int8_macs": None}, 0.0, PASSED), ({"int8_macs": None}, 0.1, INCONCLUSIVE),
 ])
 def test_coverage_is_judged_by_its_floor_and_never_by_nothing(changes: dict, floor: float | None,
                                                               outcome: Outcome) -> None:
@@ -44,6 +46,25 @@ def test_of_what_is_left_in_float_the_first_five_are_named() -> None:
     assert "layer5" not in verdict.reasons[0]
     assert "80.0%" in verdict.reasons[0]
     assert "90.0%" in verdict.reasons[0]
+
+
+def test_less_than_a_tenth_fails_where_nobody_says_otherwise_and_shows_as_what_it_is() -> None:
+    verdict = judge_coverage(coverage(macs=3_146_752, int8_macs=1_024, leftovers=(left("conv"),)), Tolerances())
+    assert verdict.outcome is FAILED
+    for part in ("0.03%", "conv (it is so)", "required is 10.0%"):
+        assert part in verdict.reasons[0]
+
+
+def test_a_share_just_below_the_floor_does_not_look_like_it() -> None:
+    verdict = judge_coverage(coverage(macs=10**6, int8_macs=899_999), Tolerances(min_coverage=0.9))
+    assert verdict.reasons[0].startswith("89.9999% of")
+
+
+def test_a_leftover_is_called_by_its_line_or_kernel_where_it_is_no_module_s() -> None:
+    found = tuple(Leftover(module=module, kind="Gemm", weights=0, macs=1, reason="why", place=place)
+                  for module, place in (("", "net.py:7"), ("block", "net.py:9"), ("", "")))
+    verdict = judge_coverage(coverage(leftovers=found), Tolerances())
+    assert "in float: net.py:7 (why), block at net.py:9 (why), a Gemm (why)" in verdict.reasons[0]
 
 
 def test_too_little_coverage_tells_what_is_required() -> None:
@@ -76,7 +97,7 @@ def test_asking_for_less_coverage_never_makes_it_worse(macs: int, part: int, mod
                                                        other: float) -> None:
     measured = coverage(macs=macs, int8_macs=min(macs, part), int8_modules=modules)
     low, high = sorted((one, other))
-    tight, loose, free = (judge_coverage(measured, Tolerances(min_coverage=floor)) for floor in (high, low, None))
+    tight, loose, free = (judge_coverage(measured, Tolerances(min_coverage=floor)) for floor in (high, low, 0))
     assert RANK[tight.outcome] <= RANK[loose.outcome] <= RANK[free.outcome]
 
 

@@ -15,15 +15,15 @@ _NAMED = 5
 
 
 def causes_of_coverage(coverage: Coverage) -> tuple[Finding, ...]:
-    """Return the reason why nothing computes in int8, if nothing does, and a note for each module left in float."""
-    left = tuple(Finding(code="left-in-float", severity="note", module=left.module or None,
-                         message=f"{left.kind} runs in float: {left.reason}.",
-                         evidence={"weights": left.weights, "macs": left.macs}) for left in coverage.leftovers)
-    if coverage.reference:
-        return (_not_lowered(coverage), *left)
-    if coverage.int8_modules == 0:
-        return (_nothing_quantized(coverage), *left)
-    return left
+    """Return why nothing computes in int8, if nothing does, a note for each module left in float, and dead weights."""
+    left = tuple(Finding(
+        code="left-in-float", severity="note", module=left.module or None,
+        message=f"{left.kind}{f' at {left.place}' if left.place else ''} runs in float: {left.reason}.",
+        evidence={"weights": left.weights, "macs": left.macs, "place": left.place or None})
+        for left in coverage.leftovers)
+    first = (_not_lowered(coverage),) if coverage.reference else (
+        _nothing_quantized(coverage),) if coverage.int8_modules == 0 else ()
+    return (*first, *left, *_dead_weights(coverage))
 
 
 def _not_lowered(coverage: Coverage) -> Finding:
@@ -37,9 +37,24 @@ def _not_lowered(coverage: Coverage) -> Finding:
 
 
 def _nothing_quantized(coverage: Coverage) -> Finding:
-    named = ", ".join(f"{left.module or 'the model'} ({left.kind}: {left.reason})"
+    named = ", ".join(f"{left.title} ({left.kind}: {left.reason})"
                       for left in coverage.leftovers[:_NAMED])
     return Finding(
         code="nothing-quantized", severity="error",
         message=f"no module that a call reaches computes in int8; in float: {named or 'everything'}.",
         remedy="use a workflow that has int8 kernels for these layers, or do not ship this model as quantized.")
+
+
+def _dead_weights(coverage: Coverage) -> tuple[Finding, ...]:
+    """Weights that nothing reads are in no share, but may ship."""
+    if not coverage.idle:
+        return ()
+    total = sum(idle.weights for idle in coverage.idle)
+    named = ", ".join(idle.module or "the model itself" for idle in coverage.idle[:_NAMED])
+    more = len(coverage.idle) - _NAMED
+    return (Finding(
+        code="dead-weights", severity="note", evidence={
+            "weights": total, "modules": {idle.module: idle.weights for idle in coverage.idle}},
+        message=f"nothing reads {total:,} weights on the example inputs, so coverage leaves them out: {named}"
+                f"{f' and {more} more' if more > 0 else ''}.",
+        remedy="remove these modules if no other input uses them."),)

@@ -1,22 +1,29 @@
-"""How much of a model runs in int8: by weights and by multiply-accumulates (MACs), with every float leftover named."""
+"""How much of a model runs in int8: by multiply-accumulates (MACs) and by weights, with every float leftover named.
+
+What there is to compute is what one call of the float model multiplies; what of it is in int8 is told by the kernels
+that the artifact runs. A product that no int8 kernel is known to do counts as float. Weights that nothing reads are
+no part of either, and are listed apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from fractions import Fraction
+from typing import Any
 
-import torch
 from torch import nn
 
-from pytest_qat.measure.macs import called_modules, count_macs, float_function_macs, integer_multipliers
+from pytest_qat.core.products import Product
+from pytest_qat.measure.assignment import Share, assign
+from pytest_qat.measure.macs import MacCount, count_macs
+from pytest_qat.measure.running import kernels_that_ran, with_parents
 from pytest_qat.runtimes.base import Kernel
 from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON
 from pytest_qat.workflows.eager.int8_flow import has_int8_form
-from pytest_qat.workflows.names import user_names
 
-__all__ = ["Coverage", "Leftover", "coverage_of_kernels", "measure_coverage"]
+__all__ = ["Coverage", "Idle", "Leftover", "coverage_of_kernels", "measure_coverage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +32,11 @@ class Leftover:
 
     Attributes:
         module: Qualified name.
-        kind: Its class.
-        weights: Number of its weights (tensors of two and more dimensions).
-        macs: Its multiply-accumulates on the example inputs.
+        kind: Its class; where nobody knows whose product it is, the op.
+        weights: Number of its weights (tensors of two and more dimensions that a product multiplies, or a table).
+        macs: Its multiply-accumulates in float on the example inputs.
         reason: Why it is in float.
+        place: `file:line` in the user's code that asks for it, where a module multiplies by itself.
     """
 
     module: str
@@ -36,6 +44,29 @@ class Leftover:
     weights: int
     macs: int
     reason: str
+    place: str = ""
+
+    @property
+    def title(self) -> str:
+        """What to call it in a message."""
+        if self.place:
+            return f"{self.module} at {self.place}" if self.module else self.place
+        return self.module or f"a {self.kind}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """A module with weights that nothing reads on the example inputs.
+
+    Attributes:
+        module: Qualified name.
+        weights: Their number.
+        called: Whether the module itself is called.
+    """
+
+    module: str
+    weights: int
+    called: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +74,13 @@ class Coverage:
     """Shares of a model that run in int8.
 
     Attributes:
-        weights: Number of weights in the float model.
-        int8_weights: Those held by int8 modules; None where an artifact does not tell whose kernels are whose, or a
-            converted model's int8 modules have names that the float model has not.
+        weights: Number of weights that the float model multiplies or looks up.
+        int8_weights: Those in int8; None where an artifact does not tell whose kernels are whose.
         macs: Multiply-accumulates of one call on the example inputs.
-        int8_macs: Those done by int8 modules; None where an artifact tells neither names nor shapes of its kernels, or
-            a converted model's int8 modules have names that the float model has not.
-        int8_modules: Number of modules with int8 weights that a call on the example inputs reaches.
+        int8_macs: Those done on int8 operands; None where an artifact tells neither names nor shapes of its kernels.
+        int8_modules: Number of modules that compute in int8; a kernel of an unknown one counts for itself.
         leftovers: What stays in float, most MACs first.
+        idle: Weights that nothing reads, most first; no part of `weights`.
         reference: Whether nothing runs in int8 though the model is quantized: no runtime has lowered it.
     """
 
@@ -60,6 +90,7 @@ class Coverage:
     int8_macs: int | None
     int8_modules: int
     leftovers: tuple[Leftover, ...]
+    idle: tuple[Idle, ...] = ()
     reference: bool = False
 
     @property
@@ -79,41 +110,18 @@ class Coverage:
 
 def measure_coverage(float_model: nn.Module, converted: nn.Module, example_inputs: tuple[Any, ...], *,
                      reasons: Mapping[str, str]) -> Coverage:
-    """Compare a converted model with the float model it comes from, module by module.
+    """Compare what a converted model runs in torch with the float model that it comes from.
 
     Args:
         float_model: In eval mode.
-        converted: Its converted form; module names must agree, apart from wrappers around the whole model and those
-            that this package adds.
+        converted: Its converted form, in eval mode.
         example_inputs: Positional arguments of one call.
         reasons: Known reasons for staying in float, by module name (or a parent's).
     """
     counted = count_macs(float_model, example_inputs)
-    macs, called = counted.by_module, counted.called
-    modules = dict(float_model.named_modules())
-    weights = _weights(modules)
-    found = _int8_names(converted, example_inputs, known={name for name in modules if weights[name] or name in macs})
-    strange = sorted(name for name in found.running if not any(part in modules for part in _with_parents(name)))
-    renamed = f"the converted model has no module of this name, but int8 modules named {', '.join(strange)}"
-    missing = dict.fromkeys(modules.keys() - found.present, renamed) if strange else {}
-    reasons = {**missing, **found.reasons, **reasons}
-    leftovers = [
-        Leftover(module=name, kind=type(modules[name]).__name__, macs=left.macs, weights=left.weights,
-                 reason="torch's quantized::matmul dequantizes, and computes in float" if name in found.products else
-                 _reason(name, modules[name], reasons, called=name in called))
-        for name in modules
-        if (left := _Left(macs.get(name, 0), weights[name]) if name not in found.owners else
-            _Left(min(found.float_macs.get(name, 0), macs.get(name, 0)), 0)) != (0, 0)
-    ]
-    floats = {left.module: left.macs for left in leftovers}
-    int8_macs = sum(macs.get(name, 0) - floats.get(name, 0) for name in found.owners)
-    unknown = bool(strange) and not int8_macs
-    return Coverage(
-        weights=sum(weights.values()),
-        int8_weights=None if unknown else sum(weights.get(name, 0) for name in found.owners),
-        macs=sum(macs.values()), int8_macs=None if unknown else int8_macs, int8_modules=len(found.running),
-        leftovers=tuple(sorted(leftovers, key=lambda left: (-left.macs, -left.weights))),
-    )
+    known = {name for name, _ in float_model.named_modules()} & {product.module for product in counted.products}
+    kernels = kernels_that_ran(converted, example_inputs, known=known)
+    return _coverage(float_model, counted, kernels, reasons)
 
 
 def coverage_of_kernels(float_model: nn.Module, kernels: Sequence[Kernel], example_inputs: tuple[Any, ...], *,
@@ -126,196 +134,86 @@ def coverage_of_kernels(float_model: nn.Module, kernels: Sequence[Kernel], examp
         example_inputs: Positional arguments of one call.
         reasons: Known reasons for staying in float, by module name (or a parent's).
     """
-    counted = count_macs(float_model, example_inputs)
+    return _coverage(float_model, count_macs(float_model, example_inputs), kernels, reasons)
+
+
+def _coverage(float_model: nn.Module, counted: MacCount, kernels: Sequence[Kernel],
+              reasons: Mapping[str, str]) -> Coverage:
     modules = dict(float_model.named_modules())
-    weights = _weights(modules)
-    named = bool(kernels) and all(kernel.module in modules for kernel in kernels)
-    known_shares = _shares(kernels, counted.by_module, named=named)
-    shares = known_shares or [0] * len(kernels)
-    done = {kernel.module for kernel in kernels if kernel.int8} - {
-        kernel.module for kernel in kernels if not kernel.int8}
-    leftovers = [Leftover(
-        module=(kernel.module or "") if named else "", macs=share,
-        kind=type(modules[kernel.module or ""]).__name__ if named else kernel.op,
-        weights=weights[kernel.module or ""] if named else 0,
-        reason=_known_reason(kernel.module or "", reasons) or kernel.reason)
-        for kernel, share in zip(kernels, shares, strict=True) if not kernel.int8]
-    if named:
-        known = {kernel.module for kernel in kernels}
-        leftovers += [Leftover(module=name, kind=type(module).__name__, weights=weights[name],
-                               macs=counted.by_module.get(name, 0), reason=_reason(
-                                   name, module, reasons, called=name in counted.called, lost=True))
-                      for name, module in modules.items()
-                      if name not in known and (weights[name] or counted.by_module.get(name))]
-    int8_macs = sum(share for kernel, share in zip(kernels, shares, strict=True) if kernel.int8)
-    listed = int8_macs + sum(left.macs for left in leftovers)
-    unknown = known_shares is None and any(kernel.int8 for kernel in kernels)
+    sizes = {name: tensor.numel() for name, tensor in (*float_model.named_parameters(), *float_model.named_buffers())
+             if tensor.dim() > 1}
+    shares = assign(counted.products, kernels)
+    used = {name for product in counted.products for name in product.weights if name in sizes}
+    in_float: dict[str, int] = {}  # by weight, the first product that reads it in float
+    for index, (product, share) in enumerate(zip(counted.products, shares, strict=True)):
+        if share.int8 != 1:
+            for name in product.weights:
+                if name in sizes:
+                    in_float.setdefault(name, index)
+    unknown = any(share.int8 is None for share in shares)
+    leftovers = _leftovers(modules, counted, shares, reasons, weights={
+        index: sum(sizes[name] for name, first in in_float.items() if first == index)
+        for index in set(in_float.values())})
+    macs = sum(product.macs for product in counted.products)
     return Coverage(
-        weights=sum(weights.values()), int8_weights=sum(weights[name or ""] for name in done) if named else None,
-        macs=listed if named else max(listed, sum(counted.by_module.values())),
-        int8_macs=None if unknown else int8_macs, int8_modules=sum(kernel.int8 for kernel in kernels),
-        leftovers=tuple(sorted(leftovers, key=lambda left: (-left.macs, -left.weights))),
+        weights=sum(sizes[name] for name in used),
+        int8_weights=None if any(share.int8 is None or (share.op and share.int8 != 1) for share in shares) else sum(
+            sizes[name] for name in used - in_float.keys()),
+        macs=macs, int8_macs=None if unknown else macs - sum(left.macs for left in leftovers),
+        int8_modules=_count_int8(kernels), leftovers=leftovers, idle=_idle(float_model, counted),
         reference=not any(kernel.int8 for kernel in kernels) and any(
             kernel.reason == REFERENCE_REASON for kernel in kernels))
 
 
-def _shares(kernels: Sequence[Kernel], by_module: Mapping[str, int], *, named: bool) -> list[int] | None:
-    """MACs of each kernel; None where neither names nor counts are known."""
-    if named:
-        return [_macs_of(kernel, kernels, by_module) for kernel in kernels]
-    if all(kernel.macs is not None for kernel in kernels):
-        return [kernel.macs or 0 for kernel in kernels]
-    return None
+def _count_int8(kernels: Sequence[Kernel]) -> int:
+    named = {kernel.module for kernel in kernels if kernel.int8 and kernel.module is not None}
+    return len(named) + sum(kernel.int8 and kernel.module is None for kernel in kernels)
 
 
-def _macs_of(kernel: Kernel, kernels: Sequence[Kernel], by_module: Mapping[str, int]) -> int:
-    """A kernel's share of its module's MACs: by the kernels' own counts, else the same for each."""
-    name = kernel.module or ""
-    siblings = [other for other in kernels if other.module == kernel.module]
-    known = [other.macs for other in siblings if other.macs]
-    total = by_module.get(name, 0)
-    if len(known) == len(siblings) and kernel.macs:
-        return round(total * kernel.macs / sum(known)) if total else kernel.macs
-    return total // len(siblings)
+def _leftovers(modules: Mapping[str, nn.Module], counted: MacCount, shares: Sequence[Share],
+               reasons: Mapping[str, str], *, weights: Mapping[int, int]) -> tuple[Leftover, ...]:
+    """One for each module, reason and user's line."""
+    macs: Counter[tuple[str, str, str, str]] = Counter()
+    sizes: Counter[tuple[str, str, str, str]] = Counter()
+    parts = Fraction(0)
+    for index, (product, share) in enumerate(zip(counted.products, shares, strict=True)):
+        if share.int8 is None:
+            continue
+        before, parts = round(parts), parts + product.macs * (1 - share.int8)  # so that the parts add up
+        left = round(parts) - before
+        if share.op and left:
+            macs["", share.op, share.reason, ""] += left
+            continue
+        if not (left or weights.get(index)):
+            continue
+        module = modules.get(product.module)
+        kind = type(module).__name__
+        by_itself = module is not None and not type(module).__module__.startswith("torch.")
+        key = (product.module, kind, _reason(product, module, share, reasons), product.place if by_itself else "")
+        macs[key] += left
+        sizes[key] += weights.get(index, 0)
+    found = [Leftover(module=key[0], kind=key[1], reason=key[2], place=key[3], weights=sizes[key], macs=macs[key])
+             for key in macs]
+    return tuple(sorted(found, key=lambda left: (-left.macs, -left.weights)))
 
 
-def _weights(modules: Mapping[str, nn.Module]) -> dict[str, int]:
-    return {name: sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1)
-            for name, module in modules.items()}
+def _idle(model: nn.Module, counted: MacCount) -> tuple[Idle, ...]:
+    found: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and name not in counted.read:
+            found[name.rpartition(".")[0]] += parameter.numel()
+    return tuple(Idle(module=name, weights=size, called=name in counted.called) for name, size in found.most_common())
 
 
-class _Left(NamedTuple):
-    """What of a module stays in float."""
-
-    macs: int
-    weights: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Int8Names:
-    """What a converted model does in int8, by the names of the float model's modules.
-
-    Attributes:
-        owners: With int8 weights, or functional calls of int8 kernels.
-        running: Those of them that a call reaches.
-        products: With functional calls of torch's quantized matmul.
-        float_macs: What owners multiply in float beside their functional calls of int8 kernels.
-        present: All modules.
-        reasons: Why modules with weights of low precision are not among the owners.
-    """
-
-    owners: frozenset[str]
-    running: frozenset[str]
-    products: frozenset[str]
-    float_macs: dict[str, int]
-    present: frozenset[str]
-    reasons: dict[str, str]
-
-
-def _int8_names(converted: nn.Module, example_inputs: tuple[Any, ...], *, known: AbstractSet[str]) -> _Int8Names:
-    own = user_names(converted)
-    modules = dict(converted.named_modules())
-    stored = {name: type(module.weight).__name__ for name, module in modules.items() if _holds_torchao_weight(module)}
-    multiplying = integer_multipliers(converted, example_inputs) if stored else frozenset()
-    holders = {own[name] for name, module in modules.items()
-               if _holds_int8_weight(module) or (name in stored and name in multiplying)}
-    callers = _callers_of(converted, "conv", "linear")
-    owners = holders | callers
-    beside = float_function_macs(converted, example_inputs, owner=_owners_of(converted)) if callers else {}
-    called = {own[name] for name in called_modules(converted, example_inputs)}
-    wrapper = _wrapper_of(owners | {own[name] for name in stored}, known)
-
-    def bare(names: Iterable[str]) -> frozenset[str]:
-        return frozenset(_without(name, wrapper) for name in names)
-
-    return _Int8Names(
-        owners=bare(owners), running=bare(owners - (holders - called)), present=bare(own.values()),
-        products=bare(_callers_of(converted, "matmul")),
-        float_macs={_without(name, wrapper): macs for name, macs in beside.items() if name in callers},
-        reasons={_without(own[name], wrapper): f"torchao stores its weight as {kind}, but multiplies in float, as "
-                                               "weight-only quantization does"
-                 for name, kind in stored.items() if own[name] in called - owners})
-
-
-def _wrapper_of(names: AbstractSet[str], known: AbstractSet[str]) -> str:
-    """Return the parent of all these names without which most of them are known; "" where it makes no difference."""
-    parents = [frozenset(_with_parents(name)) for name in names]
-    common = frozenset.intersection(*parents) if parents else frozenset()
-    return max(["", *sorted(common, key=len)],
-               key=lambda parent: sum(_without(name, parent) in known for name in names))
-
-
-def _without(name: str, wrapper: str) -> str:
-    return "" if name == wrapper else name.removeprefix(f"{wrapper}.") if wrapper else name
-
-
-def _with_parents(name: str) -> list[str]:
-    """Return the name and those of the modules around it, the model itself excepted."""
-    parts = name.split(".")
-    return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-
-
-def _callers_of(converted: nn.Module, *ops: str) -> set[str]:
-    """Names, in the user's model, of the modules that call quantized ops of these kinds as functions."""
-    owner = _owners_of(converted)
-    return {owner(place, node)
-            for place, part in converted.named_modules() if isinstance(part, torch.fx.GraphModule)
-            for node in part.graph.nodes if node.op == "call_function" and "quantized" in (called := str(node.target))
-            and any(op in called for op in ops)}
-
-
-def _owners_of(converted: nn.Module) -> Callable[[str, torch.fx.Node], str]:
-    """Return what tells, from a graph module's name and a node in it, the user's module that made the node."""
-    own = user_names(converted)
-    inside = {place: _flat_names(part) for place, part in converted.named_modules()
-              if isinstance(part, torch.fx.GraphModule)}
-    return lambda place, node: ".".join(filter(None, (own[place], _owner(node, inside[place]))))
-
-
-def _flat_names(part: torch.fx.GraphModule) -> dict[str, str]:
-    """Names of the modules in a graph, and of those that tracing dissolved, by how attributes of theirs begin."""
-    dissolved = {str(name) for node in part.graph.nodes for name in node.meta.get("nn_module_stack") or {}}
-    return {name.replace(".", "_"): user for name, user in {
-        **{name: name for name in dissolved}, **user_names(part)}.items()}
-
-
-def _owner(node: torch.fx.Node, flat: Mapping[str, str]) -> str:
-    """The module that made a functional int8 call: its output's scale is an attribute named after it."""
-    for argument in node.all_input_nodes:
-        place, found, _ = str(argument.target).rpartition("_scale_")
-        if argument.op == "get_attr" and found and place in flat:
-            return flat[place]
-    return next(reversed(node.meta.get("nn_module_stack") or {}), "")
-
-
-def _holds_int8_weight(module: nn.Module) -> bool:
-    path = type(module).__module__
-    if not path.startswith("torch.ao.nn") or ".quantized" not in path or "reference" in path:
-        return False
-    if ".dynamic.modules.rnn" in path:  # packed in a form that does not show its weights
-        return getattr(module, "dtype", None) == torch.qint8
-    weight: Any = getattr(module, "weight", None)
-    return callable(weight) and bool(weight().is_quantized)  # dynamic layers may hold float16
-
-
-def _holds_torchao_weight(module: nn.Module) -> bool:
-    return type(getattr(module, "weight", None)).__module__.startswith("torchao.")
-
-
-def _known_reason(name: str, reasons: Mapping[str, str]) -> str | None:
-    return next((reasons[part] for part in _with_parents(name) if reasons.get(part)), None)
-
-
-def _reason(name: str, module: nn.Module, reasons: Mapping[str, str], *, called: bool, lost: bool = False) -> str:
-    known = _known_reason(name, reasons)
-    if known:
-        return known
-    if not called and not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return "not called on the example inputs"
+def _reason(product: Product, module: nn.Module | None, share: Share, reasons: Mapping[str, str]) -> str:
+    known = next((reasons[part] for part in with_parents(product.module) if reasons.get(part)), None)
+    if known or share.reason:
+        return known or share.reason
     kind = type(module).__name__
-    if lost:
-        return "no kernel of the artifact is known to compute it"
-    if has_int8_form(module):
+    if share.lost:
+        return "no kernel of the artifact is known to compute it" if product.macs else (
+            f"{kind} looks its table up in float")
+    if module is not None and has_int8_form(module):
         return f"no int8 tensor reaches this {kind}: look at the operation before it"
     if type(module).__module__.startswith("torch.nn."):
         return f"{kind} has no int8 form in this workflow"

@@ -1,7 +1,8 @@
-"""Multiply-accumulates (MACs) of one call, by the module that makes them.
+"""Multiply-accumulates (MACs) of one call: each product that runs, with the module and the weights that it is made of.
 
-The formulas are those of `torch.utils.flop_counter`, so functional products count too. Its own mode is not used: it
-asks to be left out of compilation, which alone imports torch's compiler and takes longer than a small model's checks.
+What counts is defined in `pytest_qat.core.products`, by the formulas of `torch.utils.flop_counter`. Its own mode is
+not used: it asks to be left out of compilation, which alone imports torch's compiler and takes longer than a small
+model's checks.
 """
 
 from __future__ import annotations
@@ -16,16 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from pytest_qat.core.batches import call
-from pytest_qat.core.torch_state import without_fast_path
+from pytest_qat.core.products import Product, ProductMode, in_parts, noting_modules
 
-__all__ = ["MacCount", "called_modules", "count_macs", "float_function_macs", "integer_multipliers"]
-
-_PRODUCTS = ("_int_mm", "mm", "addmm", "bmm", "convolution")
+__all__ = ["MacCount", "count_macs", "products_of_converted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,63 +29,74 @@ class MacCount:
     """What one call did.
 
     Attributes:
-        by_module: MACs of each module, without those of the modules inside it; only where there are any.
+        products: What was multiplied and looked up, in order.
         called: Names of the modules that were called, the model itself as "".
+        read: Names of the model's parameters and buffers that any op read.
     """
 
-    by_module: dict[str, int]
+    products: tuple[Product, ...]
     called: frozenset[str]
+    read: frozenset[str]
+
+    @property
+    def by_module(self) -> dict[str, int]:
+        """MACs of each module, without those of the modules inside it; only where there are any."""
+        counts: Counter[str] = Counter()
+        for product in self.products:
+            counts[product.module] += product.macs
+        return {name: macs for name, macs in counts.items() if macs}
 
 
 def count_macs(model: nn.Module, inputs: Any) -> MacCount:
-    """Call a model once and count.
+    """Call a float model once and count.
 
     Args:
         model: In eval mode; its buffers may change if it changes them.
         inputs: Arguments of one call.
     """
-    running: list[str] = [""]
-    called: set[str] = set()
-    mode = _Counting(running)
-    with (torch.no_grad(), _without_onednn(), _attention_in_parts(), _noting_modules(model, running, called), mode):
+    running, called = [""], set[str]()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # a shared one goes by its first name
+    mode = ProductMode(running, tensors=tensors, places=True)
+    with torch.no_grad(), in_parts(), noting_modules(model, running, called), mode:
         call(model, inputs)
-    return MacCount(by_module={name: macs for name, macs in mode.macs.items() if macs}, called=frozenset(called))
+    return MacCount(products=tuple(mode.products), called=frozenset(called), read=frozenset(mode.read))
 
 
-def float_function_macs(converted: nn.Module, inputs: Any, *,
-                        owner: Callable[[str, torch.fx.Node], str]) -> Counter[str]:
-    """Call a converted model once and count what its traced graphs multiply in float outside of any module.
+def products_of_converted(converted: nn.Module, inputs: Any, *, names: dict[str, str],
+                          owner: Callable[[str, torch.fx.Node], str]) -> list[Product]:
+    """Call a converted model once and return what it multiplied.
 
     Args:
         converted: In eval mode.
         inputs: Arguments of one call.
-        owner: Tells, from the name of a graph module and a node in it, who the node's products are booked on.
+        names: The user's own names of its modules, by their actual names.
+        owner: Tells, from the name of a graph module and a node in it that calls no module, the user's module that the
+            node's products are booked on.
     """
-    running: list[Any] = [None]  # None: inside of a module
-    mode = _Counting(running, decomposing=False)
+    running = [""]
+    mode = ProductMode(running)
     with contextlib.ExitStack() as stack:
         for place, part in converted.named_modules():
             if isinstance(part, torch.fx.GraphModule):
-                stack.enter_context(_run_by_node(part, partial(owner, place), mode))
-        with torch.no_grad(), _attention_in_parts(), mode:
+                stack.enter_context(_run_by_node(part, partial(owner, place), running))
+        with torch.no_grad(), in_parts(), noting_modules(converted, running, set(), names=names), mode:
             call(converted, inputs)
-    mode.macs.pop(None, 0)
-    return mode.macs
+    return mode.products
 
 
 @contextlib.contextmanager
-def _run_by_node(part: torch.fx.GraphModule, owner: Callable[[torch.fx.Node], str], mode: _Counting) -> Iterator[None]:
-    """Run a traced graph node by node meanwhile, and let the mode know for whom."""
+def _run_by_node(part: torch.fx.GraphModule, owner: Callable[[torch.fx.Node], str], running: list[str],
+                 ) -> Iterator[None]:
+    """Run a traced graph node by node meanwhile, and note for whom each is run."""
     class Booking(torch.fx.Interpreter):
         def run_node(self, node: torch.fx.Node) -> Any:
-            mode.running.append(None if node.op == "call_module" else owner(node))
+            if node.op not in ("call_function", "call_method"):
+                return super().run_node(node)
+            running.append(owner(node))
             try:
-                made = super().run_node(node)
-                if "quantized.matmul" in str(node.target):  # which dequantizes, and multiplies in float
-                    mode.macs[mode.running[-1]] += made.numel() * self.env[node.all_input_nodes[0]].shape[-1]
-                return made
+                return super().run_node(node)
             finally:
-                mode.running.pop()
+                running.pop()
 
     signature = inspect.signature(part.forward)
 
@@ -103,103 +110,3 @@ def _run_by_node(part: torch.fx.GraphModule, owner: Callable[[torch.fx.Node], st
         yield
     finally:
         del part.forward
-
-
-def called_modules(model: nn.Module, inputs: Any) -> frozenset[str]:
-    """Call a model once and return the names of the modules that were called, the model itself as ""."""
-    called: set[str] = set()
-    with torch.no_grad(), _noting_modules(model, [], called):
-        call(model, inputs)
-    return frozenset(called)
-
-
-def integer_multipliers(model: nn.Module, inputs: Any) -> frozenset[str]:
-    """Call a model once and return the names of the modules that multiply matrices of integers.
-
-    Torch's packed int8 kernels are not seen, only those that take plain tensors, as torchao's do.
-    """
-    mode = _NotingIntegers([""])
-    with torch.no_grad(), _noting_modules(model, mode.running, set()), mode:
-        call(model, inputs)
-    return frozenset(mode.found)
-
-
-class _NotingIntegers(TorchDispatchMode):
-    """Notes the module that is running when a product takes integers alone."""
-
-    def __init__(self, running: list[str]) -> None:
-        super().__init__()
-        self.running = running
-        self.found: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(getattr(func, "_overloadpacket", None), "__name__", "")
-        if name in _PRODUCTS and not any(part.is_floating_point() for part in args if isinstance(part, torch.Tensor)):
-            self.found.add(self.running[-1])
-        return func(*args, **(kwargs or {}))
-
-
-class _Counting(TorchDispatchMode):
-    """Books the MACs of every op on the module that is running."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self, running: list[Any], *, decomposing: bool = True) -> None:
-        super().__init__()
-        self.macs: Counter[Any] = Counter()
-        self.running = running
-        self._decomposing = decomposing
-        self._flops: dict[Any, Callable[..., int]] = FlopCounterMode(display=False).flop_registry
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        op = getattr(func, "_overloadpacket", None)  # control flow has none
-        if self._decomposing and op is not None and op not in self._flops and func is not torch.ops.prim.device.default:
-            with self:
-                made = func.decompose(*args, **kwargs)
-            if made is not NotImplemented:
-                return made
-        made = func(*args, **kwargs)
-        if op in self._flops:
-            self.macs[self.running[-1]] += self._flops[op](*args, **kwargs, out_val=made) // 2
-        return made
-
-
-@contextlib.contextmanager
-def _without_onednn() -> Iterator[None]:
-    """Let an LSTM run as the products that it is made of: oneDNN's is one op, which no table of products knows."""
-    was_on = torch._C._get_mkldnn_enabled()  # noqa: SLF001 - torch.backends.mkldnn.flags sets TF32, too, and warns
-    torch._C._set_mkldnn_enabled(False)  # noqa: SLF001
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(was_on)  # noqa: SLF001
-
-
-@contextlib.contextmanager
-def _attention_in_parts() -> Iterator[None]:
-    """Attention's fused kernels have no formula."""
-    with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-@contextlib.contextmanager
-def _noting_modules(model: nn.Module, running: list[str], called: set[str]) -> Iterator[None]:
-    def entering(name: str) -> Callable[..., None]:
-        def enter(module: nn.Module, inputs: Any) -> None:
-            running.append(name)
-            called.add(name)
-        return enter
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        running.pop()
-
-    with contextlib.ExitStack() as stack:
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(entering(name)).remove)
-            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        yield

@@ -56,6 +56,8 @@ OPTIONS = (
            help="Lowest allowed time(float) / time(int8), like for like (default: 1.0)."),
     Option(name="qat-min-size-reduction", metavar="X", parse="ratio",
            help="Lowest allowed bytes(float) / bytes(int8) of the artifacts (default: 1.5)."),
+    Option(name="qat-min-coverage", metavar="F", parse="fraction",
+           help="Lowest allowed share of the multiply-accumulates in int8, as 0.5 or 50% (default: 10%)."),
     Option(name="qat-threads", metavar="N", parse="count", default=1,
            help="Intra-op threads while timing, on both sides (default: 1)."),
     Option(name="qat-stage-timeout", metavar="S", parse="seconds", default=900.0,

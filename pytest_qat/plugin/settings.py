@@ -115,7 +115,7 @@ def _recipes(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _tolerances(values: Mapping[str, Any]) -> dict[str, float]:
-    fields = ("accuracy_drop", "min_accuracy", "min_speedup", "min_size_reduction")
+    fields = ("accuracy_drop", "min_accuracy", "min_speedup", "min_size_reduction", "min_coverage")
     return {field: values[f"qat_{field}"] for field in fields if f"qat_{field}" in values}
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from pytest_qat.core.text import percent
 from pytest_qat.record.schema import Metrics, OutcomeName, Ranking, RankingEntry, RunRecord
+from pytest_qat.tolerances import MIN_COVERAGE
 
 __all__ = ["COLUMNS", "RANKING_COLUMNS", "Line", "RankingRow", "Row", "check_lines", "finding_lines", "note_lines",
            "ranking_notes", "ranking_rows", "ranking_title", "rows", "title"]
@@ -143,11 +146,11 @@ def _accuracy(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Itera
     accuracy, allowed = metrics["accuracy"], tolerances["accuracy_drop"]
     if accuracy is None:
         return
-    form = "{:.2%}" if accuracy["is_fraction"] else "{:.4g}"
-    ptq = "" if accuracy["ptq"] is None else form.format(accuracy["ptq"])
-    gain = form.replace("{:", "{:+").format(0.0 - accuracy["drop"])
+    form = partial(percent, digits=2) if accuracy["is_fraction"] else "{:.4g}".format
+    ptq = "" if accuracy["ptq"] is None else form(accuracy["ptq"])
+    gain = f"{'+' if accuracy['drop'] <= 0 else ''}{form(0.0 - accuracy['drop'])}"
     yield ("accuracy" if accuracy["kind"] == "metric" else "agreement",
-           (form.format(accuracy["fp32"]), ptq, form.format(accuracy["int8"]), gain, f">= -{form.format(allowed)}"),
+           (form(accuracy["fp32"]), ptq, form(accuracy["int8"]), gain, f">= -{form(allowed or 0.0)}"),
            "accuracy")
 
 
@@ -200,11 +203,12 @@ def _memory(metrics: Metrics) -> Iterator[Figure]:
 
 
 def _coverage(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Iterator[Figure]:
-    coverage, floor = metrics["coverage"], tolerances["min_coverage"]
+    coverage, given = metrics["coverage"], tolerances["min_coverage"]
+    floor = MIN_COVERAGE if given is None else given
     if coverage is not None:
         share = coverage["mac_share"]
-        yield ("MACs in int8", ("", "", "unknown" if share is None else f"{share:.1%}", "",
-                                "> 0%" if floor is None else f">= {floor:.1%}"), "coverage")
+        yield ("MACs in int8", ("", "", "unknown" if share is None else percent(share, unlike=floor), "",
+                                f">= {percent(floor)}"), "coverage")
 
 
 # -- a ranking ------------------------------------------------------------------------------------------------------
@@ -232,7 +236,8 @@ def _ranking_row(place: int, entry: RankingEntry) -> RankingRow:
         state="holds" if entry["holds"] else "does not hold" if entry["judged"] else "not judged",
         cells=(str(place) if entry["holds"] else "", entry["recipe"],
                _NOTHING if latency is None else _time(latency), _NOTHING if speedup is None else _ratio(speedup),
-               _NOTHING if accuracy is None else f"{accuracy:.2%}", _NOTHING if size is None else _bytes(size)))
+               _NOTHING if accuracy is None else percent(accuracy, digits=2),
+               _NOTHING if size is None else _bytes(size)))
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------

@@ -24,12 +24,16 @@ class StoredTensor:
         dtype: Such as `float32` or `qint8`.
         shape: Its dimensions.
         size_bytes: Bytes of its values.
+        qparams: Whether it holds scales or zero points.
+        digest: Of its values; equal ones are the same tensor stored again. Empty: not looked at.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     size_bytes: int
+    qparams: bool = False
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from pytest_qat.core.products import ProductMode, in_parts
 from pytest_qat.exported.program import module_of
 from pytest_qat.runtimes.base import Kernel
 
@@ -17,12 +19,13 @@ __all__ = ["REFERENCE_REASON", "bias_place", "dequantized", "kernels_of", "op_na
            "requantized"]
 
 REFERENCE_REASON = "dequantize, float op, quantize: converted but not lowered to an int8 kernel"
-_PRODUCTS = ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+_ALWAYS = ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
              "linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "_int_mm", "scaled_dot_product_attention")
+"""Ops that multiply and accumulate whatever they are given; of others, only their shapes tell (einsum, lstm)."""
 _INT8_NAMES = ("qconv", "qlinear", "_int_mm", "quantized::", "int8")
 _ON_THE_WAY = ("relu", "hardtanh", "clamp", "getitem", "view", "permute", "squeeze", "alias", "flatten", "reshape",
                "add", "mean", "pool", "cat", "slice", "mul", "sigmoid", "hardswish")
-_OF_ACTIVATIONS = ("bmm", "matmul", "baddbmm", "scaled_dot_product_attention")
+_OF_ACTIVATIONS = ("bmm", "matmul", "baddbmm", "scaled_dot_product_attention", "einsum", "tensordot")
 """Products that XNNPACK has float kernels for only, quantized or not."""
 _FURTHEST = 4
 
@@ -30,13 +33,13 @@ _FURTHEST = 4
 def products(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
     """Yield the nodes that multiply and accumulate, in order."""
     for node in graph.nodes:
-        if node.op == "call_function" and op_name(node) in _PRODUCTS:
+        if node.op == "call_function" and (op_name(node) in _ALWAYS or _counted(node)):
             yield node
 
 
 def bias_place(node: torch.fx.Node) -> int | None:
     """Return which argument of a node is a bias; None if none can be."""
-    if node.op != "call_function" or (name := op_name(node)) not in _PRODUCTS:
+    if node.op != "call_function" or (name := op_name(node)) not in _ALWAYS:
         return None
     return 0 if name == "addmm" else 2 if name == "linear" or "conv" in name else None
 
@@ -72,9 +75,11 @@ def kernels_of(graph_module: torch.fx.GraphModule, *, lowered: bool = False) -> 
 
 
 def quantized(node: torch.fx.Node) -> bool:
-    """Whether input and weight come dequantized and the result is quantized again, or input and weight do."""
-    tensors = [argument for argument in node.args[:3] if isinstance(argument, torch.fx.Node)]
-    return sum(dequantized(argument) for argument in tensors) >= 2
+    """Whether all that a product multiplies comes dequantized; its bias may come as it likes."""
+    factors = [argument for index, argument in enumerate(node.args) if index != bias_place(node)]
+    tensors = [leaf for leaf in pytree.tree_leaves(factors) if isinstance(leaf, torch.fx.Node)
+               and isinstance(_value(leaf), (Tensor, type(None)))]
+    return len(tensors) > 1 and all(dequantized(leaf) for leaf in tensors)
 
 
 def dequantized(node: torch.fx.Node) -> bool:
@@ -111,24 +116,44 @@ def _value(node: torch.fx.Node) -> Any:
 
 
 def _macs(node: torch.fx.Node) -> int | None:
-    """Return the multiply-accumulates of a product from the shapes that the graph carries."""
-    out = node.meta.get("val")
-    operands = [_value(argument) for argument in node.args if isinstance(argument, torch.fx.Node)]
-    if isinstance(out, (tuple, list)):
-        out = out[0]
-    shapes = [tuple(value.shape) for value in operands if isinstance(value, Tensor)]
-    if not isinstance(out, Tensor) or len(shapes) < 2:
+    """Return the multiply-accumulates of a product as a float model's are counted; None if the graph has no shapes."""
+    counted = _counted(node)
+    if counted or op_name(node) != "_int_mm":
+        return counted
+    left, right = (_value(argument) for argument in node.all_input_nodes[:2])
+    return None if left is None or right is None else math.prod(_sizes(left)) * _sizes(right)[-1]
+
+
+def _counted(node: torch.fx.Node) -> int | None:
+    """Run an op on tensors without values, and count what it multiplies; None if it cannot be run."""
+    target: Any = node.target
+    target = target._op if "EdgeOpOverload" in str(type(target)) else target  # noqa: SLF001 - wraps torch's
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":  # noqa: SLF001 - no public name
         return None
-    name = op_name(node)
-    left, right = (shapes[1], shapes[2]) if name in ("addmm", "baddbmm") and len(shapes) > 2 else shapes[:2]
-    transposed = "transpose" in name or (name == "convolution" and len(node.args) > 6 and node.args[6] is True)
+    if op_name(node) not in _ALWAYS and not target._can_decompose():  # noqa: SLF001 - what is made of other ops
+        return None
+    known = [_value(argument) for argument in node.all_input_nodes]
+    if any(value is None for value in known) or not any(isinstance(value, Tensor) for value in known):
+        return None
+
+    def without_values(argument: torch.fx.Node) -> Any:
+        return pytree.tree_map(lambda leaf: torch.empty(_sizes(leaf), dtype=leaf.dtype, device="meta") if isinstance(
+            leaf, Tensor) else _number(leaf), _value(argument))
+
+    args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), without_values)
+    mode = ProductMode([""])
     try:
-        if transposed:
-            return int(math.prod(left) * math.prod(right[1:]))
-        if "conv" in name:
-            return int(math.prod(out.shape) * math.prod(right[1:]))
-        if name == "scaled_dot_product_attention":  # queries by keys, then those products by values
-            return int(math.prod(left[:-1]) * right[-2] * (left[-1] + out.shape[-1]))
-        return int(math.prod(out.shape) * left[-1])
-    except (TypeError, ValueError):  # a side that is not known
+        with torch.no_grad(), in_parts(), mode:
+            target(*args, **{name: value for name, value in kwargs.items() if name != "device"})
+    except Exception:  # whatever an op does that needs values
         return None
+    return sum(product.macs for product in mode.products)
+
+
+def _sizes(value: Tensor) -> tuple[int, ...]:
+    return tuple(_number(size) for size in value.shape)
+
+
+def _number(value: Any) -> Any:
+    """Return a size as a number; that of the example where it is open."""
+    return value.node.hint if isinstance(value, torch.SymInt) else value

@@ -31,7 +31,7 @@ from pytest_qat.runtimes.base import Kernel, StoredTensor
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of, op_name, products, quantized
 from pytest_qat.runtimes.naming import in_order, without_wrapper
-from pytest_qat.runtimes.torch import stored_tensors
+from pytest_qat.runtimes.stored import stored_tensors
 
 __all__ = ["InductorRuntime"]
 

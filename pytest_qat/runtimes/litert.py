@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from pytest_qat.core.quiet import silenced
-from pytest_qat.exported.program import module_of
 from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes.base import Kernel, StoredTensor
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
-from pytest_qat.runtimes.graph_kernels import products
+from pytest_qat.runtimes.graph_kernels import kernels_of
 from pytest_qat.runtimes.naming import in_order
+from pytest_qat.runtimes.stored import digest_of
 
 __all__ = ["LiteRTRuntime"]
 
 _PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
-_WIDTH = {"int4": 0.5, "uint4": 0.5}
 
 
 class LiteRTRuntime(ExportedRuntime):
@@ -42,8 +41,7 @@ class LiteRTRuntime(ExportedRuntime):
         from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
         from litert_torch.quantize.quant_config import QuantConfig
 
-        named = tuple(Kernel(int8=False, op=str(node.target), module=module_of(node))
-                      for node in products(exported.graph))
+        named = kernels_of(exported.graph_module)
         quantized = any("quantize" in str(node.target) for node in exported.graph.nodes)
         config = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(
             get_symmetric_quantization_config(is_per_channel=True))) if quantized else None
@@ -94,19 +92,39 @@ class LiteRTRuntime(ExportedRuntime):
         return in_order(found, named)
 
     def tensors_in(self, path: Path) -> tuple[StoredTensor, ...]:
-        """Return the constant tensors of the file."""
-        interpreter = _interpreter(path, threads=1, delegates=False)
-        written = {index for op in interpreter._get_ops_details() for index in op["outputs"]}  # noqa: SLF001
-        given = {entry["index"] for entry in interpreter.get_input_details()}
-        found = []
-        for entry in interpreter.get_tensor_details():
-            if entry["index"] in written | given or not entry["name"]:
-                continue
-            dtype = np.dtype(entry["dtype"])
-            size = int(math.prod(entry["shape"]) * _WIDTH.get(dtype.name, dtype.itemsize))
-            found.append(StoredTensor(name=entry["name"].rpartition(";")[2] or entry["name"], dtype=dtype.name,
-                                      shape=tuple(int(side) for side in entry["shape"]), size_bytes=size))
+        """Return the tensors whose values the file holds, and the scales and zero points beside them.
+
+        Scratch buffers and activations have names, too, but no bytes.
+        """
+        from ai_edge_litert import schema_py_generated as schema
+
+        names = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
+        found: list[StoredTensor] = []
+        held: set[int] = set()
+        for tensor in (each for graph in model.subgraphs for each in graph.tensors):
+            name = tensor.name.decode()
+            name = name.rpartition(";")[2] or name
+            data = model.buffers[tensor.buffer].data
+            if data is not None and len(data) and tensor.buffer not in held:
+                held.add(tensor.buffer)
+                found.append(StoredTensor(
+                    name=name, dtype=names[tensor.type].lower(), size_bytes=len(data), digest=digest_of(bytes(data)),
+                    shape=tuple(int(size) for size in (() if tensor.shape is None else tensor.shape))))
+            for label, dtype, width, values in _qparams_of(tensor):
+                found.append(StoredTensor(name=f"{name} ({label})", dtype=dtype, size_bytes=width * len(values),
+                                          shape=(len(values),), qparams=True))
         return tuple(found)
+
+
+def _qparams_of(tensor: Any) -> Iterator[tuple[str, str, int, Sequence[float]]]:
+    """Yield name, dtype, bytes a value and values of a tensor's quantization."""
+    form = tensor.quantization
+    if form is not None:
+        for label, dtype, width, values in (("scales", "float32", 4, form.scale),
+                                            ("zero points", "int64", 8, form.zeroPoint)):
+            if values is not None and len(values):
+                yield label, dtype, width, values
 
 
 def _interpreter(path: Path, *, threads: int, delegates: bool = True) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pytest_qat.runtimes.base import Kernel
+from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON
 
 __all__ = ["in_order", "named_after", "without_wrapper"]
 
@@ -18,8 +19,8 @@ def without_wrapper(name: str) -> str:
 def in_order(kernels: Sequence[Kernel], named: Sequence[Kernel]) -> tuple[Kernel, ...]:
     """Name kernels after those of the graph that they were made from, if both are equally many.
 
-    Each kernel takes the first unused name with the same MACs, or of the same kind where MACs are unknown, because
-    independent branches may have changed places. A kernel that matches none takes the first unused name.
+    Each kernel takes the first unused name among those that fit best, because independent branches may have changed
+    places: of the same MACs where both know them, else of the same kind; quantized in the graph if the kernel is int8.
 
     Args:
         kernels: Kernels of an artifact, in order.
@@ -29,7 +30,7 @@ def in_order(kernels: Sequence[Kernel], named: Sequence[Kernel]) -> tuple[Kernel
         return tuple(kernels)
     left, found = list(named), []
     for kernel in kernels:
-        other = next((each for each in left if _alike(kernel, each)), left[0])
+        other = max(left, key=lambda each: _likeness(kernel, each))  # the first of the best
         left.remove(other)
         found.append(named_after(kernel, other))
     return tuple(found)
@@ -40,7 +41,8 @@ def named_after(kernel: Kernel, other: Kernel) -> Kernel:
     return replace(kernel, module=other.module, macs=kernel.macs or other.macs)
 
 
-def _alike(kernel: Kernel, other: Kernel) -> bool:
+def _likeness(kernel: Kernel, other: Kernel) -> tuple[bool, bool]:
+    quantized = other.int8 or other.reason == REFERENCE_REASON
     if kernel.macs and other.macs:
-        return kernel.macs == other.macs
-    return ("conv" in kernel.op.lower()) == ("conv" in other.op.lower())
+        return kernel.macs == other.macs, kernel.int8 == quantized
+    return ("conv" in kernel.op.lower()) == ("conv" in other.op.lower()), kernel.int8 == quantized

@@ -16,6 +16,7 @@ from pytest_qat.runtimes.base import Kernel, StoredTensor
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of
 from pytest_qat.runtimes.naming import in_order, named_after, without_wrapper
+from pytest_qat.runtimes.stored import digest_of
 
 __all__ = ["OnnxRuntime"]
 
@@ -81,11 +82,15 @@ class OnnxRuntime(ExportedRuntime):
         """Return the initializers of the file."""
         import onnx
 
+        graph = onnx.load(str(path)).graph
+        qparams = {name for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+                   for name in node.input[1:]}
         found = []
-        for tensor in onnx.load(str(path)).graph.initializer:
+        for tensor in graph.initializer:
             array = onnx.numpy_helper.to_array(tensor)
-            found.append(StoredTensor(name=without_wrapper(tensor.name), dtype=str(array.dtype),
-                                      shape=tuple(array.shape), size_bytes=int(array.nbytes)))
+            found.append(StoredTensor(
+                name=without_wrapper(tensor.name), dtype=str(array.dtype), shape=tuple(array.shape),
+                size_bytes=int(array.nbytes), qparams=tensor.name in qparams, digest=digest_of(array.tobytes())))
         return tuple(found)
 
 

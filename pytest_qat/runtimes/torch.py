@@ -21,11 +21,12 @@ from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import MeasurementError, StageError
 from pytest_qat.exported.model import ExportedModel
 from pytest_qat.recipe import RuntimeName
-from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, StoredTensor
+from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings
 from pytest_qat.runtimes.graph_kernels import kernels_of
+from pytest_qat.runtimes.stored import stored_tensors
 
 __all__ = ["TorchRuntime", "deploy_form", "deploy_in_layouts", "engine_session", "inputs_of", "load_traced_program",
-           "stored_tensors", "trace", "unchanged"]
+           "trace", "unchanged"]
 
 
 class TorchRuntime:
@@ -172,31 +173,6 @@ def trace(module: nn.Module, inputs: Any) -> Any:
 def inputs_of(path: Path) -> Path:
     """Return the file that holds the inputs of a saved program."""
     return path.with_suffix(".inputs")
-
-
-def stored_tensors(state: Mapping[str, Any]) -> tuple[StoredTensor, ...]:
-    """Return the tensors of a `state_dict`, including the packed parameters of quantized modules; shared ones once."""
-    found: list[StoredTensor] = []
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, value in state.items():
-        leaves = [part for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) for part in _parts(leaf)]
-        for index, leaf in enumerate(leaves):
-            key = (leaf.data_ptr(), tuple(leaf.shape))
-            if leaf.numel() == 0 or (key in seen and leaf.data_ptr() != 0):
-                continue
-            seen.add(key)
-            found.append(StoredTensor(
-                name=name if len(leaves) == 1 else f"{name}[{index}]", dtype=str(leaf.dtype).removeprefix("torch."),
-                shape=tuple(leaf.shape), size_bytes=leaf.numel() * leaf.element_size()))
-    return tuple(found)
-
-
-def _parts(tensor: Tensor) -> list[Tensor]:
-    """Return the plain tensors that a tensor subclass, such as torchao's, is made of."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in _parts(getattr(tensor, name))]
 
 
 def unchanged(inputs: Any) -> Any:

@@ -20,12 +20,12 @@ from pytest_qat.findings import Finding
 from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes import torch as torch_runtime
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings
+from pytest_qat.runtimes.stored import stored_tensors
 from pytest_qat.runtimes.torch import (
     deploy_in_layouts,
     engine_session,
     inputs_of,
     load_traced_program,
-    stored_tensors,
     unchanged,
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_qat.diagnosis.coverage import causes_of_coverage
-from pytest_qat.measure.coverage import Coverage, Leftover
+from pytest_qat.measure.coverage import Coverage, Idle, Leftover
 
 
 def coverage(*leftovers: Leftover, int8_modules: int = 3, reference: bool = False) -> Coverage:
@@ -27,7 +27,7 @@ def test_every_leftover_is_a_note() -> None:
     found = causes_of_coverage(coverage(*(left(f"layer{index}") for index in range(8))))
     assert {(finding.code, finding.severity) for finding in found} == {("left-in-float", "note")}
     assert [finding.module for finding in found] == [f"layer{index}" for index in range(8)]
-    assert found[0].evidence == {"weights": 10, "macs": 100}
+    assert found[0].evidence == {"weights": 10, "macs": 100, "place": None}
 
 
 def test_a_reference_form_is_told_with_the_runtimes_that_lower_it() -> None:
@@ -40,3 +40,11 @@ def test_a_reference_form_is_told_with_the_runtimes_that_lower_it() -> None:
 
 def test_a_model_all_in_int8_gives_no_findings() -> None:
     assert causes_of_coverage(coverage()) == ()
+
+
+def test_weights_that_nothing_reads_are_told_apart() -> None:
+    idle = (Idle(module="spare", weights=12, called=False), Idle(module="old", weights=8, called=True))
+    measured = Coverage(weights=100, int8_weights=90, macs=1000, int8_macs=800, int8_modules=3, leftovers=(), idle=idle)
+    (finding,) = causes_of_coverage(measured)
+    assert (finding.code, finding.severity) == ("dead-weights", "note")
+    assert finding.evidence == {"weights": 20, "modules": {"spare": 12, "old": 8}}

@@ -14,7 +14,7 @@ from torch.ao.quantization import quantize_fx
 
 from pytest_qat.case import QATCase
 from pytest_qat.core.torch_state import preserved_torch_state
-from pytest_qat.measure.coverage import Coverage, Leftover, measure_coverage
+from pytest_qat.measure.coverage import Coverage, Idle, Leftover, measure_coverage
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows import load_workflow
 
@@ -150,9 +150,10 @@ class Spare(nn.Module):
         return self.fc(x)
 
 
-def test_a_module_that_is_never_called_says_so() -> None:
-    assert covered(Spare(), ROWS).leftovers == (
-        Leftover(module="spare", kind="Linear", weights=12, macs=0, reason="not called on the example inputs"),)
+def test_a_module_that_is_never_called_is_no_part_of_the_account() -> None:
+    found = covered(Spare(), ROWS)
+    assert (found.mac_share, found.weight_share, found.weights, found.leftovers) == (1.0, 1.0, 16, ())
+    assert found.idle == (Idle(module="spare", weights=12, called=False),)
 
 
 def test_an_int8_module_that_is_never_called_does_not_count() -> None:
@@ -226,10 +227,9 @@ class Positioned(nn.Module):
         return self.fc(x + self.position)
 
 
-def test_a_called_module_with_its_own_parameter_is_not_said_to_be_uncalled() -> None:
+def test_a_parameter_that_is_added_is_neither_a_weight_nor_idle() -> None:
     found = covered(nn.Sequential(Positioned(), nn.Linear(4, 2)), torch.randn(2, 3, 4))
-    assert [(left.module, left.weights) for left in found.leftovers] == [("0", 12)]
-    assert "own parameters" in found.leftovers[0].reason
+    assert (found.weights, found.weight_share, found.leftovers, found.idle) == (24, 1.0, (), ())
 
 
 class Wrapped(nn.Module):

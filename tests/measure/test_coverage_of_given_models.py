@@ -130,13 +130,10 @@ class Renamed(nn.Module):
         return self.classifier(self.relu(self.stem(x)).mean((2, 3)))
 
 
-def test_int8_layers_under_other_names_leave_the_share_unknown_instead_of_zero() -> None:
+def test_int8_layers_under_other_names_are_known_by_their_size() -> None:
     model = Net().eval()
     found = covered(model, by_fx(Renamed(model)))
-    assert (found.int8_macs, found.int8_weights, found.mac_share, found.int8_modules) == (None, None, None, 2)
-    assert [left.module for left in found.leftovers] == ["conv", "head"]
-    assert all(left.reason == "the converted model has no module of this name, but int8 modules named "
-               "classifier, stem" for left in found.leftovers)
+    assert (found.mac_share, found.weight_share, found.int8_modules, found.leftovers) == (1.0, 1.0, 2, ())
 
 
 def torchao_linear(config: str, **options: Any) -> tuple[nn.Module, nn.Module]:
@@ -179,12 +176,12 @@ def test_a_layer_that_torchao_left_out_is_a_leftover_among_int8_ones() -> None:
     assert (found.int8_modules, found.int8_macs) == (1, 3 * 16 * 32)
 
 
-def test_a_layer_of_torchao_s_that_is_not_called_says_so() -> None:
+def test_a_layer_of_torchao_s_that_is_not_called_counts_for_nothing() -> None:
     _, converted = torchao_linear("Int8WeightOnlyConfig")
     model = nn.ModuleDict({"spare": nn.Linear(16, 32), "used": nn.Linear(16, 4)}).eval()
     given = copy.deepcopy(model)
     given["spare"] = converted[0]
     for each in (model, given):
         each.forward = each["used"].forward
-    assert {left.module: left.reason for left in covered(model, given, ROWS).leftovers}["spare"] == (
-        "not called on the example inputs")
+    found = covered(model, given, ROWS)
+    assert ([left.module for left in found.leftovers], [idle.module for idle in found.idle]) == ([""], ["spare"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_qat.measure.coverage import Coverage, Leftover, coverage_of_kernels
+from pytest_qat.measure.coverage import Coverage, Idle, Leftover, coverage_of_kernels
 from pytest_qat.runtimes.base import Kernel
 from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON
 
@@ -46,7 +46,7 @@ def left(found: Coverage) -> list[tuple[str, int, int, str]]:
     return [(each.module, each.macs, each.weights, each.reason) for each in found.leftovers]
 
 
-SPARE = ("spare", 0, W_SPARE, "not called on the example inputs")
+SPARE = (Idle(module="spare", weights=W_SPARE, called=False),)
 ALL = (kernel("conv"), kernel("fc"), kernel("fc"), kernel("head"))
 
 
@@ -56,23 +56,23 @@ ALL = (kernel("conv"), kernel("fc"), kernel("fc"), kernel("head"))
 def test_int8_kernels_of_every_module_cover_all_that_is_called() -> None:
     found = covered(*ALL)
     assert (found.macs, found.int8_macs, found.mac_share) == (CONV + FC + HEAD, CONV + FC + HEAD, 1.0)
-    assert (found.weights, found.int8_weights) == (W_CONV + W_FC + W_HEAD + W_SPARE, W_CONV + W_FC + W_HEAD)
-    assert (found.int8_modules, found.reference) == (4, False)
-    assert left(found) == [SPARE]
+    assert (found.weights, found.int8_weights) == (W_CONV + W_FC + W_HEAD, W_CONV + W_FC + W_HEAD)
+    assert (found.int8_modules, found.reference) == (3, False)
+    assert (left(found), found.idle) == ([], SPARE)
 
 
 def test_a_float_kernel_is_a_leftover_with_its_reason() -> None:
     found = covered(*ALL[:3], kernel("head", int8=False))
     assert (found.macs, found.int8_macs, found.int8_weights) == (CONV + FC + HEAD, CONV + FC, W_CONV + W_FC)
     assert found.mac_share == (CONV + FC) / (CONV + FC + HEAD)
-    assert found.weight_share == (W_CONV + W_FC) / (W_CONV + W_FC + W_HEAD + W_SPARE)
-    assert left(found) == [("head", HEAD, W_HEAD, "runs in float"), SPARE]
+    assert found.weight_share == (W_CONV + W_FC) / (W_CONV + W_FC + W_HEAD)
+    assert left(found) == [("head", HEAD, W_HEAD, "runs in float")]
     assert found.leftovers[0].kind == "Linear"
 
 
 def test_leftovers_come_with_most_macs_first_then_most_weights() -> None:
     found = covered(*(kernel(name, int8=False) for name in ("head", "conv", "fc")))
-    assert [each.module for each in found.leftovers] == ["conv", "fc", "head", "spare"]
+    assert [each.module for each in found.leftovers] == ["conv", "fc", "head"]
     assert (found.int8_macs, found.int8_weights, found.int8_modules, found.mac_share) == (0, 0, 0, 0.0)
 
 
@@ -86,7 +86,7 @@ def test_a_module_half_in_int8_counts_half_its_macs_and_no_weight() -> None:
     found = covered(kernel("conv"), kernel("fc"), kernel("fc", int8=False), kernel("head"))
     assert (found.macs, found.int8_macs) == (CONV + FC + HEAD, CONV + FC // 2 + HEAD)
     assert found.int8_weights == W_CONV + W_HEAD
-    assert left(found) == [("fc", FC // 2, W_FC, "runs in float"), SPARE]
+    assert left(found) == [("fc", FC // 2, W_FC, "runs in float")]
 
 
 @pytest.mark.parametrize(("int8", "other", "share"), [(3, 1, 48), (1, 3, 16), (30, 10, 48)])
@@ -105,15 +105,23 @@ def test_one_sibling_without_macs_makes_the_shares_equal(macs: int | None) -> No
 
 def test_a_module_that_no_kernel_names_is_a_leftover() -> None:
     found = covered(kernel("fc"), kernel("head"))
-    assert left(found) == [("conv", CONV, W_CONV, "no kernel of the artifact is known to compute it"), SPARE]
+    assert left(found) == [("conv", CONV, W_CONV, "no kernel of the artifact is known to compute it")]
     assert (found.macs, found.int8_macs) == (CONV + FC + HEAD, FC + HEAD)
 
 
-def test_macs_of_a_kernel_whose_module_has_none_are_its_own() -> None:
-    found = covered(*ALL, kernel("", macs=50, int8=False))
-    assert found.macs == CONV + FC + HEAD + 50
-    assert left(found) == [("", 50, 0, "runs in float"), SPARE]
-    assert covered(*ALL, kernel("")).macs == CONV + FC + HEAD, "unknown counts as none"
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_kernel_that_the_float_model_does_not_ask_for_counts_for_nothing(int8: bool) -> None:
+    """A pooling that a converter writes as a convolution, say."""
+    found = covered(*ALL, kernel("", macs=50, int8=int8))
+    assert (found.macs, found.int8_macs, left(found)) == (CONV + FC + HEAD, CONV + FC + HEAD, [])
+    alone = covered(kernel("head", int8=False), kernel("", macs=HEAD, int8=int8), *ALL[:3])
+    assert left(alone) == [("head", HEAD, W_HEAD, "runs in float")]
+
+
+def test_a_part_of_a_module_does_the_products_of_the_module_around_it() -> None:
+    """Gates of a recurrent layer, projections of attention."""
+    found = covered(*ALL[:3], kernel("head.cell.gates", macs=HEAD // 4), kernel("head.cell.more", macs=3 * HEAD // 4))
+    assert (found.mac_share, found.weight_share, left(found)) == (1.0, 1.0, [])
 
 
 @pytest.mark.parametrize("reasons", [{"head": "skipped"}, {"fc": "no", "head": "skipped"}])
@@ -146,20 +154,44 @@ def test_without_names_the_kernels_own_macs_count_and_weights_are_unknown() -> N
     found = covered(kernel(None, macs=700), kernel(None, macs=300, int8=False, op="Gemm"))
     assert (found.macs, found.int8_macs, found.mac_share) == (CONV + FC + HEAD, 700, 700 / (CONV + FC + HEAD))
     assert (found.int8_weights, found.weight_share, found.int8_modules) == (None, None, 1)
-    assert found.leftovers == (Leftover(module="", kind="Gemm", weights=0, macs=300, reason="runs in float"),)
+    assert found.leftovers == (Leftover(module="", kind="Gemm", weights=0, macs=CONV + FC + HEAD - 700,
+                                        reason="runs in float"),)
+    assert found.leftovers[0].title == "a Gemm"
+
+
+def test_kernels_without_names_that_do_more_than_is_asked_for_share_it() -> None:
+    found = covered(kernel(None, macs=3 * 13928), kernel(None, macs=13928, int8=False))
+    assert found.mac_share == pytest.approx(0.75, abs=1e-4)
+
+
+def test_kernels_without_names_are_known_by_their_size() -> None:
+    found = covered(kernel(None, macs=CONV), kernel(None, macs=32), kernel(None, macs=32),
+                    kernel(None, macs=HEAD, int8=False))
+    assert (found.int8_macs, found.int8_weights) == (CONV + FC, W_CONV + W_FC)
+    assert left(found) == [("head", HEAD, W_HEAD, "runs in float")]
+
+
+def test_kernels_of_one_size_and_two_kinds_do_not_convict_a_module() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    found = coverage_of_kernels(model, [kernel(None, macs=32), kernel(None, macs=32, int8=False, op="Gemm")],
+                                (torch.randn(2, 4),), reasons={})
+    assert (found.macs, found.int8_macs, found.int8_weights) == (64, 32, None)
+    assert [(each.title, each.macs) for each in found.leftovers] == [("a Gemm", 32)]
 
 
 @pytest.mark.parametrize("other", [None, "no.such.module"])
-def test_one_kernel_without_a_known_name_makes_all_of_them_unnamed(other: str | None) -> None:
-    found = covered(kernel("conv", macs=700), kernel(other, macs=300))
-    assert (found.macs, found.int8_macs) == (CONV + FC + HEAD, 1000), "what no kernel does is not in int8"
-    assert (found.int8_weights, found.leftovers) == (None, ())
+def test_a_kernel_without_a_known_name_leaves_the_others_their_names(other: str | None) -> None:
+    found = covered(kernel("conv"), kernel("fc"), kernel("fc"), kernel(other, macs=HEAD, int8=False))
+    assert (found.macs, found.int8_macs) == (CONV + FC + HEAD, CONV + FC)
+    assert left(found) == [("head", HEAD, W_HEAD, "runs in float")]
+    assert covered(kernel("conv"), kernel(other, macs=10)).int8_macs == CONV + 10, "what no kernel does is float"
 
 
 def test_no_kernel_at_all_covers_nothing() -> None:
     found = covered()
     assert (found.macs, found.int8_macs, found.mac_share) == (CONV + FC + HEAD, 0, 0.0)
-    assert (found.int8_weights, found.int8_modules, found.leftovers, found.reference) == (None, 0, (), False)
+    assert (found.int8_weights, found.int8_modules, found.reference) == (0, 0, False)
+    assert [each.module for each in found.leftovers] == ["conv", "fc", "head"]
 
 
 # -- the reference form ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pytest_qat.measure.macs import called_modules, count_macs, integer_multipliers
+from pytest_qat.measure.macs import count_macs
 
 
 class Product(nn.Module):
@@ -72,7 +73,7 @@ def test_a_module_that_is_not_called_is_not_among_the_called() -> None:
             return self.used(x)
 
     inputs = (torch.randn(1, 2),)
-    assert count_macs(Spare(), inputs).called == called_modules(Spare(), inputs) == {"", "used"}
+    assert count_macs(Spare(), inputs).called == {"", "used"}
 
 
 @pytest.mark.parametrize(("model", "inputs"), [
@@ -146,11 +147,11 @@ class Exact(nn.Module):
         return torch._int_mm(codes.t().contiguous(), codes).float()
 
 
-def test_only_modules_that_multiply_integers_are_named() -> None:
-    x = torch.randn(32, 16)
-    assert integer_multipliers(Integers(), (x,)) == {"exact"}
-    assert integer_multipliers(Exact(), (x,)) == {""}
-    assert integer_multipliers(nn.Linear(16, 4), (x,)) == frozenset()
+def test_only_products_of_integers_are_int8() -> None:
+    found = count_macs(Integers(), (torch.randn(32, 16),)).products
+    assert [(product.module, product.op, product.macs, product.int8) for product in found] == [
+        ("fc", "addmm", 32 * 16 * 16, False), ("exact", "_int_mm", 16 * 32 * 16, True),
+        ("", "mm", 32 * 16 * 16, False)]
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -158,3 +159,54 @@ def test_recurrent_layers_count_the_products_of_every_step_and_layer(kind: type[
     batch, steps, width, hidden = 2, 5, 8, 16
     count = count_macs(nn.Sequential(kind(width, hidden, 2, batch_first=True)), torch.randn(batch, steps, width))
     assert count.by_module == {"0": batch * steps * gates * hidden * (width + 3 * hidden)}
+
+
+# -- weights, lines, and what is read -------------------------------------------------------------------------------
+
+
+class Mixed(nn.Module):
+    """Weights on every way into a product, and tensors that go into none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.plain = nn.Embedding(10, 4), nn.Linear(4, 4)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        self.own, self.position = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(3, 4))
+        self.register_buffer("fixed", torch.randn(4, 4))
+        self.dead = nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.normed(self.plain(self.table(ids) + self.position))
+        x = torch.einsum("bld,de->ble", x, self.own * 2)  # line of einsum
+        return x @ self.fixed @ self.plain.weight.t()
+
+
+def test_products_know_the_weights_that_they_are_made_of() -> None:
+    found = count_macs(Mixed().eval(), (torch.tensor([[1, 2, 3]]),))
+    assert [tuple(name for name in product.weights if "bias" not in name) for product in found.products] == [
+        ("table.weight",), ("plain.weight",),
+        ("normed.parametrizations.weight.original0", "normed.parametrizations.weight.original1"), ("own",), ("fixed",),
+        ("plain.weight",)]
+    assert "position" in found.read
+    assert not any(name.startswith("dead") for name in found.read)
+    assert sum(product.macs for product in found.products) == 5 * 3 * 16
+
+
+def test_products_of_a_model_s_own_code_come_with_its_line() -> None:
+    places = [product.place for product in count_macs(Mixed().eval(), (torch.tensor([[1, 2, 3]]),)).products]
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    (line,) = [number for number, text in enumerate(lines, 1) if text.strip().startswith("x = torch.einsum(")]
+    assert places[3] == f"test_macs.py:{line}"
+
+
+def test_a_tensor_that_is_written_over_is_no_weight_any_more() -> None:
+    class Scratch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("state", torch.zeros(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.state.copy_(x)
+            return x @ self.state
+
+    assert [product.weights for product in count_macs(Scratch(), (torch.randn(4, 4),)).products] == [()]

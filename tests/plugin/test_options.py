@@ -13,6 +13,7 @@ from pytest_qat.plugin.options import OPTIONS
 from pytest_qat.plugin.settings import Options, read_options
 from pytest_qat.recipe import COMPLETE_RECIPES, RECIPES
 from pytest_qat.record.schema import CHECKS
+from pytest_qat.tolerances import Tolerances
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -38,11 +39,12 @@ def test_the_help_of_pytest_shows_every_option_as_it_is_written(project: Project
 
 
 def test_tolerances_of_the_command_line_win_over_case_and_ini(project: Project) -> None:
-    project.pytester.makeini("[pytest]\nqat_min_speedup = 3\nqat_accuracy_drop = 2%\nqat_min_size_reduction = 9\n")
+    project.pytester.makeini("[pytest]\nqat_min_speedup = 3\nqat_accuracy_drop = 2%\nqat_min_size_reduction = 9\n"
+                             "qat_min_coverage = 5%\n")
     tolerances = recorded(project, "-k", "prepare", "--qat-min-size-reduction=4")["tolerances"]
     # min_speedup: the case says 0; accuracy_drop: the case says nothing; size: the command line says 4
     assert tolerances == {"accuracy_drop": 0.02, "min_accuracy": None, "min_speedup": 0.0,
-                          "min_size_reduction": 4.0, "min_coverage": None}
+                          "min_size_reduction": 4.0, "min_coverage": 0.05}
 
 
 def test_a_case_s_value_wins_over_the_ini_file_even_if_it_is_the_default(project: Project) -> None:
@@ -51,6 +53,16 @@ def test_a_case_s_value_wins_over_the_ini_file_even_if_it_is_the_default(project
     project.run("--qat-model=models:strict", "--qat-json=qat.json", "-k", "prepare")
     (run,) = json.loads((project.path / "qat.json").read_text())["runs"]
     assert (run["tolerances"]["min_speedup"], run["tolerances"]["min_size_reduction"]) == (1.0, 1.1)
+
+
+def test_the_floor_of_coverage_is_a_tenth_unless_somebody_says(project: Project) -> None:
+    own = Tolerances(min_coverage=0.3)
+    assert options(project).tolerances(Tolerances()).coverage_floor == 0.1
+    assert options(project).tolerances(own).coverage_floor == 0.3
+    assert options(project, "--qat-min-coverage=50%").tolerances(own).coverage_floor == 0.5
+    project.pytester.makeini("[pytest]\nqat_min_coverage = 0.2\n")
+    assert options(project).tolerances(Tolerances()).coverage_floor == 0.2
+    assert options(project).tolerances(own).coverage_floor == 0.3
 
 
 def test_a_bad_ini_value_hurts_no_session_that_does_not_ask(project: Project) -> None:

@@ -17,7 +17,8 @@ from pytest_qat.finetune import calibrate
 from pytest_qat.recipe import get_recipe
 from pytest_qat.runtimes import load_runtime
 from pytest_qat.runtimes.base import Deployed, DeploySettings
-from pytest_qat.runtimes.torch import TorchRuntime, deploy_form, stored_tensors
+from pytest_qat.runtimes.stored import stored_tensors
+from pytest_qat.runtimes.torch import TorchRuntime, deploy_form
 from pytest_qat.workflows import fx
 from tests.small_net import Net
 

@@ -15,7 +15,7 @@ from pytest_qat.finetune import calibrate, fine_tune
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.measure.size import census_of
 from pytest_qat.recipe import get_recipe
-from pytest_qat.runtimes.torch import stored_tensors
+from pytest_qat.runtimes.stored import stored_tensors
 from pytest_qat.workflows import torchao
 from pytest_qat.workflows.base import PreparedModel
 from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize
@@ -59,8 +59,8 @@ def quantized(module: nn.Module) -> list[str]:
 
 def stored(module: nn.Module) -> dict[str, str]:
     """The dtype of every weight, by its first plain tensor."""
-    return {tensor.name.removesuffix("[0]"): tensor.dtype for tensor in stored_tensors(module.state_dict())
-            if tensor.name.endswith((".weight", "_weight", "[0]")) and len(tensor.shape) > 1}
+    return {tensor.name.removesuffix(".qdata"): tensor.dtype for tensor in stored_tensors(module.state_dict())
+            if tensor.name.endswith((".weight", "_weight", ".qdata")) and len(tensor.shape) > 1}
 
 
 # -- prepare --------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_int8_weights_are_stored_as_int8() -> None:
         "feed.0.weight": "int8", "feed.3.weight": "int8"}
     tensors = stored_tensors(converted.state_dict())
     sizes = {tensor.name: tensor.size_bytes for tensor in tensors}
-    assert sizes["feed.0.weight[0]"] == 64 * 64
+    assert sizes["feed.0.weight.qdata"] == 64 * 64
     census = census_of(tensors, total_bytes=sum(tensor.size_bytes for tensor in tensors))
     assert {tensor.name for tensor in census.float_weights(least_share=0.1)} == {
         "attention.in_proj_weight", "attention.out_proj.weight"}
@@ -189,8 +189,8 @@ def test_int4_weights_have_a_scale_for_each_group() -> None:
     converted = torchao.convert(prepared_for(made(), INT4), INT4).module
     assert stored(converted)["embed.weight"] == "float32"
     parts = {tensor.name: (tensor.dtype, tensor.shape) for tensor in stored_tensors(converted.state_dict())}
-    assert parts["feed.0.weight[0]"] == ("int8", (64, 64))
-    assert parts["feed.0.weight[1]"] == ("float32", (64, 64 // torchao.GROUP))
+    assert parts["feed.0.weight.qdata"] == ("int8", (64, 64))
+    assert parts["feed.0.weight.scale"] == ("float32", (64, 64 // torchao.GROUP))
     values: Any = converted.get_parameter("feed.0.weight")
     assert int(values.qdata.min()) >= -8
     assert int(values.qdata.max()) <= 7

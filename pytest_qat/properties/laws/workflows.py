@@ -16,6 +16,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.text import percent
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.exported.model import ExportedModel
@@ -172,7 +173,8 @@ def M3_all_quantized(ops: FlowOps, example: NetExample) -> None:
         coverage = measure_coverage(built.net, built.converted, built.inputs, reasons={})
     if coverage.mac_share != 1.0:
         raise LawBroken(f"converted, {example}", expected="all multiply-accumulates in int8",
-                        actual=f"{coverage.mac_share:.0%}; in float {[left.module for left in coverage.leftovers]}")
+                        actual=f"{percent(coverage.mac_share or 0, digits=0)}; in float "
+                               f"{[left.title for left in coverage.leftovers]}")
 
 
 @_flow_law()

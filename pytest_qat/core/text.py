@@ -1,0 +1,33 @@
+"""Numbers as messages and reports write them."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["percent"]
+
+_MOST_DIGITS = 4
+
+
+def percent(share: float, *, digits: int = 1, unlike: float | None = None) -> str:
+    """Return a share as a percentage that never rounds to a lie.
+
+    What is not nothing does not show as 0 %, and what is not all does not show as 100 %: such a share takes more
+    digits, up to four, and then a sign (`<0.0001%`, `>99.9999%`).
+
+    Args:
+        share: 1 is all.
+        digits: Digits behind the point, where they are enough.
+        unlike: Another share that differs and must not look the same, such as what is required.
+    """
+    if not math.isfinite(share):
+        return f"{share:.{digits}%}"
+    marks = [mark for mark in (0.0, 1.0, -1.0, unlike) if mark is not None and mark != share]
+    for places in range(digits, max(digits, _MOST_DIGITS) + 1):
+        text = f"{share:.{places}%}"
+        if all(float(text[:-1]) != float(f"{mark:.{places}%}"[:-1]) for mark in marks):
+            return text.removeprefix("-") if float(text[:-1]) == 0 else text
+    nearest = next(mark for mark in marks if float(text[:-1]) == float(f"{mark:.{places}%}"[:-1]))
+    step = 10.0 ** -places / 100
+    edge = nearest + math.copysign(step, share - nearest)
+    return f"{'<' if share < edge else '>'}{edge:.{places}%}"
