@@ -164,7 +164,7 @@ def test_without_a_compiler_the_package_to_install_is_named(monkeypatch: pytest.
     assert "g++" in caught.value.hint
 
 
-# -- a kernel that crashes ----------------------------------------------------------------------------------------------
+# -- a kernel that crashes --------------------------------------------------------------------------------------------
 
 
 class Quantized(nn.Module):

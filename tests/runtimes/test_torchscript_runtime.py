@@ -78,7 +78,8 @@ def models() -> dict[str, nn.Module]:
 @pytest.fixture(scope="module")
 def pair(models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> DeployedPair:
     with preserved_torch_state(seed=0):
-        return TorchScriptRuntime().deploy(models["fp32"], models["int8"], (IMAGES,), tmp_path_factory.mktemp("ts"), SETTINGS)
+        folder = tmp_path_factory.mktemp("ts")
+        return TorchScriptRuntime().deploy(models["fp32"], models["int8"], (IMAGES,), folder, SETTINGS)
 
 
 def sqnr_db(reference: Tensor, found: Tensor) -> float:
