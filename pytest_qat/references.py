@@ -1,7 +1,7 @@
 """From a reference on the command line to a `QATCase`.
 
-Accepted: `pkg.mod:fn`, `path/file.py:fn`, `torchvision:name`. The function may return a `QATCase`, an `nn.Module`,
-or a `(model, example_inputs)` pair.
+Accepted: `pkg.mod:fn`, `path/file.py:fn`, `torchvision:name`, `timm:name`, `hf:ConfigClass`. The function may return
+a `QATCase`, an `nn.Module`, or a `(model, example_inputs)` pair.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,25 @@ import torch
 from torch import nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.libraries import LIBRARIES, LibraryModel
 from pytest_qat.core.parsing import parse_shapes
 from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.core.tracebacks import place_of
-from pytest_qat.errors import InvalidCase, QATError, ReferenceNotFound, UnsupportedEnvironment
+from pytest_qat.errors import InvalidCase, QATError, ReferenceNotFound
 
 __all__ = ["as_case", "load_case", "load_value", "resolve"]
 
 _MISSING = object()
 _DRAWN_SAMPLES, _DRAWN_BATCHES = 64, 16
-_FORMS = "Write it as package.module:function, path/file.py:function or torchvision:model_name."
+_FORMS = ("Write it as package.module:function, path/file.py:function, torchvision:model_name, timm:model_name or "
+          "hf:ConfigClass.")
 
 
 def load_case(reference: str, *, root: Path, shapes: str | None = None, seed: int = 0) -> QATCase:
     """Resolve a reference, call what it names, and return the case.
 
     Args:
-        reference: `pkg.mod:fn`, `path/file.py:fn` or `torchvision:name`.
+        reference: `pkg.mod:fn`, `path/file.py:fn`, `torchvision:name`, `timm:name` or `hf:ConfigClass`.
         root: Folder that relative paths and modules are looked for in first.
         shapes: Input shapes (`--qat-inputs`), for functions that return a bare model.
         seed: Seed of torch's generator while the function runs.
@@ -70,12 +71,13 @@ def as_case(value: object, *, source: str, shapes: str | None = None) -> QATCase
     """
     if isinstance(value, QATCase):
         return value
-    if isinstance(value, _Untrained):
-        return replace(as_case(value.model, source=source, shapes=shapes), name=value.name)
+    if isinstance(value, LibraryModel):
+        draw = value.draw if shapes is None else partial(_of_shapes, shapes)
+        return _drawn_case(value.model, draw, source=source, name=value.label)
     if isinstance(value, nn.Module):
-        inputs = _inputs_for(value, source=source, shapes=shapes)
-        drawn = shapes is not None or source.startswith("torchvision:")
-        return QATCase(model=value, example_inputs=inputs, calibration_data=_more_like(inputs) if drawn else None)
+        if shapes is not None:
+            return _drawn_case(value, partial(_of_shapes, shapes), source=source)
+        return QATCase(model=value, example_inputs=_own_inputs(value, source=source))
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], nn.Module):
         return QATCase(model=value[0], example_inputs=value[1])
     seen = "None" if value is None else (
@@ -86,35 +88,34 @@ def as_case(value: object, *, source: str, shapes: str | None = None) -> QATCase
         f"{source} gave {seen}, expected a QATCase, an nn.Module or a (model, example_inputs) pair.", hint=hint)
 
 
-def _inputs_for(model: nn.Module, *, source: str, shapes: str | None) -> tuple[Any, ...]:
-    if shapes is not None:
-        return tuple(torch.randn(shape) for shape in parse_shapes(shapes, name="--qat-inputs"))
+def _drawn_case(model: nn.Module, draw: Callable[[], tuple[Any, ...]] | None, *, source: str,
+                name: str | None = None) -> QATCase:
+    """Return a case on drawn inputs: one batch of noise is too little to compare float and int8 on, so more follow."""
+    if draw is None:
+        raise _unknown_inputs(model, source)
+    inputs = draw()
+    count = min(_DRAWN_BATCHES, max(2, -(-_DRAWN_SAMPLES // max(1, inputs[0].shape[0]))))
+    return QATCase(model=model, example_inputs=inputs, name=name,
+                   calibration_data=[inputs, *(draw() for _ in range(count - 1))])
+
+
+def _of_shapes(shapes: str) -> tuple[Any, ...]:
+    return tuple(torch.randn(shape) for shape in parse_shapes(shapes, name="--qat-inputs"))
+
+
+def _own_inputs(model: nn.Module, *, source: str) -> tuple[Any, ...]:
     own = getattr(model, "example_inputs", None)
     if callable(own):
         own = own()
-    if own is not None:
-        return own if isinstance(own, tuple) else (own,)
-    if source.startswith("torchvision:"):
-        return (torch.randn(1, 3, 224, 224),)
-    raise InvalidCase(
+    if own is None:
+        raise _unknown_inputs(model, source)
+    return own if isinstance(own, tuple) else (own,)
+
+
+def _unknown_inputs(model: nn.Module, source: str) -> InvalidCase:
+    return InvalidCase(
         f"{source} gave a bare {type(model).__name__}, so its inputs are unknown.",
-        hint="Give --qat-inputs=1x3x224x224 (its shape), or return (model, example_inputs).",
-    )
-
-
-def _more_like(inputs: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """Return the drawn inputs and more of them: one batch of noise is too little to compare float and int8 on."""
-    batch = max(1, inputs[0].shape[0])
-    count = min(_DRAWN_BATCHES, max(2, -(-_DRAWN_SAMPLES // batch)))
-    return [inputs, *(tuple(torch.randn_like(value) for value in inputs) for _ in range(count - 1))]
-
-
-@dataclass(frozen=True, slots=True)
-class _Untrained:
-    """A model with random weights, under a name that says so."""
-
-    model: nn.Module
-    name: str
+        hint="Give --qat-inputs=1x3x224x224 (its shape), or return (model, example_inputs).")
 
 
 def resolve(reference: str, *, root: Path) -> Any:
@@ -126,8 +127,8 @@ def resolve(reference: str, *, root: Path) -> Any:
     place, _, attribute = reference.rpartition(":")
     if not place or not attribute:
         raise ReferenceNotFound(f"the reference {reference!r} has no ':' between module and function.", hint=_FORMS)
-    if place == "torchvision":
-        return _torchvision(attribute)
+    if place in LIBRARIES:
+        return partial(LIBRARIES[place], attribute)
     with _first_on_path(root):
         module = _load_file(place, root=root) if place.endswith(".py") else _load_module(place, root=root)
     found: Any = module
@@ -222,19 +223,3 @@ def _load_file(path_text: str, *, root: Path) -> Any:
             hint=f"Run `python {path_text}` to see the whole traceback.") from error
     return module
 
-
-def _torchvision(name: str) -> Callable[[], _Untrained]:
-    try:
-        from torchvision import models
-    except (ImportError, RuntimeError) as error:
-        raise UnsupportedEnvironment(
-            f"torchvision:{name} needs torchvision, which does not import here ({error}).",
-            hint="Install the torchvision release that fits the installed torch.") from error
-    if name not in models.list_models():
-        near = difflib.get_close_matches(name, models.list_models(), n=3)
-        raise ReferenceNotFound(f"torchvision has no model named {name!r}.",
-                                hint=f"Did you mean {' or '.join(near)}?" if near else "See torchvision.models.")
-    # Weights, of a backbone too, would have to be downloaded: the model keeps seeded random ones, and its name says so.
-    takes_backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
-    options = {"weights": None, **({"weights_backbone": None} if takes_backbone else {})}
-    return lambda: _Untrained(models.get_model(name, **options).eval(), name=f"{name} (random weights)")

@@ -1,0 +1,119 @@
+"""Models by their name in a library: torchvision, timm and transformers. Weights are random: nothing is downloaded.
+
+A library model comes with a way to draw inputs of the size that the library states for it, so that it can be
+quantized without a line of code. It has no evaluation data; float is what int8 is compared with.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_qat.errors import InvalidCase, ReferenceNotFound, UnsupportedEnvironment
+
+__all__ = ["LIBRARIES", "LibraryModel"]
+
+_TOKENS, _WAVE_SAMPLES = 64, 16_000
+_IMAGE = (3, 224, 224)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryModel:
+    """A model with random weights, as its library builds it.
+
+    Attributes:
+        model: In eval mode.
+        label: The name to print; it says that the weights are random.
+        draw: Draws one batch of inputs as the library states them; None where the library does not say.
+    """
+
+    model: nn.Module
+    label: str
+    draw: Callable[[], tuple[Any, ...]] | None
+
+
+def _torchvision(name: str) -> LibraryModel:
+    models = _imported("torchvision", "torchvision.models")
+    _known(name, models.list_models(), library="torchvision", listed="torchvision.models.list_models()")
+    # Some builders would download weights for their backbone even where weights=None.
+    takes_backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
+    options = {"weights": None, **({"weights_backbone": None} if takes_backbone else {})}
+    model = models.get_model(name, **options)
+    return LibraryModel(model=model.eval(), label=f"{name} (random weights)", draw=lambda: (torch.randn(1, *_IMAGE),))
+
+
+def _timm(name: str) -> LibraryModel:
+    timm = _imported("timm", "timm")
+    _known(name.partition(".")[0], timm.list_models(), library="timm", listed="timm.list_models()")
+    model = timm.create_model(name, pretrained=False)
+    size = tuple((getattr(model, "pretrained_cfg", None) or {}).get("input_size", _IMAGE))
+    return LibraryModel(model=model.eval(), label=f"{name} (random weights)", draw=lambda: (torch.randn(1, *size),))
+
+
+def _transformers(name: str) -> LibraryModel:
+    transformers = _imported("transformers", "transformers")
+    configs = [each for each in dir(transformers) if each.endswith("Config")]
+    _known(name, configs, library="transformers", listed="the classes that end in Config")
+    config = getattr(transformers, name)()
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # a cache of past keys is no output that ships
+    try:
+        model = transformers.AutoModel.from_config(config).eval()
+    except ValueError as error:
+        raise InvalidCase(f"transformers has no model for {name}: {str(error).splitlines()[0][:200]}",
+                          hint="Write a function that builds the model, and name that instead.") from error
+    part = ""
+    if getattr(config, "is_encoder_decoder", False):
+        model, part = model.get_encoder(), " encoder"
+    return LibraryModel(model=model, label=f"{name.removesuffix('Config')}{part} (random weights)",
+                        draw=_drawn_for(model, config))
+
+
+def _drawn_for(model: Any, config: Any) -> Callable[[], tuple[Any, ...]] | None:
+    """Return what draws the main input of a transformers model, whose size its configuration tells."""
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "input_ids" and hasattr(config, "vocab_size"):
+        tokens = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+        return lambda: (torch.randint(0, config.vocab_size, (1, tokens)),)
+    if main == "pixel_values" and hasattr(config, "image_size"):
+        image = config.image_size
+        sides = tuple(image) if isinstance(image, Iterable) else (image, image)
+        return lambda: (torch.randn(1, getattr(config, "num_channels", 3), *sides),)
+    if main == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
+        return lambda: (torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions),)
+    if main == "input_values":
+        return lambda: (torch.randn(1, _WAVE_SAMPLES),)
+    return None
+
+
+def _imported(library: str, module: str) -> Any:
+    import importlib
+
+    try:
+        found: ModuleType = importlib.import_module(module)
+    except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
+        raise UnsupportedEnvironment(
+            f"this reference needs {library}, which does not import here: {str(error).splitlines()[0]}.",
+            hint=f"pip install {library}") from error
+    return found
+
+
+def _known(name: str, names: Iterable[str], *, library: str, listed: str) -> None:
+    known = list(names)
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=3)
+    raise ReferenceNotFound(f"{library} has no model named {name!r}.",
+                            hint=f"Did you mean {' or '.join(near)}?" if near else f"Choose one of {listed}.")
+
+
+LIBRARIES: Mapping[str, Callable[[str], LibraryModel]] = MappingProxyType(
+    {"torchvision": _torchvision, "timm": _timm, "hf": _transformers})
+"""What builds a model, by the word before the colon of a reference."""
