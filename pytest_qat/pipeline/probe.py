@@ -1,0 +1,229 @@
+"""Try a recipe on a model without training: prepare, convert, build the artifact, call it once.
+
+A probe answers whether a recipe takes a model, how much of it then runs in int8 and how small the file gets; it says
+nothing about accuracy or speed. It happens in a forked child, so that a crash or a hang costs its time limit and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from pytest_qat.case import QATCase, calibration_batches
+from pytest_qat.core.forked import can_fork, told_by
+from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
+from pytest_qat.core.tracebacks import headline
+from pytest_qat.errors import CheckFailed, MissingPackage, QATError, UnsupportedEnvironment
+from pytest_qat.finetune import calibrate
+from pytest_qat.measure.coverage import coverage_of_kernels, measure_coverage
+from pytest_qat.pipeline.first_call import try_once
+from pytest_qat.pipeline.preflight import checked_model
+from pytest_qat.recipe import COMPLETE_RECIPES, Recipe, get_recipe
+from pytest_qat.runtimes import DeploySettings, load_runtime
+from pytest_qat.workflows import PreparedModel, load_workflow
+from pytest_qat.workflows.known_errors import explain, unexplained
+
+__all__ = ["Probe", "ProbeSettings", "best_first", "probe_recipe", "probe_recipes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSettings:
+    """Limits of probing.
+
+    Attributes:
+        timeout_s: Most seconds for one recipe.
+        budget_s: Most seconds for all recipes together; those not begun by then are not tried.
+        seed: Seed of each probe.
+        at_once: Number of recipes that are tried at the same time.
+    """
+
+    timeout_s: float = 120.0
+    budget_s: float = 600.0
+    seed: int = 0
+    at_once: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What came of trying one recipe.
+
+    Attributes:
+        recipe: Its name.
+        takes: Whether the recipe takes the model; None: it was not tried, or no answer came within the time limit.
+        seconds: How long the trial took.
+        reason: Why it does not take the model, or why it was not tried; empty if it takes it.
+        module: The user's module that it stopped at, where that is known.
+        code: Code of the finding behind the reason, where there is one.
+        mac_share: Share of the multiply-accumulates that run in int8; None where the artifact does not tell.
+        size_reduction: bytes(float artifact) / bytes(int8 artifact).
+    """
+
+    recipe: str
+    takes: bool | None
+    seconds: float = 0.0
+    reason: str = ""
+    module: str | None = None
+    code: str | None = None
+    mac_share: float | None = None
+    size_reduction: float | None = None
+
+
+def probe_recipes(case: QATCase, names: Sequence[str] = COMPLETE_RECIPES, *, settings: ProbeSettings,
+                  done: Callable[[Probe], None] = lambda probe: None) -> list[Probe]:
+    """Try recipes on a case, some at the same time, and return what came of each, best first.
+
+    Args:
+        case: The user's model; never changed.
+        names: Recipes, the most wanted first.
+        settings: Limits.
+        done: Told about each answer as it comes.
+    """
+    ends = time.monotonic() + settings.budget_s
+    found: list[Probe] = []
+    waiting, running = list(names), set[Future[Probe]]()
+    with ThreadPoolExecutor(max_workers=settings.at_once) as pool:
+        while waiting or running:
+            while waiting and len(running) < settings.at_once:
+                left = ends - time.monotonic()
+                if left <= 0:
+                    found += [Probe(recipe=name, takes=None, reason="not tried: the time for probing was used up.")
+                              for name in waiting]
+                    waiting.clear()
+                    break
+                running.add(pool.submit(probe_recipe, case, get_recipe(waiting.pop(0)), seed=settings.seed,
+                                        timeout_s=min(settings.timeout_s, left)))
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for each in ended:
+                found.append(each.result())
+                done(found[-1])
+    return sorted(found, key=best_first)
+
+
+def best_first(probe: Probe) -> tuple[int, float, float]:
+    """Return a sort key: recipes that take the model by share in int8 and size, then those that do not."""
+    rank = {True: 0, None: 1, False: 2}[probe.takes]
+    return rank, -round(probe.mac_share or 0.0, 2), -(probe.size_reduction or 0.0)
+
+
+def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int) -> Probe:
+    """Try one recipe on a case in a child process.
+
+    Args:
+        case: The user's model; never changed.
+        recipe: How to quantize and where to run.
+        timeout_s: Most seconds.
+        seed: Seed of the trial.
+    """
+    try:
+        recipe.require_packages()
+        with quantized_engine(recipe.engine):
+            pass
+    except MissingPackage as missing:
+        return Probe(recipe=recipe.name, takes=None, reason=f"not tried: {missing.message} {missing.hint}")
+    except UnsupportedEnvironment as unsupported:
+        return Probe(recipe=recipe.name, takes=False, reason=unsupported.message)
+    if not can_fork():
+        return Probe(recipe=recipe.name, takes=None, reason=(
+            f"not tried: recipes are tried in forked processes, which {sys.platform} does not have."))
+    began = time.monotonic()
+    told = told_by(lambda writer: _answer(case, recipe, writer, timeout_s=timeout_s, seed=seed), timeout_s=timeout_s)
+    seconds = time.monotonic() - began
+    if told.hung:
+        return Probe(recipe=recipe.name, takes=None, seconds=seconds,
+                     reason=f"no answer within {timeout_s:.0f} s (in {_last_stage(told.said)}).")
+    if told.signal_name is not None:
+        return Probe(recipe=recipe.name, takes=False, seconds=seconds, code="native-crash", reason=(
+            f"it killed its process with {told.signal_name} (in {_last_stage(told.said)})."))
+    last = told.said.rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        return Probe(**{**json.loads(last), "seconds": seconds})
+    except (ValueError, TypeError):
+        return Probe(recipe=recipe.name, takes=None, seconds=seconds,
+                     reason=f"its process ended without an answer (in {_last_stage(told.said)}).")
+
+
+def _last_stage(said: bytes) -> str:
+    stages = [line for line in said.decode(errors="replace").splitlines() if not line.startswith("{")]
+    return stages[-1] if stages else "starting"
+
+
+def _answer(case: QATCase, recipe: Recipe, writer: int, *, timeout_s: float, seed: int) -> None:
+    """Try the recipe in this process, the child, and write stages and the answer to the pipe, a line each."""
+    stage = "starting"
+
+    def enter(name: str) -> None:
+        nonlocal stage
+        stage = name
+        os.write(writer, f"{name}\n".encode())
+
+    try:
+        with (preserved_torch_state(seed=seed), quantized_engine(recipe.engine), threads(1), without_fast_path(),
+              tempfile.TemporaryDirectory(prefix="pytest-qat-") as folder):
+            made = _tried(case, recipe, enter, folder=Path(folder), timeout_s=timeout_s)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer
+        made = _refusal(error, case, recipe, stage)
+    os.write(writer, (json.dumps(asdict(made)) + "\n").encode())
+
+
+def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folder: Path, timeout_s: float) -> Probe:
+    enter("prepare")
+    float_model = checked_model(case)
+    plain = without_training(case)
+    workflow = load_workflow(recipe.workflow)
+    first = workflow.prepare(plain, recipe)
+    prepared = PreparedModel(module=copy.deepcopy(first.module), float_modules=first.float_modules)
+    calibrate(prepared.module, calibration_batches(plain, limit=1))
+    enter("convert")
+    int8 = workflow.convert(prepared, recipe)
+    try_once(int8.module, plain, engine=recipe.engine)
+    enter("deploy")
+    with torch.no_grad():
+        pair = load_runtime(recipe.runtime).deploy(
+            workflow.float_twin(plain).eval(), int8.module, plain.example_inputs, folder,
+            DeploySettings(engine=recipe.engine, threads=1, timeout_s=timeout_s, load=False))
+    enter("coverage")
+    fp32, shipped = pair.fp32["contiguous"], pair.int8["contiguous"]
+    coverage = (measure_coverage(float_model, int8.module, plain.example_inputs, reasons=first.float_modules)
+                if shipped.kernels is None else
+                coverage_of_kernels(float_model, shipped.kernels, plain.example_inputs, reasons=first.float_modules))
+    if coverage.int8_modules == 0:
+        return Probe(recipe=recipe.name, takes=False, code="nothing-quantized", reason="nothing of it runs in int8.",
+                     mac_share=0.0)
+    return Probe(recipe=recipe.name, takes=True, mac_share=coverage.mac_share,
+                 size_reduction=fp32.size_bytes / max(1, shipped.size_bytes))
+
+
+def without_training(case: QATCase) -> QATCase:
+    """Return the case with one batch to calibrate on and nothing to train or evaluate with."""
+    batches = calibration_batches(case, limit=1)
+    return dataclasses.replace(case, train=None, train_data=None, loss_fn=None, optimizer=None, eval_data=None,
+                               prepared=None, converted=None, calibration_data=batches)
+
+
+def _refusal(error: BaseException, case: QATCase, recipe: Recipe, stage: str) -> Probe:
+    """Return why a recipe does not take the model, from what was raised."""
+    if isinstance(error, CheckFailed):
+        worst = next((each for each in error.findings if each.severity == "error"), None)
+        reason = error.reasons[0] if worst is None else worst.message
+        return Probe(recipe=recipe.name, takes=False, reason=reason, module=worst.module if worst else None,
+                     code=worst.code if worst else None)
+    if isinstance(error, QATError):
+        return Probe(recipe=recipe.name, takes=None if isinstance(error, MissingPackage) else False,
+                     reason=error.message)
+    if isinstance(error, Exception):
+        found = explain(error, model=case.model, stage=stage) or unexplained(error, model=case.model, stage=stage)
+        return Probe(recipe=recipe.name, takes=False, reason=found.message, module=found.module, code=found.code)
+    return Probe(recipe=recipe.name, takes=False, reason=f"{stage} raised {type(error).__name__}: {headline(error)}")
+
