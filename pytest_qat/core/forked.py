@@ -11,6 +11,7 @@ import faulthandler
 import os
 import select
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,9 +24,10 @@ from torch import nn
 from pytest_qat.core.batches import call
 from pytest_qat.core.system import Death, can_fork, death_by
 
-__all__ = ["HANGS", "ChildDeath", "Crash", "crash_of", "death_of", "signal_of"]
+__all__ = ["HANGS", "ChildDeath", "ChildEnd", "Crash", "crash_of", "death_of", "run_forked", "signal_of"]
 
 HANGS = "does not return"
+_FORKING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,20 @@ class ChildDeath(NamedTuple):
     hung: bool
 
 
+class ChildEnd(NamedTuple):
+    """How a child ended.
+
+    Attributes:
+        written: The last 64 KiB, at most, of what it wrote.
+        hung: Whether this process killed it, because it ran for too long.
+        by: The signal that ended it; None if it ended by itself.
+    """
+
+    written: bytes
+    hung: bool
+    by: Death | None
+
+
 def death_of(work: Callable[[int], object], *, timeout_s: float, quiet: bool = True) -> ChildDeath | None:
     """Do work in a forked child and return how the child died.
 
@@ -97,13 +113,27 @@ def death_of(work: Callable[[int], object], *, timeout_s: float, quiet: bool = T
     """
     if not can_fork():
         return None
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the child starts no threads and makes only a few calls
-        child = os.fork()
-    if child == 0:
-        _work_as_child(work, writer, quiet=quiet)
-    os.close(writer)
+    ended = run_forked(work, timeout_s=timeout_s, quiet=quiet)
+    return None if ended.by is None else ChildDeath(ended.by, ended.written, ended.hung)
+
+
+def run_forked(work: Callable[[int], object], *, timeout_s: float, quiet: bool = True) -> ChildEnd:
+    """Do work in a forked child, which needs `can_fork`. Several threads may call this at the same time.
+
+    Args:
+        work: Takes a file descriptor that it may write to.
+        timeout_s: Most seconds; the child is killed after them.
+        quiet: Whether what the work prints is dropped.
+    """
+    with _FORKING:  # a child forked meanwhile would keep the writing end open, and this one would never seem to end
+        reader, writer = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # about threads, which the child does not use
+            child = os.fork()
+        if child == 0:
+            _FORKING.release()  # the child's copy of the lock; its work may fork, too
+            _work_as_child(work, writer, quiet=quiet)
+        os.close(writer)
     try:
         written, hung = _read_until_end(reader, deadline=time.monotonic() + timeout_s)
         if hung:
@@ -114,8 +144,7 @@ def death_of(work: Callable[[int], object], *, timeout_s: float, quiet: bool = T
     finally:
         os.close(reader)
         _, status = os.waitpid(child, 0)
-    by = death_by(os.waitstatus_to_exitcode(status))
-    return None if by is None else ChildDeath(by, written, hung)
+    return ChildEnd(written, hung, death_by(os.waitstatus_to_exitcode(status)))
 
 
 def _work_as_child(work: Callable[[int], object], writer: int, *, quiet: bool) -> None:

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from pytest_qat.case import QATCase, calibration_batches
-from pytest_qat.core.forked import can_fork, told_by
+from pytest_qat.core.forked import run_forked
+from pytest_qat.core.system import can_fork
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed, MissingPackage, QATError, UnsupportedEnvironment
@@ -138,24 +139,25 @@ def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int) 
         return Probe(recipe=recipe.name, takes=None, reason=(
             f"not tried: recipes are tried in forked processes, which {sys.platform} does not have."))
     began = time.monotonic()
-    told = told_by(lambda writer: _answer(case, recipe, writer, timeout_s=timeout_s, seed=seed), timeout_s=timeout_s)
+    ended = run_forked(lambda writer: _answer(case, recipe, writer, timeout_s=timeout_s, seed=seed),
+                       timeout_s=timeout_s)
     seconds = time.monotonic() - began
-    if told.hung:
-        return Probe(recipe=recipe.name, takes=None, seconds=seconds,
-                     reason=f"no answer within {timeout_s:.0f} s (in {_last_stage(told.said)}).")
-    if told.signal_name is not None:
+    where = f"in {_last_stage(ended.written)}"
+    if ended.hung:
+        return Probe(recipe=recipe.name, takes=None, seconds=seconds, reason=(
+            f"no answer within {timeout_s:.0f} s ({where})."))
+    if ended.by is not None:
         return Probe(recipe=recipe.name, takes=False, seconds=seconds, code="native-crash", reason=(
-            f"it killed its process with {told.signal_name} (in {_last_stage(told.said)})."))
-    last = told.said.rstrip(b"\n").rpartition(b"\n")[2]
+            f"it killed its process with {ended.by.name} ({where})."))
     try:
-        return Probe(**{**json.loads(last), "seconds": seconds})
+        return Probe(**{**json.loads(ended.written.rstrip().rpartition(b"\n")[2]), "seconds": seconds})
     except (ValueError, TypeError):
-        return Probe(recipe=recipe.name, takes=None, seconds=seconds,
-                     reason=f"its process ended without an answer (in {_last_stage(told.said)}).")
+        return Probe(recipe=recipe.name, takes=None, seconds=seconds, reason=(
+            f"its process ended without an answer ({where})."))
 
 
-def _last_stage(said: bytes) -> str:
-    stages = [line for line in said.decode(errors="replace").splitlines() if not line.startswith("{")]
+def _last_stage(written: bytes) -> str:
+    stages = [line for line in written.decode(errors="replace").splitlines() if not line.startswith("{")]
     return stages[-1] if stages else "starting"
 
 

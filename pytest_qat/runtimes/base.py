@@ -106,11 +106,13 @@ class DeploySettings:
         engine: torch's quantized engine, where the recipe has one.
         threads: Intra-op threads that the artifact runs with.
         timeout_s: Most seconds for each side, where another process builds it.
+        load: Whether to load the artifacts now; False: at their first call, where another process has built them.
     """
 
     engine: str | None
     threads: int
     timeout_s: float
+    load: bool = True
 
 
 class Runtime(Protocol):

@@ -158,9 +158,9 @@ class ExportedRuntime(ABC):
         built = build(self.name, programs, {side: folder / f"{side}{self.suffix}" for side in programs},
                       threads=settings.threads, timeout_s=settings.timeout_s)
         order = InputOrder(example_inputs, names=tuple(inspect.signature(fp32.forward).parameters))
-        forms = {side: self._form(built[side], Container(outputs), threads=settings.threads, order=order,
+        forms = {side: self._form(built[side], Container(outputs), settings=settings, order=order,
                                   example_inputs=example_inputs) for side in built}
-        if self.compiles:  # now, so that compiling is never part of a timing
+        if self.compiles and settings.load:  # now, so that compiling is never part of a timing
             for form in forms.values():
                 form.run(form.adapt(example_inputs))
         return DeployedPair(fp32={"contiguous": forms["fp32"]}, int8={"contiguous": forms["int8"]})
@@ -183,9 +183,11 @@ class ExportedRuntime(ABC):
                     message=f"the format of {self.suffix} files does not allow larger ones.",
                     remedy="split the model, or use a recipe with another runtime.")])
 
-    def _form(self, built: Built, outputs: Container, *, threads: int, order: InputOrder,
+    def _form(self, built: Built, outputs: Container, *, settings: DeploySettings, order: InputOrder,
               example_inputs: tuple[Any, ...]) -> Deployed:
-        call = self.load(built.artifact, threads=threads)
+        threads = settings.threads
+        call = (self.load(built.artifact, threads=threads) if settings.load else
+                lambda inputs: self.load(built.artifact, threads=threads)(inputs))
         single = outputs.single
 
         def run(inputs: list[Tensor]) -> Any:
