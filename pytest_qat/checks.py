@@ -70,6 +70,11 @@ class ModelChecks:
             "batch": None, "fine_tuning": None, "tolerances": run.settings.tolerances.as_dict(),
             "metrics": record.no_metrics(), "checks": {}, "findings": [], "diagnosis": None}
 
+    @property
+    def reference(self) -> str:
+        """The reference under which the model was asked for."""
+        return self._record["model"]
+
     def record(self) -> RunRecord:
         """Return a copy of the record so far."""
         return copy.deepcopy(self._record)

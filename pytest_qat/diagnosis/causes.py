@@ -16,8 +16,10 @@ from pytest_qat.checks import CheckResult, ModelChecks, error_text
 from pytest_qat.diagnosis.costs import causes_of_size, causes_of_speed
 from pytest_qat.diagnosis.coverage import causes_of_coverage
 from pytest_qat.diagnosis.divergence import first_divergence, kernels_disagree
+from pytest_qat.diagnosis.recipes import recipes_that_take
 from pytest_qat.diagnosis.scores import causes_of_scores
 from pytest_qat.diagnosis.training import collapsed_ranges, notes_on_preparing, switched_off
+from pytest_qat.errors import DataError, InvalidCase
 from pytest_qat.findings import Finding
 from pytest_qat.measure.size import take_census
 from pytest_qat.pipeline.run import ModelRun, StageFailed
@@ -38,11 +40,8 @@ def with_causes(checks: ModelChecks, result: CheckResult) -> CheckResult:
     Returns:
         The result with the findings added; the verdict stays as it is, even if looking for causes fails.
     """
-    explain = None if result.judged is None else _EXPLAIN.get(result.judged)
-    if explain is None:
-        return result
     try:
-        found = explain(checks.run, result)
+        found = _explained(checks, result)
     except Exception as error:  # a verdict must not get lost with its explanation
         found = (Finding(
             code="diagnosis-failed", severity="warning", evidence={"error": type(error).__name__},
@@ -51,6 +50,28 @@ def with_causes(checks: ModelChecks, result: CheckResult) -> CheckResult:
             remedy="report it to pytest-qat with the model's structure."),)
     checks.add_findings(found)
     return replace(result, findings=(*result.findings, *found))
+
+
+def _explained(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
+    if result.judged is not None:
+        explain = _EXPLAIN.get(result.judged)
+        return () if explain is None else explain(checks.run, result)
+    if result.verdict.outcome is Outcome.FAILED and result.check in ("prepare", "convert"):
+        return _other_recipes(checks, result)
+    return ()
+
+
+def _other_recipes(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
+    """Return which recipes take a model that this one refused; nothing where the model or its data are the reason."""
+    run = checks.run
+    own_stages = run.case.prepared is not None or run.case.converted is not None
+    if own_stages or run.settings.diagnose_s <= 0 or isinstance(result.error, (DataError, InvalidCase)):
+        return ()
+    try:
+        run.inputs()
+    except StageFailed:
+        return ()
+    return (recipes_that_take(run, reference=checks.reference, stage=result.check, budget_s=run.settings.diagnose_s),)
 
 
 def _text_of(error: Exception) -> str:

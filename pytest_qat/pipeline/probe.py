@@ -127,17 +127,9 @@ def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int) 
         timeout_s: Most seconds.
         seed: Seed of the trial.
     """
-    try:
-        recipe.require_packages()
-        with quantized_engine(recipe.engine):
-            pass
-    except MissingPackage as missing:
-        return Probe(recipe=recipe.name, takes=None, reason=f"not tried: {missing.message} {missing.hint}")
-    except UnsupportedEnvironment as unsupported:
-        return Probe(recipe=recipe.name, takes=False, reason=unsupported.message)
-    if not can_fork():
-        return Probe(recipe=recipe.name, takes=None, reason=(
-            f"not tried: recipes are tried in forked processes, which {sys.platform} does not have."))
+    impossible = _impossible(recipe)
+    if impossible is not None:
+        return impossible
     began = time.monotonic()
     ended = run_forked(lambda writer: _answer(case, recipe, writer, timeout_s=timeout_s, seed=seed),
                        timeout_s=timeout_s)
@@ -154,6 +146,22 @@ def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int) 
     except (ValueError, TypeError):
         return Probe(recipe=recipe.name, takes=None, seconds=seconds, reason=(
             f"its process ended without an answer ({where})."))
+
+
+def _impossible(recipe: Recipe) -> Probe | None:
+    """Return why a recipe cannot be tried on this machine, or None if it can."""
+    try:
+        recipe.require_packages()
+        with quantized_engine(recipe.engine):
+            pass
+    except MissingPackage as missing:
+        return Probe(recipe=recipe.name, takes=None, reason=f"not tried: {missing.message} {missing.hint}")
+    except UnsupportedEnvironment as unsupported:
+        return Probe(recipe=recipe.name, takes=False, reason=unsupported.message)
+    if not can_fork():
+        return Probe(recipe=recipe.name, takes=None, reason=(
+            f"not tried: recipes are tried in forked processes, which {sys.platform} does not have."))
+    return None
 
 
 def _last_stage(written: bytes) -> str:
@@ -174,7 +182,7 @@ def _answer(case: QATCase, recipe: Recipe, writer: int, *, timeout_s: float, see
         with (preserved_torch_state(seed=seed), quantized_engine(recipe.engine), threads(1), without_fast_path(),
               tempfile.TemporaryDirectory(prefix="pytest-qat-") as folder):
             made = _tried(case, recipe, enter, folder=Path(folder), timeout_s=timeout_s)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, it is the answer
+    except BaseException as error:  # whatever it is, it is the answer
         made = _refusal(error, case, recipe, stage)
     os.write(writer, (json.dumps(asdict(made)) + "\n").encode())
 

@@ -67,6 +67,7 @@ class RunSettings:
         batches: Further batch sizes to compare latencies at.
         memory: Whether to measure peak memory, which takes two processes.
         stage_timeout_s: Time limit for building artifacts in other processes, in seconds.
+        diagnose_s: Most seconds to spend on what helps after a check has failed; 0: none.
     """
 
     tolerances: Tolerances
@@ -79,6 +80,7 @@ class RunSettings:
     batches: tuple[int, ...] = ()
     memory: bool = False
     stage_timeout_s: float = 900.0
+    diagnose_s: float = 0.0
 
 
 class StageFailed(Exception):
@@ -114,7 +116,7 @@ class ModelRun:
         self.settings = settings
         self._lock = lock
         self._progress = progress or _no_progress
-        self._shared = SharedStages() if shared is None else shared
+        self.shared = SharedStages() if shared is None else shared
         self._stages: dict[str, tuple[Any, Exception | None]] = {}
         self._speeds: list[Speed] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -130,7 +132,7 @@ class ModelRun:
     def prepared(self) -> PreparedModel:
         """Return the prepared (not yet calibrated) model."""
         self.inputs()
-        return self.stage("prepare", lambda: self._shared.once(
+        return self.stage("prepare", lambda: self.shared.once(
             "prepared", self.recipe, lambda: stages.prepare(self.case, self.recipe)))
 
     def converted(self) -> Conversion:
@@ -276,8 +278,8 @@ class ModelRun:
 
     def _convert(self) -> Conversion:
         probes = self._start_probes() if self.settings.memory else None  # they import torch meanwhile
-        trained = self._shared.once("trained", self.recipe, self._train)
-        made = stages.convert(self.case, self.recipe, trained, self._shared)
+        trained = self.shared.once("trained", self.recipe, self._train)
+        made = stages.convert(self.case, self.recipe, trained, self.shared)
         if probes is not None:
             probes.wait_until_ready()  # or they would disturb a timing, of this process or of another
         return made

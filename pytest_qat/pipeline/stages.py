@@ -8,7 +8,7 @@ lock, seed and engine, is the business of `run`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from pytest_qat.measure.evaluation import CALIBRATION_BATCHES
 from pytest_qat.measure.parity import Parity, compare_parity
 from pytest_qat.pipeline.first_call import try_once
 from pytest_qat.pipeline.preflight import check_prepared, hold_to_model
+from pytest_qat.pipeline.probe import Probe
 from pytest_qat.recipe import Recipe
 from pytest_qat.runtimes import DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
@@ -81,6 +82,7 @@ class SharedStages:
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
+        self._probes: dict[str, Probe] = {}
 
     def once(self, stage: str, recipe: Recipe, make: Callable[[], T]) -> T:
         """Return what `make` gave for the first recipe that quantizes like this one; it is called at most once."""
@@ -89,6 +91,13 @@ class SharedStages:
             self._made[key] = make()
         made: T = self._made[key]
         return made
+
+    def probed(self, names: Sequence[str], probe: Callable[[Sequence[str]], Sequence[Probe]]) -> list[Probe]:
+        """Return what came of trying recipes on the case; each is tried once, `probe` gets those that were not."""
+        missing = [name for name in names if name not in self._probes]
+        if missing:
+            self._probes.update({found.recipe: found for found in probe(missing)})
+        return [self._probes[name] for name in names]
 
 
 def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from _pytest._code.code import ExceptionInfo, TerminalRepr
 
     from pytest_qat.checks import CheckResult
-    from pytest_qat.record.schema import Ranking, RunRecord
+    from pytest_qat.record.schema import Probes, Ranking, RunRecord
 
 __all__ = ["MEASURED", "OUTCOME", "CommandLineItem", "Measured", "forget", "note", "raise_result"]
 
@@ -26,10 +26,12 @@ class Measured:
     Attributes:
         records: The records of its runs.
         ranking: The ranking of recipes, if it made one.
+        probes: Which recipes take the model, if it tried that.
     """
 
     records: tuple[RunRecord, ...]
     ranking: Ranking | None
+    probes: Probes | None
 
 
 MEASURED: pytest.StashKey[Measured] = pytest.StashKey()
@@ -38,9 +40,9 @@ OUTCOME: pytest.StashKey[str] = pytest.StashKey()
 """On an item that is reported as skipped: `inconclusive` or `blocked`."""
 
 
-def note(item: pytest.Item, *records: RunRecord, ranking: Ranking | None = None) -> None:
+def note(item: pytest.Item, *records: RunRecord, ranking: Ranking | None = None, probes: Probes | None = None) -> None:
     """Keep what an item measured for its report."""
-    item.stash[MEASURED] = Measured(records=records, ranking=ranking)
+    item.stash[MEASURED] = Measured(records=records, ranking=ranking, probes=probes)
 
 
 def forget(item: pytest.Item) -> None:

@@ -26,6 +26,7 @@ def failure_text(error: CheckFailed | QATError, *, title: str) -> str:
 
 def _finding_lines(findings: Sequence[Finding]) -> list[str]:
     telling = [finding for finding in findings if finding.severity != "note"]
+    tried = [finding for finding in findings if "probes" in finding.evidence]
     lines = []
     for finding in telling[:_SHOWN]:
         where = f" in {finding.module}" if finding.module else ""
@@ -34,4 +35,8 @@ def _finding_lines(findings: Sequence[Finding]) -> list[str]:
             lines.append(f"  remedy: {finding.remedy}")
     if len(telling) > _SHOWN:
         lines.append(f"  ... and {len(telling) - _SHOWN} more findings")
+    for finding in tried:
+        lines.append(f"  tried: {finding.message}")
+        if finding.remedy:
+            lines.append(f"  remedy: {finding.remedy}")
     return lines

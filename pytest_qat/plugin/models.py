@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.plugin.items import CommandLineItem, note, raise_result
-from pytest_qat.recipe import AUTO
+from pytest_qat.recipe import AUTO, COMPLETE_RECIPES
 from pytest_qat.record.keys import ModelSource, RunKey
 from pytest_qat.record.schema import CHECKS
 
 if TYPE_CHECKING:
     from pytest_qat.checks import ModelChecks
     from pytest_qat.plugin.session import QATSession
-    from pytest_qat.record.schema import Ranking, RunRecord
+    from pytest_qat.record.schema import ProbeRecord, Ranking, RunRecord
 
-__all__ = ["CheckItem", "ModelCollector", "RankingItem", "RecipeCollector"]
+__all__ = ["CheckItem", "ModelCollector", "ProbeItem", "RankingItem", "RecipeCollector"]
+
+_PROBE_S = 120.0
+"""Most seconds to try one recipe under `--qat-probe`."""
 
 
 class ModelCollector(pytest.Collector):
@@ -29,8 +32,8 @@ class ModelCollector(pytest.Collector):
         self.qat = qat
         self.source = ModelSource(reference)
 
-    def collect(self) -> Iterator[pytest.Collector]:
-        """Yield a collector per recipe.
+    def collect(self) -> Iterator[pytest.Collector | pytest.Item]:
+        """Yield a collector per recipe; for `--qat-probe` the one item that tries which recipes take the model.
 
         Raises:
             CollectError: the reference, what it gives, or a recipe's name is bad.
@@ -40,6 +43,9 @@ class ModelCollector(pytest.Collector):
             recipes = self.qat.registry.recipes(case)
         except QATError as error:
             raise self.CollectError(f"--qat-model={self.source}: {error}") from None
+        if self.qat.options.probe:
+            yield ProbeItem.from_parent(self, name="probe")
+            return
         for recipe in recipes:
             yield RecipeCollector.from_parent(self, name=f"{self.name}[{recipe}]", recipe=recipe)
 
@@ -130,3 +136,40 @@ class RankingItem(_ModelItem):
         if not any(entry["holds"] for entry in ranking["entries"]):
             raise CheckFailed(["no recipe holds the tolerances.",
                                *(f"{entry['recipe']}: {entry['note']}" for entry in ranking["entries"])])
+
+
+class ProbeItem(CommandLineItem):
+    """`--qat-probe` of one model: passes if some recipe takes it."""
+
+    parent: ModelCollector
+
+    @property
+    def title(self) -> str:
+        """The model."""
+        return f"{self.parent.name} {self.name}"
+
+    def runtest(self) -> None:
+        """Try the recipes without training.
+
+        Raises:
+            CheckFailed: no recipe takes the model.
+            QATError: the float model does not run.
+        """
+        from dataclasses import asdict
+
+        from pytest_qat.core.torch_state import preserved_torch_state
+        from pytest_qat.pipeline.preflight import checked_model
+        from pytest_qat.pipeline.probe import ProbeSettings, probe_recipes
+
+        qat, source = self.parent.qat, self.parent.source
+        case, options = qat.registry.case(source), qat.options
+        with preserved_torch_state(seed=options.seed):
+            checked_model(case)  # a model that does not run fails here, not once for each recipe
+        limits = ProbeSettings(timeout_s=min(options.stage_timeout_s, _PROBE_S), seed=options.seed,
+                               budget_s=_PROBE_S * len(COMPLETE_RECIPES))
+        names = [name for name in options.recipes if name != AUTO] or COMPLETE_RECIPES
+        found = probe_recipes(case, names, settings=limits)
+        note(self, probes={"model": source.reference, "name": case.label,
+                           "probes": [cast("ProbeRecord", asdict(probe)) for probe in found]})
+        if not any(probe.takes for probe in found):
+            raise CheckFailed(["no recipe takes the model.", *(f"{probe.recipe}: {probe.reason}" for probe in found)])

@@ -123,7 +123,8 @@ class RunRegistry:
         return RunSettings(
             tolerances=options.tolerances(case.tolerances), threads=options.threads, max_time_s=options.max_time_s,
             seed=options.seed, device=options.device, strict=options.strict, batches=options.batches,
-            memory=options.memory, stage_timeout_s=options.stage_timeout_s, work_threads=_thread_share(self._workers))
+            memory=options.memory, stage_timeout_s=options.stage_timeout_s, diagnose_s=options.diagnose_s,
+            work_threads=_thread_share(self._workers))
 
     def _shared_stages(self, source: ModelSource) -> SharedStages:
         """Return what the runs of one model share, and drop what those of another model shared."""

@@ -14,7 +14,7 @@ from pytest_qat.plugin.items import MEASURED, OUTCOME, CommandLineItem
 from pytest_qat.plugin.laws import ReplayItem
 from pytest_qat.plugin.session import QATSession
 from pytest_qat.record.environment import describe_environment
-from pytest_qat.record.schema import Environment, Ranking, RunRecord
+from pytest_qat.record.schema import Environment, Probes, Ranking, RunRecord
 
 __all__ = ["attach", "merge", "outcome_of"]
 
@@ -26,6 +26,7 @@ class _Sent(TypedDict):
 
     records: list[RunRecord]
     ranking: Ranking | None
+    probes: Probes | None
     environment: Environment
 
 
@@ -51,7 +52,7 @@ def attach(report: pytest.TestReport, item: pytest.Item, *, error: BaseException
     if report.when == "call" and MEASURED in item.stash:
         measured = item.stash[MEASURED]
         report.qat = _Sent(  # type: ignore[attr-defined]
-            records=list(measured.records), ranking=measured.ranking,
+            records=list(measured.records), ranking=measured.ranking, probes=measured.probes,
             environment=describe_environment(seed=session.options.seed))
         if not isinstance(item, CommandLineItem):  # the name of a marked test does not say what it measured
             report.sections += [("qat", f"{record['model']} by recipe {record['recipe']}")
@@ -82,4 +83,6 @@ def merge(report: pytest.TestReport, session: QATSession) -> bool:
         store.add(record)
     if sent["ranking"] is not None:
         store.add_ranking(sent["ranking"])
+    if sent["probes"] is not None:
+        store.add_probes(sent["probes"])
     return True

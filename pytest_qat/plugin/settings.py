@@ -42,6 +42,8 @@ class Options:
         memory: Whether to measure peak memory.
         fuzz_s: Seconds to fuzz for, or None.
         json: Path of the record, or None.
+        diagnose_s: Most seconds to look for what helps after a failure; 0: none.
+        probe: Whether only to try which recipes take each model.
     """
 
     recipes: tuple[str, ...]
@@ -59,6 +61,8 @@ class Options:
     memory: bool
     fuzz_s: float | None
     json: Path | None
+    diagnose_s: float
+    probe: bool
 
     def tolerances(self, own: Tolerances) -> Tolerances:
         """Return the tolerances of a case: the command line's, else its own, else the ini file's, else the defaults."""
@@ -86,7 +90,8 @@ def read_options(config: pytest.Config) -> Options:
         threads=merged["qat_threads"], max_time_s=merged["qat_max_time"],
         stage_timeout_s=merged["qat_stage_timeout"], seed=merged["qat_seed"],
         device=merged["qat_device"], strict=merged["qat_strict"], json=path,
-        batches=merged["qat_batches"] or (), memory=memory, fuzz_s=merged["qat_fuzz"])
+        batches=merged["qat_batches"] or (), memory=memory, fuzz_s=merged["qat_fuzz"],
+        diagnose_s=0.0 if merged["qat_diagnose"] == "off" else merged["qat_diagnose_time"], probe=merged["qat_probe"])
 
 
 def _values(config: pytest.Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -176,7 +181,15 @@ def _switch(value: object, *, name: str) -> bool:
     return _SWITCH[text]
 
 
+def _diagnose(value: object, *, name: str) -> str:
+    text = str(value).strip().lower()
+    if text not in ("auto", "off"):
+        raise InvalidOption(f"{name} is {value}, expected auto or off.", hint=f"Write {name}=auto.")
+    return text
+
+
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _PARSERS: Mapping[str, Callable[..., Any]] = {
-    "count": _whole(1), "counts": _counts, "fraction": parse_fraction, "natural": _whole(0), "ratio": parse_ratio,
+    "count": _whole(1), "counts": _counts, "diagnose": _diagnose,
+    "fraction": parse_fraction, "natural": _whole(0), "ratio": parse_ratio,
     "recipe": _recipe, "seconds": _seconds, "shapes": _shapes, "switch": _switch, "text": _text}

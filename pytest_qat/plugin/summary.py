@@ -54,14 +54,14 @@ def print_summary(session: QATSession, reporter: TerminalReporter) -> None:
     if session.replayed:
         counts = " and ".join(f"{count} {outcome}" for outcome, count in sorted(session.replayed.items()))
         reporter.write_line(f"saved examples: {counts}")
-    if not session.store.runs:
+    if not session.store.runs and not session.store.probes:
         return
     from pytest_qat.report.terminal import render
 
     writer = reporter._tw  # noqa: SLF001 - width and color have no public name
     reporter.section("quantized models")
     reporter.write(render(session.store.runs, width=writer.fullwidth, color=writer.hasmarkup,
-                          rankings=session.store.rankings))
+                          rankings=session.store.rankings, probes=session.store.probes))
     if session.unwritten is not None:
         reporter.write_line(f"the record could not be written to {session.record_path}: {session.unwritten}", red=True)
     elif session.record_path is not None:

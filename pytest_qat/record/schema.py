@@ -15,7 +15,7 @@ __all__ = [
     "CHECKS", "CHECK_OF_TOLERANCE", "SCHEMA_VERSION", "AccuracyMetrics", "BatchMetrics", "CensusMetrics", "CheckRecord",
     "CoverageMetrics", "DiagnosisRecord", "Document", "Environment", "FineTuningRecord", "FlipRecord", "LatencyMetrics",
     "Metrics", "ModelError", "OperationMetrics", "OutcomeName", "ParityMetrics", "PeakMemoryMetrics",
-    "PercentileMetrics", "Percentiles",
+    "PercentileMetrics", "Percentiles", "ProbeRecord", "Probes",
     "Ranking", "RankingEntry", "RatioMetrics", "RemedyRecord", "RunRecord", "Sides", "SizeMetrics", "SpeedupMetrics",
     "TensorRecord", "ThroughputMetrics",
 ]
@@ -305,6 +305,27 @@ class Ranking(TypedDict):
     entries: list[RankingEntry]
 
 
+class ProbeRecord(TypedDict):
+    """What came of trying one recipe without training; `takes` is null where there was no answer."""
+
+    recipe: str
+    takes: bool | None
+    seconds: float
+    reason: str
+    module: str | None
+    code: str | None
+    mac_share: float | None
+    size_reduction: float | None
+
+
+class Probes(TypedDict):
+    """Which recipes take a model, best first."""
+
+    model: str
+    name: str
+    probes: list[ProbeRecord]
+
+
 class ModelError(TypedDict):
     """A model that could not be loaded."""
 
@@ -336,7 +357,7 @@ class _Document(TypedDict):
 class Document(_Document, total=False):
     """The record of a session; the optional keys are there only in a session that was asked for them."""
 
-    probes: list[Mapping[str, object]]
+    probes: list[Probes]
     devices: list[Mapping[str, object]]
     baselines: list[Mapping[str, object]]
     migrations: list[Mapping[str, object]]

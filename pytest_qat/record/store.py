@@ -14,6 +14,7 @@ from pytest_qat.record.schema import (
     Environment,
     Metrics,
     ModelError,
+    Probes,
     Ranking,
     RunRecord,
 )
@@ -36,6 +37,7 @@ class RecordStore:
         self._runs: dict[RunKey, RunRecord] = {}
         self._errors: list[ModelError] = []
         self._rankings: dict[str, Ranking] = {}
+        self._probes: dict[str, Probes] = {}
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -74,6 +76,15 @@ class RecordStore:
             "findings": [*known["findings"], *(found for found in record["findings"]
                                                if found not in known["findings"])]}
 
+    @property
+    def probes(self) -> list[Probes]:
+        """Which recipes take each model that was probed."""
+        return list(self._probes.values())
+
+    def add_probes(self, probes: Probes) -> None:
+        """Keep which recipes take a model; a later answer for the same model takes its place."""
+        self._probes[probes["model"]] = probes
+
     def add_ranking(self, ranking: Ranking) -> None:
         """Keep the ranking of a model's recipes; a later one of the same model takes its place."""
         self._rankings[ranking["model"]] = ranking
@@ -84,8 +95,11 @@ class RecordStore:
 
     def document(self) -> Document:
         """Return the canonical record of the session, as `--qat-json` writes it."""
-        return {"schema_version": SCHEMA_VERSION, "environment": self.environment or {}, "runs": self.runs,
-                "rankings": self.rankings, "errors": self.errors}
+        document: Document = {"schema_version": SCHEMA_VERSION, "environment": self.environment or {},
+                              "runs": self.runs, "rankings": self.rankings, "errors": self.errors}
+        if self._probes:
+            document["probes"] = self.probes
+        return document
 
 
 def _in_order(checks: Mapping[str, CheckRecord]) -> dict[str, CheckRecord]:

@@ -5,19 +5,21 @@ Pure: from the record's types to strings.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from pytest_qat.core.text import percent
-from pytest_qat.record.schema import Metrics, OutcomeName, Ranking, RankingEntry, RunRecord
+from pytest_qat.record.schema import Metrics, OutcomeName, Probes, Ranking, RankingEntry, RunRecord
 from pytest_qat.tolerances import MIN_COVERAGE
 
-__all__ = ["COLUMNS", "RANKING_COLUMNS", "Line", "RankingRow", "Row", "check_lines", "finding_lines", "note_lines",
-           "ranking_notes", "ranking_rows", "ranking_title", "rows", "title"]
+__all__ = ["COLUMNS", "PROBE_COLUMNS", "RANKING_COLUMNS", "Line", "RankingRow", "Row", "check_lines", "finding_lines",
+           "note_lines", "probe_notes", "probe_rows", "ranking_notes", "ranking_rows", "ranking_title", "rows", "title"]
 
 COLUMNS = ("", "fp32", "PTQ", "int8", "ratio", "required", "verdict")
 RANKING_COLUMNS = ("", "recipe", "int8 latency", "speedup", "accuracy", "size", "")
+PROBE_COLUMNS = ("recipe", "takes it", "MACs in int8", "smaller", "tried in")
 _NOTHING = "-"
 _NAMED_BY_COVERAGE = "left-in-float"
 """Findings of this code are not listed: the reason of the coverage check names the modules."""
@@ -266,3 +268,29 @@ def _bytes(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.2f} {unit}"
     return f"{count} B"
+
+
+# -- which recipes take a model -------------------------------------------------------------------------------------
+
+
+def probe_rows(probes: Probes) -> list[tuple[str, str, str, str, str]]:
+    """Return a row for each recipe: its name, whether it takes the model, coverage, size reduction and seconds."""
+    takes = {True: "yes", False: "no", None: "unknown"}
+    return [(found["recipe"], takes[found["takes"]],
+             _NOTHING if found["mac_share"] is None or not found["takes"] else percent(found["mac_share"]),
+             _NOTHING if found["size_reduction"] is None else f"{found['size_reduction']:.2f}x",
+             f"{found['seconds']:.0f} s" if found["seconds"] else _NOTHING) for found in probes["probes"]]
+
+
+def probe_notes(probes: Probes) -> list[str]:
+    """Return why recipes do not take the model, and the command that checks it by the best one that does."""
+    lines: dict[str, list[str]] = {}
+    for found in probes["probes"]:
+        if not found["takes"]:
+            where = f"{found['module']}: " if found["module"] else ""
+            lines.setdefault(f"{where}{found['reason']}", []).append(found["recipe"])
+    notes = [f"{', '.join(recipes)}: {reason}" for reason, recipes in lines.items()]
+    best = next((found["recipe"] for found in probes["probes"] if found["takes"]), None)
+    if best is not None:
+        notes.append(f"To check it: pytest --qat-model={shlex.quote(probes['model'])} --qat-recipe={best}")
+    return notes

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pytest_qat.record.schema import Ranking, RunRecord
+from pytest_qat.record.schema import Probes, Ranking, RunRecord
 from pytest_qat.report import tables
 
 __all__ = ["render"]
@@ -22,7 +22,8 @@ _LEFT = ("", "recipe", "verdict")
 _INDENT = (0, 0, 0, 2)
 
 
-def render(runs: Iterable[RunRecord], *, width: int, color: bool, rankings: Iterable[Ranking] = ()) -> str:
+def render(runs: Iterable[RunRecord], *, width: int, color: bool, rankings: Iterable[Ranking] = (),
+           probes: Iterable[Probes] = ()) -> str:
     """Return the tables of all runs and rankings as text.
 
     Args:
@@ -30,11 +31,12 @@ def render(runs: Iterable[RunRecord], *, width: int, color: bool, rankings: Iter
         width: Columns of the terminal; at least 80 are used.
         color: Whether to use ANSI colors.
         rankings: The rankings of recipes, shown after the runs.
+        probes: Which recipes take each model, shown last.
     """
     sink = io.StringIO()
     console = Console(file=sink, width=max(width, 80), force_terminal=color, no_color=not color,
                       color_system="standard" if color else None, legacy_windows=False, highlight=False)
-    for group in (*map(_run, runs), *map(_ranking, rankings)):
+    for group in (*map(_run, runs), *map(_ranking, rankings), *map(_probes, probes)):
         console.print(group)
         console.print()
     return "\n".join(_without_padding(line) for line in sink.getvalue().rstrip().splitlines()) + "\n"
@@ -67,6 +69,14 @@ def _ranking(ranking: Ranking) -> Group:
         table.add_row(*row.cells, Text(row.state, style=_STYLES["passed"] if row.holds else "dim"))
     return Group(Text(tables.ranking_title(ranking), style="bold"), table,
                  *(Padding(Text(note), _INDENT) for note in tables.ranking_notes(ranking)))
+
+
+def _probes(probes: Probes) -> Group:
+    table = _empty_table(tables.PROBE_COLUMNS)
+    for name, takes, *rest in tables.probe_rows(probes):
+        table.add_row(name, Text(takes, style=_STYLES["passed"] if takes == "yes" else "dim"), *rest)
+    return Group(Text(f"{probes['name']}: which recipes take it", style="bold"), table,
+                 *(Padding(Text(note), _INDENT) for note in tables.probe_notes(probes)))
 
 
 def _empty_table(columns: Iterable[str]) -> Table:

@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -186,8 +187,8 @@ class ExportedRuntime(ABC):
     def _form(self, built: Built, outputs: Container, *, settings: DeploySettings, order: InputOrder,
               example_inputs: tuple[Any, ...]) -> Deployed:
         threads = settings.threads
-        call = (self.load(built.artifact, threads=threads) if settings.load else
-                lambda inputs: self.load(built.artifact, threads=threads)(inputs))
+        call = self.load(built.artifact, threads=threads) if settings.load else partial(
+            _load_and_call, self, built.artifact, threads)
         single = outputs.single
 
         def run(inputs: list[Tensor]) -> Any:
@@ -206,6 +207,10 @@ class ExportedRuntime(ABC):
             layout="contiguous", adapt=adapt, run=run, session=contextlib.nullcontext, save_program=save_program,
             kernels=built.kernels, batch=sample_count(example_inputs),
             shapes=frozenset(tuple(leaf.shape) for leaf in leaves_of(example_inputs)))
+
+
+def _load_and_call(runtime: ExportedRuntime, path: Path, threads: int, inputs: Sequence[Tensor]) -> list[Tensor]:
+    return runtime.load(path, threads=threads)(inputs)
 
 
 def _inputs_of(program: Path) -> Path:
