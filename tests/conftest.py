@@ -15,7 +15,7 @@ import _pytest.pytester
 import pytest
 
 pytest_plugins = ["pytester"]
-_QUICK = ("-p", "no:randomly", "--qat-max-time=1", "--qat-memory=off")
+_QUICK = ("-p", "no:randomly", "--qat-max-time=1", "--qat-memory=off", "--qat-diagnose=off")
 
 MODELS = '''
 import torch

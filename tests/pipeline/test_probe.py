@@ -1,0 +1,122 @@
+"""Trying recipes on a model without training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_qat.case import QATCase
+from pytest_qat.pipeline import probe as module
+from pytest_qat.pipeline.probe import Probe, ProbeSettings, best_first, probe_recipe, probe_recipes
+from pytest_qat.recipe import get_recipe
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="recipes are tried in forked processes")
+IMAGES = torch.randn(8, 3, 8, 8)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+class Residual(Net):
+    """Adds with a plain +, which eager mode cannot quantize."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.conv(x))
+        return self.fc((y + y).mean((2, 3)))
+
+
+def case(model: nn.Module, **changes: Any) -> QATCase:
+    return QATCase(**{"model": model.eval(), "example_inputs": (IMAGES,), **changes})
+
+
+def tried(recipe: str, made: QATCase, *, timeout_s: float = 120.0) -> Probe:
+    return probe_recipe(made, get_recipe(recipe), timeout_s=timeout_s, seed=0)
+
+
+@needs_fork
+def test_a_recipe_that_takes_the_model_says_how_much_runs_in_int8_and_how_small_it_gets() -> None:
+    found = tried("fx-x86", case(Net()))
+    assert (found.takes, found.mac_share, found.reason) == (True, 1.0, "")
+    assert found.size_reduction is not None
+    assert found.seconds > 0
+
+
+@needs_fork
+def test_a_recipe_that_refuses_the_model_gives_the_code_of_its_finding() -> None:
+    found = tried("eager-x86", case(Residual()))
+    assert found.takes is False
+    assert found.code is not None
+    assert found.reason
+
+
+@needs_fork
+def test_nothing_is_trained_and_the_model_stays_as_it_was() -> None:
+    def train(model: nn.Module) -> None:
+        raise AssertionError("a probe does not train")
+
+    made = case(Net(), train=train)
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    assert tried("fx-x86", made).takes is True
+    assert all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
+
+
+@needs_fork
+@pytest.mark.parametrize(("work", "takes", "code"), [("crash", False, "native-crash"), ("hang", None, None)])
+def test_a_recipe_that_crashes_or_hangs_costs_its_answer_alone(work: str, takes: bool | None, code: str | None,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    def misbehave(*args: object, **kwargs: object) -> Probe:
+        if work == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(60)
+        raise AssertionError("unreachable because the process is killed")
+
+    monkeypatch.setattr(module, "_tried", misbehave)
+    found = tried("fx-x86", case(Net()), timeout_s=2.0)
+    assert (found.takes, found.code) == (takes, code)
+    assert "starting" in found.reason
+
+
+def test_a_recipe_whose_packages_are_missing_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = tried("pt2e-executorch", case(Net()))
+    assert found.takes is None
+    assert "pytest-qat[executorch]" in found.reason
+
+
+def test_without_forked_processes_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "can_fork", lambda: False)
+    assert tried("fx-x86", case(Net())).takes is None
+
+
+@needs_fork
+def test_recipes_are_tried_side_by_side_and_come_best_first() -> None:
+    heard: list[str] = []
+    found = probe_recipes(case(Residual()), ["eager-x86", "fx-x86"], settings=ProbeSettings(),
+                          done=lambda probe: heard.append(probe.recipe))
+    assert [probe.recipe for probe in found] == ["fx-x86", "eager-x86"]
+    assert sorted(heard) == ["eager-x86", "fx-x86"]
+
+
+def test_what_does_not_begin_within_the_budget_is_not_tried() -> None:
+    found = probe_recipes(case(Net()), ["fx-x86", "eager-x86"], settings=ProbeSettings(budget_s=0.0))
+    assert [probe.takes for probe in found] == [None, None]
+
+
+def test_the_order_is_by_answer_then_share_in_int8_then_size() -> None:
+    probes = [Probe(recipe="refuses", takes=False), Probe(recipe="silent", takes=None),
+              Probe(recipe="half", takes=True, mac_share=0.5, size_reduction=3.9),
+              Probe(recipe="big", takes=True, mac_share=0.99, size_reduction=2.0),
+              Probe(recipe="small", takes=True, mac_share=0.99, size_reduction=3.0)]
+    assert [probe.recipe for probe in sorted(probes, key=best_first)] == ["small", "big", "half", "silent", "refuses"]

@@ -1,0 +1,74 @@
+"""`--qat-probe`, and the trial of other recipes after a refusal (`--qat-diagnose`)."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from conftest import Project
+
+from tests.plugin.inner_runs import everything
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="recipes are tried in forked processes")
+
+RESIDUAL = """
+    class Residual(Net):
+        def forward(self, x):
+            y = self.relu(self.conv(x))
+            return self.fc((y + y).mean((2, 3)))
+
+    def residual():
+        return case(model=Residual().eval())
+
+    class Broken(Net):
+        def forward(self, x):
+            raise RuntimeError("this model does not run")
+
+    def broken():
+        return case(model=Broken().eval())
+"""
+
+
+def test_probing_prints_a_table_and_writes_the_record(project: Project) -> None:
+    project.add(RESIDUAL)
+    result = project.run("--qat-model=models:residual", "--qat-probe", "--qat-recipe=fx-x86", "--qat-recipe=eager-x86",
+                         "--qat-json=qat.json", "-v")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["qat-model:models:residual::probe PASSED*", "*fx-x86*yes*100.0%*", "*eager-x86*no*"])
+    assert "pytest --qat-model=models:residual --qat-recipe=fx-x86" in everything(result)
+    [probed] = json.loads((project.path / "qat.json").read_text())["probes"]
+    assert [(found["recipe"], found["takes"]) for found in probed["probes"]] == [("fx-x86", True), ("eager-x86", False)]
+
+
+def test_probing_fails_where_no_recipe_takes_the_model(project: Project) -> None:
+    project.add(RESIDUAL)
+    result = project.run("--qat-model=models:residual", "--qat-probe", "--qat-recipe=eager-x86")
+    assert result.ret == 1
+    assert "no recipe takes the model" in everything(result)
+
+
+def test_a_refusal_ends_with_a_recipe_that_was_tried_and_its_command_holds(project: Project) -> None:
+    project.add(RESIDUAL)
+    result = project.run("--qat-model=models:residual", "--qat-recipe=eager-x86", "--qat-diagnose=auto",
+                         "--qat-diagnose-time=20", "-k", "prepare or convert")
+    text = everything(result)
+    assert result.ret == 1
+    assert "tried: fx-x86 takes it (100.0% of MACs in int8" in text
+    assert "run: pytest --qat-model=models:residual --qat-recipe=fx-x86" in text
+    again = project.run("--qat-model=models:residual", "--qat-recipe=fx-x86", "-k", "prepare or convert")
+    again.assert_outcomes(passed=2)
+
+
+def test_nothing_is_tried_if_diagnosis_is_off_or_the_model_itself_does_not_run(project: Project) -> None:
+    project.add(RESIDUAL)
+    assert "tried:" not in everything(project.run("--qat-model=models:residual", "--qat-recipe=eager-x86"))
+    assert "tried:" not in everything(project.run("--qat-model=models:broken", "--qat-diagnose=auto"))
+
+
+@pytest.mark.parametrize("value", ["maybe", "-3", "nan"])
+def test_a_bad_value_is_a_usage_error(project: Project, value: str) -> None:
+    option = "--qat-diagnose-time" if value != "maybe" else "--qat-diagnose"
+    result = project.run("--qat-model=models:good", f"{option}={value}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert option in everything(result)
