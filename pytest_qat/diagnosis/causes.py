@@ -113,13 +113,16 @@ def _accuracy(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
 
 
 def _size(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
-    return causes_of_size(take_census(run.deployed().int8["contiguous"]),
-                          enough=result.verdict.outcome is Outcome.PASSED)
+    pair = run.deployed()
+    allowed = pair.fp32["contiguous"].size_bytes / max(result.tolerances.min_size_reduction, 1e-9)
+    return causes_of_size(take_census(pair.int8["contiguous"]), allowed_bytes=allowed,
+                          dead=[name for idle in run.coverage().idle
+                                for name in (idle.names if idle.called or not idle.module else (f"{idle.module}.",))])
 
 
 def _speedup(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
     floor = result.tolerances.min_speedup
-    return causes_of_speed(run.speed(floor), floor)
+    return causes_of_speed(run.speed(floor), floor, run.coverage())
 
 
 _EXPLAIN: Mapping[str, Explain] = MappingProxyType({

@@ -62,11 +62,13 @@ class Idle:
         module: Qualified name.
         weights: Their number.
         called: Whether the module itself is called.
+        names: Of these weights.
     """
 
     module: str
     weights: int
     called: bool
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,11 +200,13 @@ def _leftovers(modules: Mapping[str, nn.Module], counted: MacCount, shares: Sequ
 
 
 def _idle(model: nn.Module, counted: MacCount) -> tuple[Idle, ...]:
-    found: Counter[str] = Counter()
+    found: dict[str, list[tuple[str, int]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and name not in counted.read:
-            found[name.rpartition(".")[0]] += parameter.numel()
-    return tuple(Idle(module=name, weights=size, called=name in counted.called) for name, size in found.most_common())
+            found.setdefault(name.rpartition(".")[0], []).append((name, parameter.numel()))
+    idle = [Idle(module=module, weights=sum(size for _, size in held), called=module in counted.called,
+                 names=tuple(name for name, _ in held)) for module, held in found.items()]
+    return tuple(sorted(idle, key=lambda each: -each.weights))
 
 
 def _reason(product: Product, module: nn.Module | None, share: Share, reasons: Mapping[str, str]) -> str:

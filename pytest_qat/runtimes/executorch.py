@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes.base import Kernel, StoredTensor
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of
+from pytest_qat.runtimes.naming import without_wrapper
+from pytest_qat.runtimes.stored import digest_of
 
 __all__ = ["ExecuTorchRuntime"]
 
@@ -32,6 +35,7 @@ class ExecuTorchRuntime(ExportedRuntime):
 
     def __init__(self) -> None:
         self._pools_made = 0
+        self._seen: dict[str, tuple[str, str, tuple[int, ...]]] = {}
 
     def lower(self, exported: torch.export.ExportedProgram) -> Lowered:
         """Return the `.pte` and what it computes, delegated or not."""
@@ -47,6 +51,8 @@ class ExecuTorchRuntime(ExportedRuntime):
             delegate = getattr(graph_module, str(node.target))
             if hasattr(delegate, "original_module"):
                 found += kernels_of(delegate.original_module.graph_module, lowered=True)
+                self._note_tensors(delegate.original_module)
+        self._note_tensors(edge.exported_program())
         outside = kernels_of(graph_module)
         found += [replace(kernel, int8=False, reason="not delegated to XNNPACK, so a portable float kernel runs it")
                   for kernel in outside]
@@ -73,9 +79,38 @@ class ExecuTorchRuntime(ExportedRuntime):
         return named
 
     def tensors_in(self, path: Path) -> tuple[StoredTensor, ...]:
-        """Return the file as one entry, because delegates keep their weights in blobs."""
-        size = path.stat().st_size
-        return (StoredTensor(name="program and delegate blobs", dtype="bytes", shape=(size,), size_bytes=size),)
+        """Return the data that the file holds beside its program and its delegates' graphs.
+
+        It is stored without names and dtypes, under a hash of its bytes; those that lowering saw are told again.
+        """
+        with silenced():
+            from executorch.exir._serialize._program import deserialize_pte_binary
+
+            file = deserialize_pte_binary(path.read_bytes())
+        stored = [(key, file.named_data.buffers[entry.buffer_index]) for key, entry in (
+            file.named_data.pte_data if file.named_data else {}).items()]
+        stored += [(f"constant {index}", bytes(each.storage)) for index, each in enumerate(
+            file.program.constant_buffer) if len(each.storage)]
+        found = []
+        for key, content in stored:
+            known = self._seen.get(hashlib.sha256(content).hexdigest())
+            name, dtype, shape = known or (f"data {key[:12]}", "bytes", (len(content),))
+            found.append(StoredTensor(name=name, dtype=dtype, shape=shape, size_bytes=len(content),
+                                      qparams=key.startswith("scale_"), digest=digest_of(bytes(content))))
+        return tuple(found)
+
+    def _note_tensors(self, program: torch.export.ExportedProgram) -> None:
+        """Remember the tensors of a program by a hash of their bytes, in the layouts in which XNNPACK stores them."""
+        for name, tensor in {**program.state_dict, **program.constants}.items():
+            if not isinstance(tensor, Tensor):
+                continue
+            orders = [tuple(range(tensor.dim()))]
+            if tensor.dim() > 2:  # filters come last, or first where each channel has its own
+                orders += [(0, *range(2, tensor.dim()), 1), (1, *range(2, tensor.dim()), 0)]
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            for order in orders:
+                content = tensor.detach().permute(order).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                self._seen[hashlib.sha256(content).hexdigest()] = (without_wrapper(name), dtype, tuple(tensor.shape))
 
     def _load_once(self, path: Path, *, threads: int) -> tuple[Callable[[Sequence[Tensor]], Sequence[Tensor]], int]:
         """Return a function that calls a `.pte` as long as the pool has the number that is returned with it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_qat.diagnosis.costs import causes_of_size, causes_of_speed
 from pytest_qat.findings import Finding
+from pytest_qat.measure.coverage import Coverage
 from pytest_qat.measure.latency import Latency, Speedup
 from pytest_qat.measure.size import SizeCensus, census_of
 from pytest_qat.measure.speed import BatchSpeed, Speed
@@ -29,38 +31,76 @@ def weight(name: str, *, size_bytes: int = 400) -> StoredTensor:
     return StoredTensor(name=name, dtype="float32", shape=(10, size_bytes // 40), size_bytes=size_bytes)
 
 
+def stored(name: str, size_bytes: int, *, dtype: str = "float32", shape: tuple[int, ...] | None = None,
+           qparams: bool = False, digest: str = "") -> StoredTensor:
+    return StoredTensor(name=name, dtype=dtype, shape=shape or (10, size_bytes // 10), size_bytes=size_bytes,
+                        qparams=qparams, digest=digest)
+
+
 def artifact(*tensors: StoredTensor, total_bytes: int) -> SizeCensus:
     return census_of(tensors, total_bytes=total_bytes)
 
 
-@pytest.mark.parametrize(("enough", "severity"), [(True, "note"), (False, "error")])
-def test_float_weights_left_in_the_artifact_are_the_error_only_where_it_is_too_large(enough: bool,
-                                                                                     severity: str) -> None:
+def test_float_weights_in_an_artifact_that_is_small_enough_are_a_note() -> None:
     int8 = artifact(weight("emb.weight"), weight("head.weight", size_bytes=200), total_bytes=1000)
-    [finding] = causes_of_size(int8, enough=enough)
-    assert (finding.code, finding.severity, finding.evidence) == ("float-weights-left", severity, {"bytes": 600})
-    for part in ("60%", "emb.weight (float32, 400 bytes)", "head.weight (float32, 200 bytes)"):
+    [finding] = causes_of_size(int8, allowed_bytes=1000)
+    assert (finding.code, finding.severity, finding.evidence) == ("float-weights-left", "note", {"bytes": 600})
+    for part in ("60.0%", "emb.weight (float32, 400 bytes)", "head.weight (float32, 200 bytes)"):
         assert part in finding.message
     assert finding.remedy
 
 
 def test_of_many_float_weights_the_first_five_are_named_and_the_others_counted() -> None:
-    [finding] = causes_of_size(artifact(*(weight(f"w{index}") for index in range(8)), total_bytes=4000), enough=True)
-    assert "w4 (float32, 400 bytes) and 3 more." in finding.message
-    assert "w5" not in finding.message
-    assert finding.evidence == {"bytes": 3200}
-
-
-def test_five_float_weights_leave_nothing_to_count() -> None:
-    [finding] = causes_of_size(artifact(*(weight(f"w{index}") for index in range(5)), total_bytes=4000), enough=True)
-    assert finding.message.endswith("w4 (float32, 400 bytes).")
+    int8 = artifact(*(weight(f"w{index}") for index in range(8)), total_bytes=4000)
+    for finding in (*causes_of_size(int8, allowed_bytes=4000), *causes_of_size(int8, allowed_bytes=900)):
+        assert finding.code == "float-weights-left"
+        assert "w4 (float32, 400 bytes) and 3 more" in finding.message
+        assert "w5" not in finding.message
+        assert finding.evidence["bytes"] == 3200
 
 
 @pytest.mark.parametrize("int8", [
     artifact(total_bytes=1000), artifact(weight("small", size_bytes=40), total_bytes=1000),
-    artifact(StoredTensor(name="w", dtype="qint8", shape=(10, 90), size_bytes=900), total_bytes=1000)])
-def test_an_artifact_without_large_float_weights_gives_no_findings(int8: SizeCensus) -> None:
-    assert causes_of_size(int8, enough=False) == ()
+    artifact(stored("w", 900, dtype="qint8"), total_bytes=1000)])
+def test_an_artifact_that_is_small_enough_without_large_float_weights_gives_no_findings(int8: SizeCensus) -> None:
+    assert causes_of_size(int8, allowed_bytes=1000) == ()
+
+
+@pytest.mark.parametrize(("tensors", "total", "allowed", "code", "share"), [
+    ([stored("w", 300, dtype="int8"), stored("b", 100, shape=(25,))], 2000, 1000, "size-structure", 0.8),
+    ([stored("w", 300, dtype="int8"), stored("w.scale", 600, qparams=True)], 1000, 500, "size-qparams", 0.6),
+    ([stored("w", 300, dtype="int8"), stored("head.weight", 600)], 1000, 500, "float-weights-left", 0.6),
+    ([stored("w", 300, dtype="int8"), stored("old.weight", 600)], 1000, 500, "size-dead-weights", 0.6),
+    ([stored("w", 450, dtype="int8", digest="a"), stored("v", 450, dtype="int8", digest="a")], 1000, 600,
+     "size-duplicates", 0.45),
+    ([stored("w", 900, dtype="int8")], 1000, 500, "size-int8-weights", 0.9),
+    ([stored("data 0c", 700, dtype="bytes", shape=(700,))], 1000, 500, "size-unnamed-data", 0.7),
+])
+def test_an_artifact_that_is_too_large_names_the_kind_of_bytes_to_blame(
+        tensors: list[StoredTensor], total: int, allowed: int, code: str, share: float) -> None:
+    [finding] = causes_of_size(artifact(*tensors, total_bytes=total), allowed_bytes=allowed, dead=["old."])
+    assert (finding.code, finding.severity) == (code, "error")
+    assert finding.evidence["share"] == pytest.approx(share)
+    assert sum(finding.evidence["by_kind"].values()) == total
+    assert finding.remedy
+
+
+KINDS = st.sampled_from(["int8", "float32", "bytes"])
+STORED = st.builds(lambda size, dtype, qparams, digest: stored("x.weight", size, dtype=dtype, qparams=qparams,
+                                                               digest=digest),
+                   st.integers(1, 10**9), KINDS, st.booleans(), st.sampled_from(["", "a", "b"]))
+
+
+@STABLE
+@given(st.lists(STORED, max_size=6), st.integers(1, 10**9), st.floats(0, 10**9), st.sampled_from([(), ("x.",)]))
+def test_the_shares_of_an_artifact_add_up_to_all_of_it(tensors: list[StoredTensor], total: int, allowed: float,
+                                                      dead: tuple[str, ...]) -> None:
+    for finding in causes_of_size(artifact(*tensors, total_bytes=total), allowed_bytes=allowed, dead=dead):
+        json.dumps(finding.as_dict(), allow_nan=False)
+        if finding.severity == "error":
+            shares = [float(text) for text in re.findall(r"(?<![<\d.])(\d+\.\d)%", finding.message)]
+            assert sum(shares) == pytest.approx(100)
+            assert 0 <= finding.evidence["share"] <= 1
 
 
 # -- speed by batch size --------------------------------------------------------------------------------------------
@@ -142,3 +182,17 @@ def test_every_cause_is_a_sentence_and_plain_json(main: Speedup, batches: list[B
     found = causes_of_speed(speed(main, *batches, samples=samples), floor)
     assert all(finding.message.endswith(".") for finding in found)
     json.dumps([finding.as_dict() for finding in found], allow_nan=False)
+
+
+# -- why int8 is slow -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("macs", "int8_macs", "low", "high", "expected"), [
+    (10_000, 10_000, 0.8, 0.9, ["few-multiplications"]), (10**8, 10**7, 0.8, 0.9, ["mostly-float"]),
+    (10**8, 9 * 10**7, 0.8, 0.9, ["no-speed-cause"]), (10**8, None, 0.8, 0.9, ["no-speed-cause"]),
+    (10_000, 0, 1.2, 1.4, []), (10_000, 0, 0.8, 1.2, []),
+])
+def test_a_slow_model_s_cause_is_named_only_where_the_figures_separate_it(
+        macs: int, int8_macs: int | None, low: float, high: float, expected: list[str]) -> None:
+    covered = Coverage(weights=1, int8_weights=1, macs=macs, int8_macs=int8_macs, int8_modules=1, leftovers=())
+    assert codes(causes_of_speed(speed(speedup(low, high), samples=1), 1.0, covered)) == expected

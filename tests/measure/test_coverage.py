@@ -153,7 +153,7 @@ class Spare(nn.Module):
 def test_a_module_that_is_never_called_is_no_part_of_the_account() -> None:
     found = covered(Spare(), ROWS)
     assert (found.mac_share, found.weight_share, found.weights, found.leftovers) == (1.0, 1.0, 16, ())
-    assert found.idle == (Idle(module="spare", weights=12, called=False),)
+    assert found.idle == (Idle(module="spare", weights=12, called=False, names=("spare.weight",)),)
 
 
 def test_an_int8_module_that_is_never_called_does_not_count() -> None:

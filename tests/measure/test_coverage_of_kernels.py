@@ -46,7 +46,7 @@ def left(found: Coverage) -> list[tuple[str, int, int, str]]:
     return [(each.module, each.macs, each.weights, each.reason) for each in found.leftovers]
 
 
-SPARE = (Idle(module="spare", weights=W_SPARE, called=False),)
+SPARE = (Idle(module="spare", weights=W_SPARE, called=False, names=("spare.weight",)),)
 ALL = (kernel("conv"), kernel("fc"), kernel("fc"), kernel("head"))
 
 

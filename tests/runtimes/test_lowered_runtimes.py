@@ -231,7 +231,7 @@ def test_a_saved_program_runs_the_artifact_on_its_inputs(models: Models, name: s
     assert all(torch.allclose(*pair) for pair in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", ["pt2e-litert", "pt2e-onnxruntime"])
+@pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize(("side", "dtype"), [("fp32", "float32"), ("int8", "int8")])
 def test_the_weights_of_the_file_are_told(models: Models, name: str, side: str, dtype: str) -> None:
     stored = models.form(side, name).tensors
@@ -239,9 +239,11 @@ def test_the_weights_of_the_file_are_told(models: Models, name: str, side: str, 
     assert (largest.dtype, largest.size_bytes) == (dtype, 96 * 96 * 9 * (4 if dtype == "float32" else 1))
 
 
-def test_executorch_keeps_its_weights_in_blobs(models: Models) -> None:
-    form = models.form("int8", "pt2e-executorch")
-    assert [entry.size_bytes for entry in form.tensors] == [form.size_bytes]
+@pytest.mark.parametrize("name", RECIPES)
+def test_scales_are_told_from_tensors_and_all_of_them_fit_into_the_file(models: Models, name: str) -> None:
+    form = models.form("int8", name)
+    assert {entry.shape for entry in form.tensors if entry.qparams} >= {(96,)}, "a scale for each filter"
+    assert sum(entry.size_bytes for entry in form.tensors) < form.size_bytes
 
 
 @pytest.mark.parametrize("name", RECIPES)
