@@ -151,9 +151,9 @@ def _run(block: Block, folder: Path) -> Ran | None:
 
 
 def _call(block: Block, command: list[str], folder: Path) -> Ran:
-    # No order by chance and no line breaks by the reader's terminal: outputs can be compared.
+    # No order by chance, no line breaks by the reader's terminal, no warnings from plugins that happen to be installed.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(REPOSITORY))), "COLUMNS": str(WIDTH),
-                   "PYTEST_ADDOPTS": "-p no:randomly --color=yes", "PYTHONDONTWRITEBYTECODE": "1",
+                   "PYTEST_ADDOPTS": "-p no:randomly -p no:anyio --color=yes", "PYTHONDONTWRITEBYTECODE": "1",
                    "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))}
     environment.pop("PYTEST_XDIST_WORKER", None)
     result = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
