@@ -9,6 +9,9 @@ expressions, the part from the line that matches the first up to the line before
 `<!-- form: WHAT -->`: the text is no output but a form, such as that of a comment or of a table.
 `<!-- checked: WHY -->`: `pip install` in this block is not run but held against pyproject.toml.
 `<!-- not run: WHY -->`: the block is only compiled or parsed.
+
+A block of the language `diff` changes files. CONTRIBUTING.md is run in a copy of this repository, every other page in a
+copy of `docs/examples`, with this repository on the path.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["REPOSITORY", "Block", "Ran", "all_pages", "blocks_of", "cut", "run_page"]
+__all__ = ["REPOSITORY", "Block", "Ran", "all_pages", "apply_diff", "blocks_of", "cut", "run_page"]
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = REPOSITORY / "docs" / "examples"
@@ -30,6 +33,7 @@ WIDTH = 96
 _COMMENT = re.compile(r"<!-- (?P<name>[a-z ]+?)(?:: (?P<value>.*))? -->")
 _FENCE = re.compile(r"(?P<indent> *)```(?P<language>\w*)$")
 _MACHINE = re.compile(r"(platform|rootdir|configfile|testpaths|plugins|cachedir|hypothesis profile)\b")
+_UNNEEDED = shutil.ignore_patterns(".*_cache", ".git", ".hypothesis", ".venv", "__pycache__", "site", "dist", "build")
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 # `pip install` would change the environment that the tests run in.
 _PIP = f'pip() {{ "{sys.executable}" -m docs.check_install "$@"; }}\n'
@@ -120,8 +124,8 @@ def _until_fence(numbered: Iterator[tuple[int, str]], indent: str, *, place: str
     raise ValueError(f"{place}: the block is not closed.")
 
 
-def run_page(page: Path, folder: Path) -> list[Ran]:
-    """Run the blocks of a page in a folder that holds the examples, and return what they did.
+def run_page(page: Path, folder: Path) -> Iterator[Ran]:
+    """Run the blocks of a page in a folder, and yield what each did as soon as it has ended.
 
     Args:
         page: The markdown file.
@@ -129,9 +133,11 @@ def run_page(page: Path, folder: Path) -> list[Ran]:
 
     Raises:
         subprocess.TimeoutExpired: a block takes over ten minutes.
+        ValueError: a diff does not fit the files.
     """
-    shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
-    return [ran for block in blocks_of(page) if (ran := _run(block, folder)) is not None]
+    of_developers = page.name == "CONTRIBUTING.md"
+    shutil.copytree(REPOSITORY if of_developers else EXAMPLES, folder, dirs_exist_ok=True, ignore=_UNNEEDED)
+    yield from (ran for block in blocks_of(page) if (ran := _run(block, folder)) is not None)
 
 
 def _run(block: Block, folder: Path) -> Ran | None:
@@ -143,6 +149,8 @@ def _run(block: Block, folder: Path) -> Ran | None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{block.text}\n", encoding="utf-8")
+    if block.language == "diff":
+        apply_diff(block.text, folder)
     if block.language == "bash":
         return _call(block, ["bash", "-euo", "pipefail", "-c", _PIP + block.text], folder)
     if block.language == "python":
@@ -164,6 +172,25 @@ def _call(block: Block, command: list[str], folder: Path) -> Ran:
         output = output.replace(path, shown)
     lines = [line.rstrip() for line in output.splitlines() if not _MACHINE.match(_COLORS.sub("", line))]
     return Ran(block=block, status=result.returncode, output="\n".join(lines).strip("\n"))
+
+
+def apply_diff(text: str, folder: Path) -> None:
+    """Change files as a diff says; hunks are found by their text, so that line numbers are not needed.
+
+    Raises:
+        ValueError: what a hunk replaces is not in the file exactly once.
+    """
+    for part in re.split(r"^--- ", text, flags=re.MULTILINE)[1:]:
+        head, *hunks = re.split(r"^@@.*\n", f"{part}\n", flags=re.MULTILINE)
+        path = folder / head.splitlines()[1].removeprefix("+++ b/")
+        content = path.read_text(encoding="utf-8")
+        for hunk in hunks:
+            lines = [line for line in hunk.splitlines() if line]
+            old, new = ("".join(f"{line[1:]}\n" for line in lines if line[0] in signs) for signs in (" -", " +"))
+            if content.count(old) != 1:
+                raise ValueError(f"{path.name} has this {content.count(old)} times, not once:\n{old}")
+            content = content.replace(old, new)
+        path.write_text(content, encoding="utf-8")
 
 
 def cut(text: str, bounds: str) -> str:

@@ -8,15 +8,13 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import pkgutil
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from docs.blocks import REPOSITORY
-from pytest_qat import record as package
-from pytest_qat.plugin import fixtures as plugin_fixtures
+from pytest_qat import plugin
 from pytest_qat.plugin.options import OPTIONS
 from pytest_qat.properties.known_issues import KNOWN
 from pytest_qat.properties.laws import LAWS
@@ -84,21 +82,27 @@ def options() -> str:
 
 def fixtures() -> str:
     """Return the page of fixtures and of the marker."""
-    rows = [(f"`{name}`", _first_paragraph(getattr(plugin_fixtures, name).__wrapped__))
-            for name in plugin_fixtures.__all__]
+    names = [name for name in plugin.__all__ if name.startswith("qat_")]
+    rows = [(f"`{name}`", _first_paragraph(inspect.unwrap(getattr(plugin, name)))) for name in names]
     notes = attributes(Tolerances)
     arguments = [("`model`", "a reference such as `package.module:function`, or the object itself"),
                  ("`recipe`", f"name of a [recipe](recipes.md); the model's own, else `{DEFAULT_RECIPE}`, if left out"),
                  *((f"`{name}`", notes[name]) for name in Tolerances.__dataclass_fields__)]
-    from pytest_qat.plugin.runs import QATRun  # imports torch
-
     methods = [(f"`{name}{_signature(member)}`" if callable(member) else f"`{name}`", _first_paragraph(member))
-               for name, member in vars(QATRun).items()
+               for name, member in vars(_class_of_the_plugin("QATRun")).items()
                if name in ("case", "metrics", "diagnose") or name.startswith("assert_")]
     return page("Fixtures and marker", "## Fixtures", table(("fixture", "gives"), rows),
                 "## `qat_run`", table(("member", "what it does"), methods),
                 "## `@pytest.mark.qat(...)`", "Every argument is given by name; unknown ones are errors.",
                 table(("argument", "meaning"), arguments))
+
+
+def _class_of_the_plugin(name: str) -> type:
+    """Import the module of the plugin that has this class; the plugin itself does so only when it needs it."""
+    (path,) = (path for path in (PACKAGE / "plugin").glob("*.py")
+               if f"class {name}" in path.read_text(encoding="utf-8"))
+    found: type = getattr(importlib.import_module(f"pytest_qat.plugin.{path.stem}"), name)
+    return found
 
 
 def recipes() -> str:
@@ -179,19 +183,29 @@ def _text(node: ast.expr | None) -> str:
 
 
 def record() -> str:
-    """Return the page of the JSON record, one section a type."""
-    modules = [importlib.import_module(f"{package.__name__}.{found.name}")
-               for found in pkgutil.iter_modules(package.__path__)]
-    kinds = [kind for module in modules for kind in vars(module).values()
-             if typing.is_typeddict(kind) and kind.__module__ == module.__name__]
+    """Return the page of the JSON record: one section a type, each before the types that it holds."""
     parts: list[str] = []
-    for kind in kinds:
-        notes = attributes(kind)
-        rows = [(f"`{name}`", _type(hint), notes.get(name, "")) for name, hint in typing.get_type_hints(kind).items()]
-        parts += [f"## {kind.__name__}", _first_paragraph(kind), table(("key", "type", "meaning"), rows)]
+    for kind in _reached(schema.Document):
+        rows = [(f"`{name}`{'' if name in kind.__required_keys__ else ' (may be absent)'}", _type(hint))
+                for name, hint in typing.get_type_hints(kind).items()]
+        parts += [f"## {kind.__name__}", _first_paragraph(kind), table(("key", "type"), rows)]
     return page("The JSON record", "`--qat-json=PATH` writes the record after every check, in one step, so that an "
-                                   "interrupted session keeps what it measured.",
+                                   "interrupted session keeps what it measured. What was not measured is null.",
                 f"Checks, in order: {', '.join(f'`{name}`' for name in schema.CHECKS)}.", *parts)
+
+
+def _reached(root: typing.Any) -> list[typing.Any]:
+    """Return a TypedDict and those that it holds, breadth first."""
+    found, waiting = [root], [root]
+    while waiting:
+        hints: list[object] = list(typing.get_type_hints(waiting.pop(0)).values())
+        while hints:
+            hint = hints.pop(0)
+            hints[:0] = typing.get_args(hint)
+            if typing.is_typeddict(hint) and hint not in found:
+                found.append(hint)
+                waiting.append(hint)
+    return found
 
 
 def _type(hint: object) -> str:

@@ -34,10 +34,11 @@ def main() -> None:
     chosen = [REPOSITORY / name for name in sys.argv[1:]] or [page for page in all_pages() if shows_output(page)]
     for page in chosen:
         with tempfile.TemporaryDirectory() as folder:
-            runs = run_page(page, Path(folder))
-        for ran in runs:
-            if ran.status != ran.expected_status:
-                sys.exit(f"{ran.block.place} ended with {ran.status}, not {ran.expected_status}:\n{ran.text}")
+            runs = []
+            for ran in run_page(page, Path(folder)):
+                if ran.status != ran.expected_status:
+                    sys.exit(f"{ran.block.place} ended with {ran.status}, not {ran.expected_status}:\n{ran.text}")
+                runs.append(ran)
         page.write_text(with_outputs(page, runs), encoding="utf-8")
         if page == PICTURE_PAGE:
             PICTURE.write_text(picture(next(ran for ran in runs if TITLE in ran.block.text).output), encoding="utf-8")

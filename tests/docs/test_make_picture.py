@@ -34,7 +34,7 @@ def test_an_output_replaces_the_one_before_and_leaves_the_rest(tmp_path: Path) -
     page.write_text(PAGE)
     folder = tmp_path / "project"
     folder.mkdir()
-    assert with_outputs(page, run_page(page, folder)) == PAGE.replace("old\nlines", "second")
+    assert with_outputs(page, list(run_page(page, folder))) == PAGE.replace("old\nlines", "second")
 
 
 def test_the_picture_has_the_command_and_the_colors_and_fetches_nothing() -> None:

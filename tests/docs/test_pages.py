@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from docs.blocks import REPOSITORY, Block, all_pages, blocks_of, cut, run_page
+from docs.blocks import REPOSITORY, Block, all_pages, apply_diff, blocks_of, cut, run_page
 from docs.check_install import problem
 from docs.generate import PAGES, REFERENCE
 from pytest_qat.plugin.options import OPTIONS
 from pytest_qat.properties.known_issues import KNOWN
+from pytest_qat.record.schema import CHECKS
 
 READERS_PAGES = all_pages()
-RUNNABLE = ("bash", "python")
+RUNNABLE = ("bash", "python", "diff")
 DATA = ("yaml", "ini", "text", "mermaid")
 BLOCKS = [pytest.param(block, id=block.place) for page in READERS_PAGES for block in blocks_of(page)]
 
@@ -51,7 +52,7 @@ def test_a_block_is_code_that_runs_or_says_what_it_is(block: Block) -> None:
 def test_a_block_that_is_not_run_at_least_parses(block: Block) -> None:
     if block.language == "python":
         compile(block.text, block.place, "exec")
-    else:
+    elif block.language == "bash":
         subprocess.run(["bash", "-n", "-c", block.text], check=True, timeout=20)
 
 
@@ -121,12 +122,19 @@ def test_the_bugs_that_the_readme_lists_are_expected_failures_of_the_laws() -> N
     assert listed <= {issue.issue.partition("#")[2] for issue in KNOWN}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/checks.md"])
+def test_the_tables_of_checks_have_all_of_them_in_their_order(page: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert rows == list(CHECKS)
+
+
 def test_modules_that_the_architecture_page_walks_through_exist() -> None:
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = {path.stem for path in (REPOSITORY / "pytest_qat").iterdir()} - {"__init__", "__pycache__", "py"}
     assert {room for room in rooms if not re.search(rf"\b{room}\b", text)} == set()
     named = set(re.findall(r"`([a-z_]+/?[a-z_0-9]*\.py)`", text))
-    known = {path.as_posix() for path in (REPOSITORY / "pytest_qat").rglob("*.py")}
+    folders = [REPOSITORY / name for name in ("pytest_qat", "fixtures", "tests")]
+    known = {path.as_posix() for folder in folders for path in folder.rglob("*.py")}
     assert {name for name in named if not any(path.endswith(f"/{name}") for path in known)} == set()
 
 
@@ -163,6 +171,15 @@ def test_a_page_that_is_wrong_is_found_out(tmp_path: Path) -> None:
     folder = tmp_path / "project"
     folder.mkdir()
     assert [(ran.status, ran.expected_status) for ran in run_page(page, folder)] == [(0, 0), (1, 0), (3, 3)]
+
+
+def test_a_diff_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("one = 1\ntwo = 2\n")
+    change = "--- a/a.py\n+++ b/a.py\n@@\n-{}\n+two = 3\n"
+    with pytest.raises(ValueError, match="0 times"):
+        apply_diff(change.format("two = 22"), tmp_path)
+    apply_diff(change.format("two = 2"), tmp_path)
+    assert (tmp_path / "a.py").read_text() == "one = 1\ntwo = 3\n"
 
 
 def test_a_cut_takes_the_lines_between_two_patterns() -> None:
