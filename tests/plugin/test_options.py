@@ -7,6 +7,7 @@ import json
 import pytest
 from conftest import Project
 
+from pytest_qat.plugin.options import OPTIONS
 from pytest_qat.plugin.settings import Options, read_options
 from pytest_qat.recipe import COMPLETE_RECIPES
 from pytest_qat.tolerances import Tolerances
