@@ -126,8 +126,8 @@ def test_the_bugs_that_the_readme_lists_are_expected_failures_of_the_laws() -> N
 
 @pytest.mark.parametrize("page", ["README.md", "docs/reference/checks.md"])
 def test_the_tables_of_checks_have_all_of_them_in_their_order(page: str) -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", (REPOSITORY / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert rows == list(CHECKS)
+    text, _, _ = (REPOSITORY / page).read_text(encoding="utf-8").partition("A stage that fails")
+    assert re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE) == list(CHECKS)
 
 
 def test_modules_that_the_architecture_page_walks_through_exist() -> None:
