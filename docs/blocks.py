@@ -132,7 +132,7 @@ def run_page(page: Path, folder: Path) -> Iterator[Ran]:
         folder: An empty folder; it becomes the reader's project.
 
     Raises:
-        subprocess.TimeoutExpired: a block takes over ten minutes.
+        subprocess.TimeoutExpired: a block takes over half an hour.
         ValueError: a diff does not fit the files.
     """
     of_developers = page.name == "CONTRIBUTING.md"
@@ -165,7 +165,7 @@ def _call(block: Block, command: list[str], folder: Path) -> Ran:
                    "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))}
     environment.pop("PYTEST_XDIST_WORKER", None)
     result = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, check=False, timeout=600)
+                            text=True, check=False, timeout=1800)
     places = {str(folder): "~/project", str(folder.resolve()): "~/project", str(REPOSITORY): "~/pytest-qat"}
     output = result.stdout
     for path, shown in places.items():
