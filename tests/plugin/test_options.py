@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import pytest
 from conftest import Project
 
 from pytest_qat.plugin.options import OPTIONS
 from pytest_qat.plugin.settings import Options, read_options
-from pytest_qat.recipe import COMPLETE_RECIPES, RECIPES
-from pytest_qat.record.schema import CHECKS
+from pytest_qat.recipe import COMPLETE_RECIPES
 from pytest_qat.tolerances import Tolerances
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 def recorded(project: Project, *arguments: str) -> dict[str, object]:
@@ -166,24 +161,3 @@ def test_json_is_kept_when_every_model_fails_to_load(project: Project) -> None:
 def test_a_repeated_model_is_collected_once(project: Project) -> None:
     result = project.run("--qat-model=models:good", "--qat-model=models:good", "-k", "prepare")
     result.assert_outcomes(passed=1, deselected=7)
-
-
-def test_the_readme_lists_every_option_and_no_other() -> None:
-    rows = re.findall(r"^\| `--(qat-[a-z-]+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert rows == [option.name for option in OPTIONS]
-
-
-def test_the_readme_names_every_recipe_and_check_and_no_other() -> None:
-    text = README.read_text(encoding="utf-8")
-    recipes = text[text.index("## Recipes"):text.index("In eager mode you need not")]
-    rows = "\n".join(line.split("|")[1] for line in recipes.splitlines() if line.startswith("| `"))
-    assert set(re.findall(r"`([a-z0-9-]+)`", rows)) == set(RECIPES)
-    checks = text[text.index("## What is checked"):text.index("A stage that fails")]
-    assert re.findall(r"^\| `([a-z]+)` \|", checks, flags=re.MULTILINE) == list(CHECKS)
-
-
-def test_the_readmes_python_blocks_are_python() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
-        compile(block, "README.md", "exec")
