@@ -15,8 +15,8 @@ from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize, M
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - importing it registers the ops
 
 from pytest_qat.core.forked import signal_of
-from pytest_qat.core.torch_state import quantized_engine
 from pytest_qat.core.quiet import quiet_loggers
+from pytest_qat.core.torch_state import quantized_engine
 from pytest_qat.errors import InvalidCase
 from pytest_qat.properties.laws.nets import LAYERS
 from pytest_qat.properties.ops import (
