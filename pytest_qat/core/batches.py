@@ -1,4 +1,4 @@
-"""One way to call a model on a batch and to look at what comes back, whatever its form.
+"""Call a model on a batch and read its outputs, whatever their structure.
 
 Inputs: a tensor is one argument, a tuple or list the positional ones, a mapping the keywords. Outputs may be a
 tensor, or tensors in tuples, lists, dicts and dataclass-like containers.
@@ -49,7 +49,7 @@ def float_tensors(value: Any) -> list[Tensor]:
 
 
 def named_float_tensors(value: Any) -> dict[str, Tensor]:
-    """Return the same under the place of each, such as `['scores']` or `[1]`; a lone tensor's is ""."""
+    """Return the same tensors by their path in the value, such as `['scores']` or `[1]`; a lone tensor's is ""."""
     if hasattr(value, "__dict__") and not isinstance(value, (Tensor, Mapping, tuple, list)):
         value = vars(value)
     if isinstance(value, Mapping):
@@ -60,13 +60,13 @@ def named_float_tensors(value: Any) -> dict[str, Tensor]:
 
 
 def classify(output: Any, *, source: str, target: Any = None) -> tuple[str, Tensor]:
-    """Return the logits of an output, shape `(N, classes, ...)`, and their place in it.
+    """Return the path and the logits of an output, shape `(N, classes, ...)`.
 
-    They are the first tensor with at least two classes, of the shape that the target asks for if any is. Where such
-    tensors differ in their number of classes, the one whose name tells it (`logits`, `scores`) is meant.
+    The logits are the first tensor with at least two classes, and of the shape that the target implies if there is
+    one. If such tensors differ in their number of classes, the names decide (`logits`, `scores`).
 
     Raises:
-        DataError: the output has no such tensor, or several and nothing tells which.
+        DataError: the output has no such tensor, or several that their names do not distinguish.
     """
     named = {place: tensor for place, tensor in named_float_tensors(output).items()
              if tensor.dim() >= 2 and tensor.shape[1] >= 2}
@@ -79,18 +79,18 @@ def classify(output: Any, *, source: str, target: Any = None) -> tuple[str, Tens
             f"{source} needs an output of shape (N, classes), but the model returned {seen}.",
             hint="Give metric=, a function (output, target) -> one score per sample.")
     if len({tensor.shape[1] for tensor in named.values()}) > 1:
-        told = {place: tensor for place, tensor in named.items() if any(word in place.lower() for word in _CLASSES)}
-        if len({tensor.shape[1] for tensor in told.values()}) != 1:
+        by_name = {place: tensor for place, tensor in named.items() if any(word in place.lower() for word in _CLASSES)}
+        if len({tensor.shape[1] for tensor in by_name.values()}) != 1:
             choice = ", ".join(f"{place} {tuple(tensor.shape)}" for place, tensor in named.items())
             raise DataError(
                 f"{source} cannot tell which of the model's outputs are the class scores: {choice}.",
                 hint="Give metric=, a function (output, target) -> one score per sample, or name the output logits.")
-        named = told
+        named = by_name
     return next(iter(named.items()))
 
 
 def sample_count(inputs: Any) -> int:
-    """Return the number of samples of a batch: the first side of its first tensor."""
+    """Return the number of samples of a batch: the first dimension of its first tensor."""
     for leaf in pytree.tree_leaves(inputs if not isinstance(inputs, Mapping) else dict(inputs)):
         if isinstance(leaf, Tensor) and leaf.dim() > 0:
             return int(leaf.shape[0])
@@ -98,23 +98,23 @@ def sample_count(inputs: Any) -> int:
 
 
 def unlike(inputs: Any, example: Any) -> str | None:
-    """Tell in what shape or dtype the tensors of a batch differ from an example's, batch sizes apart; None if not."""
+    """Return how a batch differs from an example in shapes (except the batch size) or dtypes; None if it does not."""
     given, wanted = ([leaf for leaf in pytree.tree_leaves(dict(value) if isinstance(value, Mapping) else value)
                       if isinstance(leaf, Tensor)] for value in (inputs, example))
 
     def kinds(leaves: list[Tensor]) -> list[tuple[tuple[int, ...], str]]:
         return sorted((tuple(leaf.shape[1:]), str(leaf.dtype)) for leaf in leaves)  # keywords may come in any order
 
-    def told(leaves: list[Tensor]) -> str:
+    def listed(leaves: list[Tensor]) -> str:
         return ", ".join(f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}" for leaf in leaves) or "none"
 
-    return None if kinds(given) == kinds(wanted) else f"tensors {told(given)}, example_inputs {told(wanted)}"
+    return None if kinds(given) == kinds(wanted) else f"tensors {listed(given)}, example_inputs {listed(wanted)}"
 
 
 def with_batch(inputs: Any, size: int) -> Any:
     """Return a batch of `size` samples: those of `inputs`, repeated or cut off.
 
-    Only tensors whose first side is the batch's are changed.
+    Only tensors whose first dimension is the batch size are changed.
     """
     samples = sample_count(inputs)
     if samples == 0:
@@ -136,7 +136,7 @@ def move(value: Any, device: torch.device | str) -> Any:
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same values, on whatever devices; NaN is equal to itself."""
+    """Whether two tensors hold the same values, on any devices; NaN equals NaN."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     other = other.to(one.device)
@@ -169,16 +169,16 @@ def in_parts(run: Callable[[Any], Any], inputs: Any, *, size: int,
              whole: Collection[tuple[int, ...]] = ()) -> Any:
     """Return the outputs for a batch of any size from calls on parts of one size.
 
-    The last part is filled up with its first sample, whose further outputs are cut off again.
+    The last part is padded with copies of its first sample, whose outputs are dropped.
 
     Args:
         run: Calls the model.
         inputs: The batch.
-        size: The one size that it takes.
-        whole: Shapes that it takes as they are: a table may have as many rows as the batch has samples.
+        size: The one batch size that it accepts.
+        whole: Shapes of inputs that are not split, such as a table that has as many rows as the batch has samples.
 
     Raises:
-        DataError: an output depends on the samples, but has no rows of theirs.
+        DataError: an output depends on the samples, but has no row for each of them.
     """
     samples = sample_count(inputs)
     parts = [run(_part(inputs, start, size, samples, whole)) for start in range(0, samples, size)]
@@ -199,7 +199,7 @@ def _part(inputs: Any, start: int, size: int, samples: int, whole: Collection[tu
 
 
 def _joined(values: tuple[Any, ...], size: int, samples: int) -> Any:
-    """Join one output of all parts: a row a sample, several rows a sample, or something that no sample changes."""
+    """Join one output of all parts: one or more rows per sample, or a value that does not depend on the samples."""
     first = values[0]
     if not isinstance(first, Tensor) or first.dim() == 0:
         return first
@@ -209,6 +209,7 @@ def _joined(values: tuple[Any, ...], size: int, samples: int) -> Any:
         return first
     if first.shape[0] % size:
         raise DataError(
-            f"an output of shape {tuple(first.shape)} for a batch of {size} cannot be told apart by samples, and the "
-            "model takes no other.", hint=f"Give batches of {size}, or return one row a sample.")
+            f"an output of shape {tuple(first.shape)} for a batch of {size} has no row for each sample, so a batch of "
+            f"{samples} cannot be split into batches of {size}, the only size that the model accepts.",
+            hint=f"Give batches of {size}, or return one row per sample.")
     return torch.cat(values)[:samples * (first.shape[0] // size)]

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["save_whole", "write_whole"]
 
 
 def write_whole(content: bytes, path: Path) -> None:
-    """Write a file, or nothing: no half of it stays behind.
+    """Write a file; if that fails, leave no partial file behind.
 
-    torch's own writers of files are no choice: they end the whole process when the disk is full.
+    torch's own functions that write files are not used, because they abort the process when the disk is full.
 
     Raises:
-        StageError: it cannot be written.
+        StageError: the file cannot be written.
     """
     draft = path.with_suffix(f"{path.suffix}.part")
     try:
@@ -34,10 +34,10 @@ def write_whole(content: bytes, path: Path) -> None:
 
 
 def save_whole(value: Any, path: Path) -> None:
-    """Write what `torch.save` makes of a value, or nothing.
+    """Save a value as `torch.save` does, completely or not at all.
 
     Raises:
-        StageError: it cannot be written.
+        StageError: the file cannot be written.
     """
     content = io.BytesIO()
     torch.save(value, content)

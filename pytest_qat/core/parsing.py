@@ -1,4 +1,4 @@
-"""Values written as text: fractions, ratios, input shapes. No torch, so options are checked before anything heavy."""
+"""Parse fractions, ratios and input shapes without torch, so that options are checked before it is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leave the process as it was found: torch's global state is set for a stage and put back after it."""
+"""Set torch's global state for a stage, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
     Args:
         seed: Seeds torch's, Python's and (if it is loaded) numpy's generators on entering.
 
-    torch's own deprecation warnings about eager quantization are not the user's to act on, and stay silent inside.
+    Inside, torch's own deprecation warnings about quantization are ignored, because the user cannot act on them.
     """
     engine, thread_count = torch.backends.quantized.engine, torch.get_num_threads()
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
@@ -55,7 +55,7 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
         torch.set_default_dtype(dtype)
         if (torch.are_deterministic_algorithms_enabled(),
                 torch.is_deterministic_algorithms_warn_only_enabled()) != (deterministic, warn_only):
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)  # loads torch's compiler: seconds
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)  # imports the compiler
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def _preserved_generators(seed: int | None) -> Iterator[None]:
     if seed is not None:
         random.seed(seed)
         torch.default_generator.manual_seed(seed)
-        if cuda_states is not None:  # one that begins later has a fixed seed of its own
+        if cuda_states is not None:  # a generator that is created later has a fixed default seed
             torch.cuda.manual_seed_all(seed)
         if numpy is not None:
             numpy.random.seed(seed % 2**32)
@@ -84,10 +84,10 @@ def _preserved_generators(seed: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quantized_engine(name: str | None) -> Iterator[None]:
-    """Run with torch's quantized engine set to `name` (None: as it is), and restore the one before.
+    """Run with torch's quantized engine set to `name` (None: unchanged), and restore the previous one.
 
     Raises:
-        UnsupportedEnvironment: this build of torch, on this machine, has no such engine.
+        UnsupportedEnvironment: torch does not support this engine on this machine.
     """
     if name is None:
         yield
@@ -108,7 +108,7 @@ def quantized_engine(name: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Run with `count` intra-op threads (None: as they are), and restore the number before."""
+    """Run with `count` intra-op threads (None: unchanged), and restore the previous number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -118,16 +118,16 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def child_environment(*, threads: int) -> dict[str, str]:
-    """Return the environment of a process that imports what this one can, with so many OpenMP threads, in silence."""
+    """Return the environment of a child process: the import path of this one, OpenMP threads, and no warnings."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONWARNINGS": "ignore",
             "OMP_NUM_THREADS": str(threads)}
 
 
 @contextlib.contextmanager
 def without_fast_path() -> Iterator[None]:
-    """Let nn.TransformerEncoderLayer and nn.MultiheadAttention call their layers, in eval mode, too.
+    """Make nn.TransformerEncoderLayer and nn.MultiheadAttention call their layers in eval mode as well.
 
-    Their fast path reads the layers' weights itself, so that fake-quantizers of these layers see nothing.
+    Their fast path reads the weights of these layers directly and bypasses their fake-quantizers.
     """
     was_on = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -1,4 +1,4 @@
-"""Where an exception comes from: the user's module, the user's line."""
+"""Find the user's module and the user's line that an exception comes from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def locate_module(error: BaseException, model: nn.Module) -> str | None:
 
     Args:
         error: A caught exception, with its traceback.
-        model: The very object that was called: modules are recognized by identity.
+        model: The object that was called, because modules are recognized by identity.
 
     Returns:
         The name, or None if no frame belongs to a submodule.

@@ -1,6 +1,7 @@
-"""What torchao and the runtimes get wrong about an exported graph is put out of their way before they see it.
+"""Rewrite the parts of an exported graph that torchao or a runtime would get wrong.
 
-Each function changes a graph in place and leaves what it computes as it is. Found with torchao 0.18, executorch 1.5.
+Each function changes a graph in place and keeps what it computes. The faults were found in torchao 0.18 and
+executorch 1.5.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def _argument(node: torch.fx.Node, place: int) -> Any:
 
 
 def read_weights_apart(graph_module: torch.fx.GraphModule) -> None:
-    """Let each further call of one convolution read weight and bias by nodes of its own.
+    """Give each further call of one convolution its own nodes that read weight and bias.
 
-    XNNPACKQuantizer takes the node that reads the weight for a part of the first call, and leaves the others in float.
+    XNNPACKQuantizer counts a shared node as part of the first call, and leaves the other calls in float.
     """
     seen: set[torch.fx.Node] = set()
     for node in filter(is_convolution, list(graph_module.graph.nodes)):
@@ -59,7 +60,7 @@ def _read(graph_module: torch.fx.GraphModule, name: str, *, like: torch.fx.Node,
 
 
 def complete_batchnorms(graph_module: torch.fx.GraphModule) -> None:
-    """Give a BatchNorm without weight and bias ones and zeros, which do not learn: torchao folds both unseen."""
+    """Give a BatchNorm without weight and bias constant ones and zeros, because torchao folds both unchecked."""
     for index, node in enumerate(list(graph_module.graph.nodes)):
         if node.target is not _BATCH_NORM or not isinstance(node.args[_MEAN], torch.fx.Node):
             continue
@@ -76,8 +77,8 @@ def complete_batchnorms(graph_module: torch.fx.GraphModule) -> None:
 def unfoldable(graph_module: torch.fx.GraphModule) -> frozenset[torch.fx.Node]:
     """Return the convolutions before a BatchNorm that torchao would fold wrongly or not at all.
 
-    Those that are called twice would get the BatchNorm twice, transposed ones in groups get weights of another shape,
-    and a BatchNorm without running statistics has nothing to fold.
+    The BatchNorm would be folded twice into those that are called twice, the weights of grouped transposed ones would
+    get a wrong shape, and a BatchNorm without running statistics has nothing to fold.
     """
     called: dict[str, int] = {}
     for node in filter(is_convolution, graph_module.graph.nodes):
@@ -96,22 +97,22 @@ def unfoldable(graph_module: torch.fx.GraphModule) -> frozenset[torch.fx.Node]:
 
 
 def shield(graph_module: torch.fx.GraphModule, chosen: Callable[[torch.fx.Node], bool]) -> None:
-    """Put an op behind each chosen convolution until the model is prepared.
+    """Insert a no-op after each chosen convolution until the model is prepared.
 
-    torchao rewrites every convolution that feeds a BatchNorm for QAT, and fails on those that stay in float or never
-    folds them back.
+    torchao rewrites every convolution that feeds a BatchNorm for QAT, but fails on those that stay in float, or never
+    folds their BatchNorm.
     """
     for node in list(graph_module.graph.nodes):
         if is_convolution(node) and chosen(node):
             with graph_module.graph.inserting_after(node):
                 after = graph_module.graph.call_function(torch.ops.aten.alias.default, (node,))
-            after.meta = {"val": node.meta["val"], _SHIELD: True}  # of no module, or quantizers take it for its output
+            after.meta = {"val": node.meta["val"], _SHIELD: True}  # no module, or quantizers take it for its output
             node.replace_all_uses_with(after, delete_user_cb=lambda user, after=after: user is not after)
     graph_module.recompile()
 
 
 def unshield(graph_module: torch.fx.GraphModule) -> None:
-    """Take those ops out again."""
+    """Remove the ops that `shield` inserted."""
     for node in list(graph_module.graph.nodes):
         if node.meta.get(_SHIELD):
             node.replace_all_uses_with(node.args[0])
@@ -120,10 +121,10 @@ def unshield(graph_module: torch.fx.GraphModule) -> None:
 
 
 def quantize_transposed_by_output(prepared: torch.fx.GraphModule) -> None:
-    """Fake-quantize weights of transposed convolutions per output channel, their second side.
+    """Fake-quantize weights of transposed convolutions per output channel, which is their second dimension.
 
-    Quantizers ask for it, but torchao's preparation forgets the axis for the fused fake-quantize, which knows the
-    first side alone; XNNPACK has no kernel for that.
+    Quantizers request it, but torchao's preparation drops the axis for the fused fake-quantize, which supports only
+    the first dimension; XNNPACK has no kernel for that.
     """
     from torchao.quantization.pt2e.fake_quantize import FakeQuantize
     from torchao.quantization.pt2e.observer import MovingAveragePerChannelMinMaxObserver
@@ -142,13 +143,13 @@ def quantize_transposed_by_output(prepared: torch.fx.GraphModule) -> None:
 
 
 def with_own_biases(graph_module: torch.fx.GraphModule, places: Callable[[torch.fx.Node], int | None]) -> None:
-    """Give each further layer that adds one bias a copy of it.
+    """Give each further layer that shares a bias its own copy.
 
-    ExecuTorch quantizes a bias by the scale of its first reader, which is wrong for the others.
+    ExecuTorch quantizes a bias by the scale of the first layer that reads it, which is wrong for the others.
 
     Args:
         graph_module: A converted graph.
-        places: Tells at which place a node takes a bias; None: at none.
+        places: Returns which argument of a node is the bias; None if it has none.
     """
     seen: set[str] = set()
     for index, node in enumerate(list(graph_module.graph.nodes)):

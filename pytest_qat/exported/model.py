@@ -1,7 +1,7 @@
-"""Exported graphs as modules: they train and evaluate, are exported for any batch, and know the user's names.
+"""Exported graphs as modules that can be switched between train and eval mode and run batches of any size.
 
-torchao's own train/eval switch replaces BatchNorm and dropout by patterns that carry default eps and p; here the
-switch only turns the flag of each op, so that everything else stays as the user set it.
+torchao's own train/eval switch replaces BatchNorm and dropout by patterns with the default eps and p. The switch here
+only sets the training flag of each op, so that everything else stays as the user set it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class ExportedModel(nn.Module):
     """An exported graph that can be switched between train and eval mode.
 
     Attributes:
-        batch: The one batch size that it was exported for; None: any. Others are run in parts in eval mode.
+        batch: The one batch size that it was exported for; None: any. In eval mode, other sizes are run in parts.
 
     Args:
-        graph_module: What `ExportedProgram.module()` gave, prepared or converted or neither.
-        always_on: Names of nodes that are in train mode whatever the model's mode is, as the user wrote them.
+        graph_module: What `ExportedProgram.module()` returned, possibly prepared or converted.
+        always_on: Names of nodes that the user wrote so that they are in train mode whatever the model's mode is.
     """
 
     def __init__(self, graph_module: torch.fx.GraphModule, *, always_on: frozenset[str] = frozenset()) -> None:
@@ -41,10 +41,10 @@ class ExportedModel(nn.Module):
         self._batchnorm_frozen = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph; arguments that were exported by position may also be given by name.
+        """Run the graph; arguments that were exported by position can also be passed by name.
 
         Raises:
-            DataError: in train mode, the batch has another size than the graph was exported for.
+            DataError: in train mode, the batch size differs from the one that the graph was exported for.
         """
         if self.batch is None or (samples := sample_count((args, kwargs))) in (self.batch, 0):
             return self._run(*args, **kwargs)
@@ -71,7 +71,7 @@ class ExportedModel(nn.Module):
         return self
 
     def freeze_batchnorm(self) -> None:
-        """Keep BatchNorm statistics as they are, also in train mode."""
+        """Stop updating the statistics of BatchNorm in train mode."""
         if not self._batchnorm_frozen:
             self._batchnorm_frozen = True
             self._switch()
@@ -91,7 +91,7 @@ class ExportedModel(nn.Module):
 
 
 def as_module(model: Any) -> Any:
-    """Return a model that can be switched between train and eval mode: exported graphs are wrapped."""
+    """Return a model that can be switched between train and eval mode, which means wrapping exported graphs."""
     return ExportedModel(model) if _is_exported(model) else model
 
 
@@ -109,16 +109,16 @@ def workflow_of(prepared: nn.Module) -> str:
 
 
 def _flag_place(node: torch.fx.Node) -> int | None:
-    """Return where among a node's arguments its training flag stands, if it has one."""
+    """Return the index of a node's training flag among its arguments; None if it has none."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - no public name
         return None
-    for place, argument in enumerate(node.target._schema.arguments):  # noqa: SLF001 - torch's way to tell arguments
+    for place, argument in enumerate(node.target._schema.arguments):  # noqa: SLF001 - torch has no other record
         if argument.name in _FLAGS and place < len(node.args):
             return place
     return None
 
 
 def always_on_nodes(graph_module: torch.fx.GraphModule) -> frozenset[str]:
-    """Return the ops of a graph exported in eval mode whose training flag is set all the same."""
+    """Return the ops of a graph that was exported in eval mode whose training flag is set anyway."""
     return frozenset(node.name for node in graph_module.graph.nodes
                      if (place := _flag_place(node)) is not None and node.args[place] is True)

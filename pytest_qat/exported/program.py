@@ -1,4 +1,4 @@
-"""Export a model for any batch size or for one, and read from the graph what was fixed and which module made a node."""
+"""Export a model, for one batch size or any; save and load it; read from the graph what was fixed and its modules."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def export_program(model: nn.Module, inputs: Any, *, any_batch: bool) -> torch.e
     Args:
         model: In eval mode.
         inputs: One batch.
-        any_batch: Leave the batch size open where the model allows it; else the program is made for this batch.
+        any_batch: Whether to leave the batch size open if the model allows it; else only this batch size is accepted.
 
     Raises:
         CheckFailed: torch.export refuses the model.
     """
     if any_batch and (samples := sample_count(inputs)):
-        wider = with_batch(inputs, 2) if samples == 1 else inputs  # a size of 1 would be taken for a constant
+        wider = with_batch(inputs, 2) if samples == 1 else inputs  # torch.export treats a size of 1 as a constant
         size = sample_count(wider)
 
         def side(leaf: Any) -> Any:
@@ -51,7 +51,7 @@ def export_program(model: nn.Module, inputs: Any, *, any_batch: bool) -> torch.e
             program = _export(model, wider, shapes=side)
             if wider is inputs or fixed_batch(program.graph_module) is None:
                 return program
-        except Exception:  # noqa: S110 - whatever it is, it shows again below if it is not the open batch
+        except Exception:  # noqa: S110 - if the open batch size is not the cause, it is raised again below
             pass
     try:
         return _export(model, inputs, shapes=None)
@@ -106,9 +106,9 @@ def load_exported(path: Path) -> torch.export.ExportedProgram:
 
 
 def fixed_batch(graph_module: torch.fx.GraphModule) -> int | None:
-    """Return the first side of the first input, or None if an input may have another one.
+    """Return the batch size that the graph was exported for; None if it accepts others.
 
-    torch.export fixes it silently where the model does.
+    It is the first dimension of the first input, which torch.export fixes without notice if the model's code does.
     """
     sides = [str(side) for node in graph_module.graph.nodes if node.op == "placeholder"
              for side in getattr(node.meta.get("val"), "shape", ())[:1]]
@@ -116,14 +116,14 @@ def fixed_batch(graph_module: torch.fx.GraphModule) -> int | None:
 
 
 def fixed_shapes(graph_module: torch.fx.GraphModule) -> frozenset[tuple[int, ...]]:
-    """Return the shapes of the inputs that are fixed as a whole."""
+    """Return the shapes of the inputs whose dimensions are all fixed."""
     shapes = [tuple(map(str, getattr(node.meta.get("val"), "shape", ("?",)))) for node in graph_module.graph.nodes
               if node.op == "placeholder"]
     return frozenset(tuple(map(int, shape)) for shape in shapes if all(side.isdigit() for side in shape))
 
 
 def _by_position(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
-    """Return the arguments' shapes as torch.export wants them: those of `*args` in a tuple of their own."""
+    """Return the arguments' shapes as torch.export expects them, with those of `*args` in a nested tuple."""
     kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return shapes
@@ -144,7 +144,7 @@ def _refusal(error: BaseException, model: nn.Module) -> Finding:
 
 
 def module_of(node: torch.fx.Node) -> str:
-    """Return the name of the user's module that made a node; "" is the model itself."""
+    """Return the name of the user's module whose code a node comes from; "" is the model itself."""
     stack = node.meta.get("nn_module_stack") or {}
     names = [re.sub(r"@\d+", "", str(entry[0])) for entry in stack.values()]
     return re.sub(r"^graph_module(\.|$)", "", names[-1]) if names else ""

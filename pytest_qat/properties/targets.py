@@ -15,6 +15,7 @@ from torch.ao.quantization import FakeQuantize, FusedMovingAvgObsFakeQuantize, M
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 - importing it registers the ops
 
 from pytest_qat.core.forked import signal_of
+from pytest_qat.core.quiet import quiet_loggers
 from pytest_qat.core.torch_state import quantized_engine
 from pytest_qat.errors import InvalidCase
 from pytest_qat.properties.laws.nets import LAYERS
@@ -46,7 +47,8 @@ def load_ops(reference: str, *, root: Path, seed: int = 0) -> tuple[Any, ...]:
         InvalidCase: what the function gave is no QuantOps, nor a list of them.
     """
     if reference == TORCH:
-        return tuple(torch_targets())
+        with quiet_loggers():
+            return tuple(torch_targets())
     value = load_value(reference, root=root, seed=seed)
     found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     wrong = [type(item).__name__ for item in found if not isinstance(item, KINDS)]

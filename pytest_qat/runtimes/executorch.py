@@ -81,7 +81,7 @@ class ExecuTorchRuntime(ExportedRuntime):
     def tensors_in(self, path: Path) -> tuple[StoredTensor, ...]:
         """Return the data that the file holds beside its program and its delegates' graphs.
 
-        It is stored without names and dtypes, under a hash of its bytes; those that lowering saw are told again.
+        They are stored without names and dtypes, under a hash of their bytes; those that lowering saw are named here.
         """
         with silenced():
             from executorch.exir._serialize._program import deserialize_pte_binary

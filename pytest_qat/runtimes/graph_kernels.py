@@ -1,4 +1,4 @@
-"""What an exported graph computes: its convolutions, linear layers and products, with MACs, and who asked for them."""
+"""What an exported graph computes: its convolutions, linear layers and products, their MACs and the user's modules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INT8_NAMES = ("qconv", "qlinear", "_int_mm", "quantized::", "int8")
 _ON_THE_WAY = ("relu", "hardtanh", "clamp", "getitem", "view", "permute", "squeeze", "alias", "flatten", "reshape",
                "add", "mean", "pool", "cat", "slice", "mul", "sigmoid", "hardswish")
 _OF_ACTIVATIONS = ("bmm", "matmul", "baddbmm", "scaled_dot_product_attention", "einsum", "tensordot")
-"""Products that XNNPACK has float kernels for only, quantized or not."""
+"""Products for which XNNPACK has only float kernels, even between quantized tensors."""
 _FURTHEST = 4
 
 
@@ -50,7 +50,7 @@ def op_name(node: torch.fx.Node) -> str:
     if "EdgeOpOverload" in str(type(target)):
         target = target._op  # noqa: SLF001 - wraps torch's
     if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001 - no public name
-        return str(target._schema.name).rpartition("::")[2]  # noqa: SLF001 - torch's way to tell an op's name
+        return str(target._schema.name).rpartition("::")[2]  # noqa: SLF001 - torch has no public name for it
     return str(target).replace("::", ".").rpartition(".")[2]
 
 

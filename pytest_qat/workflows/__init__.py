@@ -6,6 +6,7 @@ upstream removes breaks the recipes that need it and no others.
 
 from __future__ import annotations
 
+from pytest_qat.core.quiet import quiet_loggers
 from pytest_qat.errors import MissingPackage
 from pytest_qat.recipe import WorkflowName
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel, Workflow
@@ -20,7 +21,8 @@ def load_workflow(name: WorkflowName) -> Workflow:
         MissingPackage: a module that it needs cannot be imported.
     """
     try:
-        return _import(name)
+        with quiet_loggers():
+            return _import(name)
     except ImportError as error:
         raise MissingPackage(
             f"the {name} workflow needs a module that cannot be imported here: {error}.",
