@@ -136,18 +136,9 @@ def _nothing_left(accuracy: Accuracy) -> str:
 
 
 def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[Outcome, str]:
-    low, high = accuracy.drop_ci
+    _, high = accuracy.drop_ci
     allowed = accuracy.allowed(tolerance)
-    say = partial(score_text, accuracy)
-    what = "agreement with float drops" if accuracy.kind == "agreement" else (
-        "accuracy drops" if accuracy.is_fraction else "the score worsens")
-    known = accuracy.is_fraction and accuracy.relative_drop is not None
-    relative = f", {percent(accuracy.relative_drop or 0.0, digits=2)} of it" if known else ""
-    numbers = (f"{what} by {say(accuracy.drop)} (from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}), 95% "
-               f"interval [{say(low)}, {say(high)}] on {accuracy.samples:,} samples, of which {accuracy.flipped:,} "
-               f"changed; allowed is {say(allowed)}")
-    if not accuracy.is_fraction:
-        numbers += f" ({percent(tolerance, digits=2)} of the float score)"
+    numbers = _drop_text(accuracy, tolerance)
     if accuracy.drop > allowed and accuracy.p_value < SIGNIFICANT:
         return Outcome.FAILED, f"{numbers}."
     if accuracy.at_chance:
@@ -157,12 +148,47 @@ def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[
             f"{numbers}. The difference is not significant (p = {accuracy.p_value:.2f}); evaluate more samples.")
     if high <= allowed:
         return Outcome.PASSED, f"{numbers}."
+    return _judge_unproven(accuracy, numbers, allowed, strict=strict)
+
+
+def _judge_unproven(accuracy: Accuracy, numbers: str, allowed: float, *, strict: bool) -> tuple[Outcome, str]:
+    """Judge a drop that is within what is allowed, but whose interval is not."""
+    if _shows_nothing(accuracy):
+        return Outcome.INCONCLUSIVE, (
+            f"{numbers}. So few samples show nothing: the interval is as wide as the score itself. Evaluate more.")
     needed = accuracy.samples_needed(allowed)
-    missing = f"these samples can only rule out drops above {say(accuracy.provable_drop)}"
+    missing = f"these samples can only rule out drops above {score_text(accuracy, accuracy.provable_drop)}"
     missing = missing if needed is None else f"{missing}; about {needed:,} samples would be enough"
     if strict:
         return Outcome.INCONCLUSIVE, f"{numbers}. Strict mode requires proof: {missing}."
     return Outcome.PASSED, f"{numbers}; this is not proven: {missing}."
+
+
+def _drop_text(accuracy: Accuracy, tolerance: float) -> str:
+    """Return the drop, its interval and what is allowed: as shares, or in percent of the float score."""
+    low, high = accuracy.drop_ci
+    say = partial(score_text, accuracy)
+    seen = f"on {accuracy.samples:,} samples, of which {accuracy.flipped:,} changed"
+    if accuracy.is_fraction:
+        what = "agreement with float" if accuracy.kind == "agreement" else "accuracy"
+        moves, by = ("drops", accuracy.drop) if accuracy.drop >= 0 else ("rises", -accuracy.drop)
+        relative = "" if accuracy.relative_drop is None else f", {percent(abs(accuracy.relative_drop), digits=2)} of it"
+        scores = f"from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}"
+        return (f"{what} {moves} by {say(by)} ({scores}), 95% interval of the drop [{say(low)}, {say(high)}] {seen}; "
+                f"allowed is {say(accuracy.allowed(tolerance))}")
+    moves = "worsens" if accuracy.drop > 0 else "improves"
+    if not accuracy.fp32:
+        return f"the score {moves} from 0 to {say(accuracy.int8)} {seen}; allowed is no change"
+    share, size = partial(percent, digits=2), abs(accuracy.fp32)
+    scores = f"{share(abs(accuracy.drop) / size)} of {say(accuracy.fp32)} (to {say(accuracy.int8)})"
+    return (f"the score {moves} by {scores}, 95% interval of the drop [{share(low / size)}, {share(high / size)}] "
+            f"{seen}; allowed is {share(tolerance)}")
+
+
+def _shows_nothing(accuracy: Accuracy) -> bool:
+    """Whether the interval is as wide as the score's own range: all shares, or float's score where it is no share."""
+    low, high = accuracy.drop_ci
+    return high - low >= (1.0 if accuracy.is_fraction else abs(accuracy.fp32))
 
 
 def _no_better_than_chance(accuracy: Accuracy) -> str:

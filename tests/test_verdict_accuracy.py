@@ -74,6 +74,17 @@ def test_a_floor_means_nothing_where_lower_is_better() -> None:
     assert "lower is better" in verdict.reasons[0]
 
 
+@pytest.mark.parametrize(("changes", "outcome"), [
+    ({"samples": 1, "drop_ci": (-0.65, 0.65)}, INCONCLUSIVE),
+    ({"samples": 2, "drop_ci": (-0.49, 0.49)}, PASSED),
+    ({"samples": 1, "drop_ci": (-math.inf, math.inf)}, INCONCLUSIVE),
+    ({"samples": 3, "drop_ci": (-0.03, 0.03), "fp32": 0.043, "is_fraction": False}, INCONCLUSIVE),
+    ({"samples": 9, "drop_ci": (-0.01, 0.01), "fp32": 0.043, "is_fraction": False}, PASSED),
+])
+def test_so_few_samples_that_nothing_could_be_seen_prove_nothing(changes: dict, outcome: Outcome) -> None:
+    assert judge_accuracy(accuracy(drop=0.0, **changes), Tolerances()).outcome is outcome
+
+
 def test_a_floor_that_means_nothing_hides_no_failure() -> None:
     lost = accuracy(drop=0.03, drop_ci=(0.01, 0.05), p_value=0.001)
     assert judge_accuracy(lost, Tolerances(min_accuracy=0.5), higher_is_better=False).outcome is FAILED
@@ -88,7 +99,13 @@ def test_a_floor_that_means_nothing_hides_no_failure() -> None:
     ({"drop": 0.01, "drop_ci": (-0.01, 0.03), "provable_drop": 0.02},
      ["not proven", "2.00%"]),
     ({"fp32": 31.25, "int8": 31.2, "drop": 0.05, "drop_ci": (-0.1, 0.2), "is_fraction": False},
-     ["by 0.05 (from 31.25 to 31.2)", "[-0.1, 0.2]", "allowed is 0.3125 (1.00%"]),
+     ["worsens by 0.16% of 31.25 (to 31.2)", "[-0.32%, 0.64%]", "allowed is 1.00%"]),
+    ({"fp32": 0.043, "int8": 0.0452, "drop": 0.0022, "drop_ci": (0.001, 0.0034), "is_fraction": False, "p_value": 1e-4},
+     ["worsens by 5.12% of 0.043 (to 0.0452)", "allowed is 1.00%"]),
+    ({"fp32": 0.043, "int8": 0.0408, "drop": -0.0022, "drop_ci": (-0.0034, -0.001), "is_fraction": False},
+     ["improves by 5.12% of 0.043"]),
+    ({"drop": -0.02, "int8": 0.92, "drop_ci": (-0.04, 0.0)}, ["rises by 2.00%"]),
+    ({"fp32": 0.0, "int8": 0.5, "drop": 0.5, "drop_ci": (0.4, 0.6), "is_fraction": False}, ["from 0 to 0.5"]),
     ({"fp32": 0.0, "int8": 0.0}, ["(from 0.00% to 0.00%), 95%"]),
     ({"kind": "agreement"}, ["agreement with float"]),
     ({"at_chance": True, "majority": 0.9}, ["most frequent class", "(90.00%)"]),

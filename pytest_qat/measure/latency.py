@@ -32,6 +32,10 @@ _MOST_CALLS = 2**20
 _LEAST_NS = 1e-3
 _DISCARDED, _DISCARDED_BLOCKS = 2, 34
 _COIN_SEED = 0
+_CLEAR = 2.0
+"""Factor from the floor from which on a ratio is called after the fewest pairs."""
+_MOST_OVER = 5.0
+"""Largest multiple of the time budget that such pairs may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +188,36 @@ def _compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], objec
         interval = median_interval(ratios, alpha=1 - settings.confidence)
         if _enough(interval, floor, settings, elapsed_s=(clock.now_ns() - started) / 1e9):
             break
+    if interval is None and floor is not None:
+        interval = _decide_clear_ratio(ratios, (baseline, candidate), floor, settings, clock)
     middle = (plain.median_low(ratios), plain.median_high(ratios)) if ratios else (
         baseline.first_ns / candidate.first_ns,) * 2
     return Speedup(
         estimate=math.sqrt(middle[0] * middle[1]), ci=interval or (0.0, math.inf), pairs=len(ratios),
         confidence=settings.confidence, baseline=baseline.latency(), candidate=candidate.latency(),
         elapsed_s=(clock.now_ns() - started) / 1e9)
+
+
+def _decide_clear_ratio(ratios: list[float], sides: tuple[_Side, _Side], floor: float, settings: TimingSettings,
+                        clock: Clock) -> tuple[float, float] | None:
+    """Take the fewest pairs that an interval needs, over the time budget, where calls are slow and the ratio is clear.
+
+    A ratio below half of the floor, or above twice it, needs no long blocks: each is one call. Where even that would
+    take over five times the budget, or the ratio turns out to be less clear, there is no interval.
+    """
+    baseline, candidate = sides
+    middle = plain.median(ratios) if ratios else baseline.first_ns / candidate.first_ns
+    fewest = _fewest_pairs(settings.confidence)
+    missing = fewest - len(ratios)
+    took_ns = missing * (baseline.first_ns + candidate.first_ns)
+    clear = middle < floor / _CLEAR or middle > floor * _CLEAR
+    if not clear or took_ns > _MOST_OVER * settings.max_time_s * 1e9 or (settings.max_pairs or fewest) < fewest:
+        return None
+    for number in range(missing):
+        order = sides if number % 2 else sides[::-1]
+        times = {side: side.run_once(clock) for side in order}
+        insort(ratios, times[baseline] / times[candidate])
+    return median_interval(ratios, alpha=1 - settings.confidence)
 
 
 def _enough(interval: tuple[float, float] | None, floor: float | None, settings: TimingSettings, *,
@@ -233,6 +261,11 @@ class _Side:
         times = [time_calls(self.call, times=self.inner, clock=clock) / self.inner for _ in range(self.samples)]
         self.times.extend(times)
         return max(plain.median(times), _LEAST_NS)
+
+    def run_once(self, clock: Clock) -> float:
+        """Run a block of one timing and none thrown away, and return its time of one call in nanoseconds."""
+        self.times.append(time_calls(self.call, times=self.inner, clock=clock) / self.inner)
+        return max(self.times[-1], _LEAST_NS)
 
     def latency(self) -> Latency:
         """Return the percentiles of all timings."""

@@ -150,9 +150,12 @@ def _accuracy(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Itera
         return
     form = partial(percent, digits=2) if accuracy["is_fraction"] else "{:.4g}".format
     ptq = "" if accuracy["ptq"] is None else form(accuracy["ptq"])
-    gain = f"{'+' if accuracy['drop'] <= 0 else ''}{form(0.0 - accuracy['drop'])}"
+    gained, size = 0.0 - accuracy["drop"], abs(accuracy["fp32"])
+    share = partial(percent, digits=2)
+    moved = form(gained) if accuracy["is_fraction"] or not size else share(gained / size)
+    gain = f"{'+' if gained >= 0 else ''}{moved}"
     yield ("accuracy" if accuracy["kind"] == "metric" else "agreement",
-           (form(accuracy["fp32"]), ptq, form(accuracy["int8"]), gain, f">= -{form(allowed or 0.0)}"),
+           (form(accuracy["fp32"]), ptq, form(accuracy["int8"]), gain, f">= -{share(allowed or 0.0)}"),
            "accuracy")
 
 

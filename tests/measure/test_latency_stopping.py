@@ -47,15 +47,40 @@ def test_the_budget_is_used_but_for_less_than_a_pair() -> None:
 
 def test_a_call_slower_than_the_whole_budget_is_made_once_a_side() -> None:
     script = Script()
-    found = script.compare(30_000 * MS, 10_000 * MS, max_time_s=1.0)
+    found = script.compare(30_000 * MS, 16_000 * MS, floor=1.0, max_time_s=1.0)
     assert script.log == ["A", "B"]
     assert found.pairs == 0
-    assert found.estimate == pytest.approx(3)
+    assert found.estimate == pytest.approx(30 / 16)
     assert found.ci == (0.0, math.inf), "no pair gives no interval"
-    assert (found.baseline, found.candidate) == (constant(30), constant(10))
-    assert found.elapsed_s == 40
+    assert (found.baseline, found.candidate) == (constant(30), constant(16))
+    assert found.elapsed_s == 46
     assert not found.settles(1.0)
     assert 80 <= found.seconds_to_settle(1.0) < math.inf
+
+
+@pytest.mark.parametrize(("costs_ms", "floor", "holds"), [
+    ((1_000, 7_000), 1.0, False), ((7_000, 1_000), 1.0, True), ((1_000, 1_000), 3.0, False),
+    ((9_000, 1_000), 4.0, True)])
+def test_a_ratio_far_from_the_floor_is_called_though_the_budget_is_too_short_for_pairs(
+        costs_ms: tuple[int, int], floor: float, holds: bool) -> None:
+    found = Script().compare(*(cost * MS for cost in costs_ms), floor=floor, max_time_s=20.0)
+    assert found.settles(floor)
+    assert (found.ci[0] >= floor) is holds
+    assert found.estimate == pytest.approx(costs_ms[0] / costs_ms[1])
+    assert found.elapsed_s <= 6 * 20.0
+
+
+def test_pairs_that_would_take_over_five_times_the_budget_are_not_made() -> None:
+    script = Script()
+    found = script.compare(1_000 * MS, 7_000 * MS, floor=1.0, max_time_s=1.0)
+    assert script.log == ["A", "B"]
+    assert not found.settles(1.0)
+
+
+def test_a_ratio_that_turns_out_to_be_near_the_floor_is_not_called() -> None:
+    slow = in_turn(7_000, *[1_000] * 60)
+    found = Script().compare(1_000 * MS, slow, floor=1.0, max_time_s=9.0)
+    assert not found.settles(1.0) or found.ci[0] >= 1.0
 
 
 @pytest.mark.parametrize("cost_ms", [30_000, 1])

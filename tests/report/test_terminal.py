@@ -125,10 +125,10 @@ def test_memory_that_was_not_measured_says_why() -> None:
     assert "peak memory" not in shown(record())
 
 
-def test_a_metric_that_is_no_fraction_is_not_shown_as_percent() -> None:
+def test_a_score_that_is_no_share_is_shown_as_it_is_and_its_change_in_percent_of_float_s() -> None:
     loss = {**METRICS["accuracy"], "fp32": 1.25, "int8": 12.5, "ptq": 2.0, "drop": 11.25, "is_fraction": False}
     assert row(shown(record(accuracy=loss)), "accuracy ") == (
-        "accuracy | 1.25 | 2 | 12.5 | -11.25 | >= -0.01 | passed")
+        "accuracy | 1.25 | 2 | 12.5 | -900.00% | >= -1.00% | passed")
 
 
 @pytest.mark.parametrize("outcome", ["passed", "failed", "inconclusive", "blocked"])
