@@ -7,10 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-__all__ = ["headline", "locate_module", "place_of"]
+__all__ = ["headline", "locate_module", "place_of", "source_of"]
 
-_NOT_THE_USERS = (Path(__file__).parents[1],
-                  *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")))
+_INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
+_MACHINERY = (Path(__file__).parents[1], *(folder / "torch" for folder in _INSTALLED),
+              *(folder / "torchao" for folder in _INSTALLED))
+_STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
 def locate_module(error: BaseException, model: nn.Module) -> str | None:
@@ -35,17 +37,32 @@ def locate_module(error: BaseException, model: nn.Module) -> str | None:
 
 
 def place_of(error: BaseException) -> str:
-    """Return `file:line` of the innermost frame of an error that is the user's own code, for one-line messages."""
+    """Return `file:line` of the innermost frame of an error that is the user's own code, for one-line messages.
+
+    Where no frame is, it is the innermost one of an installed package that is neither torch nor this.
+    """
+    return _place(error, own_code_first=True)
+
+
+def source_of(error: BaseException) -> str:
+    """Return `file:line` of the innermost frame of an error that is neither torch's, Python's nor this package's."""
+    return _place(error, own_code_first=False)
+
+
+def _place(error: BaseException, *, own_code_first: bool) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}"
+    own = others = ""
     trace = error.__traceback__
-    place = "unknown place"
     while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
-        if not path.startswith("<") and not any(Path(path).is_relative_to(folder) for folder in _NOT_THE_USERS):
-            place = f"{Path(path).name}:{trace.tb_lineno}"
+        path = Path(trace.tb_frame.f_code.co_filename)
+        machinery = str(path).startswith("<") or any(path.is_relative_to(folder) for folder in _MACHINERY)
+        installed = any(path.is_relative_to(folder) for folder in _INSTALLED)
+        if not machinery and (installed or not path.is_relative_to(_STDLIB)):
+            others = f"{path.name}:{trace.tb_lineno}"
+            own = own if installed else others
         trace = trace.tb_next
-    return place
+    return (own if own_code_first and own else others) or "unknown place"
 
 
 def headline(error: BaseException) -> str:
