@@ -13,6 +13,7 @@ from torch.ao.quantization.fx.custom_config import FuseCustomConfig, PrepareCust
 from torch.ao.quantization.fx.prepare import prepare as insert_observers
 from torch.fx import GraphModule
 
+from pytest_qat.workflows.fx.padding import with_plain_padding
 from pytest_qat.workflows.fx.tracing import Traced
 from pytest_qat.workflows.fx.values import LeftAlone, left_alone
 
@@ -30,13 +31,14 @@ def prepare_graph(traced: Traced, inputs: Sequence[Any], mapping: tq.QConfigMapp
         inputs: What the graph takes.
         mapping: Qconfigs by the names in the graph.
     """
+    pads = with_plain_padding(traced.module)
     alone = left_alone(traced.module, inputs)
     mapping = copy.deepcopy(mapping).set_module_name(_ALONE, None)
     for name in alone.modules:
         mapping.set_module_name(name, None)
     scopes = {**traced.scopes, **{name: (_ALONE, nn.Module) for name in alone.nodes}}
-    for node in traced.module.graph.nodes:
-        scopes.setdefault(node.name, ("", nn.Module))
+    for pad, convolution in pads.items():
+        scopes[pad] = scopes[convolution]
     fused = quantize_fx._fuse_fx(traced.module, True, FuseCustomConfig())  # noqa: SLF001 - as prepare_qat_fx does
     prepared: GraphModule = insert_observers(
         fused, mapping, True, scopes, example_inputs=tuple(inputs), prepare_custom_config=PrepareCustomConfig())

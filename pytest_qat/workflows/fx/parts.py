@@ -22,11 +22,12 @@ from pytest_qat.errors import StageError
 from pytest_qat.workflows.fx.arguments import CallForm, Nested, NotPlain, form_of, taken_apart
 from pytest_qat.workflows.fx.tracing import Traced, trace_call
 
-__all__ = ["Chosen", "Part", "PartlyTraced", "Partition", "agree", "find_parts"]
+__all__ = ["Chosen", "Part", "PartlyTraced", "Partition", "agree", "failed_part", "find_parts", "naming_part"]
 
 _SAME = 1e-3
 """Largest error of a graph, as a share of the output's norm (60 dB): folding and other orders of sums leave less."""
 _MOST_PASSES = 12
+_LIKE_WEIGHTS = "_like_the_weights"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +73,12 @@ def find_parts(model: nn.Module, batches: Sequence[Any], *, wanted: Callable[[st
     found = Partition(stopped=dict(refused))
     traced: dict[str, Traced] = {}
     for _ in range(_MOST_PASSES):
-        before = len(found.stopped)
         found.chosen.clear()
         search = _Search(model, found, wanted, traced)
         with torch.no_grad(), search.hooks():
             for inputs in batches:
                 call(model, _copied(inputs))
-        if len(found.stopped) == before:
+        if not search.undone:
             return found
     found.chosen.clear()
     return found
@@ -95,6 +95,8 @@ class _Search:
         self._traced = traced
         self._inside: list[tuple[str, list[Tensor]] | None] = []
         self._busy = False
+        self.undone = False
+        """Whether a module that was taken for a part turned out to be none, so that those inside it were missed."""
 
     @contextlib.contextmanager
     def hooks(self) -> Iterator[None]:
@@ -165,7 +167,7 @@ class _Search:
             self._stop(name, "its graph computes something else than the module: it depends on values, or keeps state")
 
     def _stop(self, name: str, reason: str) -> None:
-        self._found.chosen.pop(name, None)
+        self.undone |= self._found.chosen.pop(name, None) is not None
         self._found.stopped[name] = reason
 
 
@@ -201,8 +203,14 @@ class Part(nn.Module):
         own = vars(nn.Module())
         self._kept = {name: value for name, value in vars(module).items() if name not in own}
         self._kind = type(module)
-        self._form, self._output, self._name = form, output, name
+        self._form, self._output, self.name = form, output, name
         self.graph = graph
+        # Code around it may ask `next(module.parameters()).device`, and a packed layer has no parameters.
+        self.register_parameter(_LIKE_WEIGHTS, nn.Parameter(torch.empty(0), requires_grad=False))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: FBT001
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[prefix + _LIKE_WEIGHTS]  # it does not ship
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph on the tensors of the call.
@@ -212,7 +220,7 @@ class Part(nn.Module):
         """
         tensors = self._form.tensors_of(args, kwargs)
         if tensors is None:
-            raise StageError(f"{self._name or 'the model'} is called with other arguments than on the example inputs.",
+            raise StageError(f"{self.name or 'the model'} is called with other arguments than on the example inputs.",
                              hint="Give example_inputs in the form in which the model is called later.")
         return self._output.filled(self.graph(*tensors))
 
@@ -233,6 +241,31 @@ class Part(nn.Module):
             value = found()  # an int8 layer packs them
             return value.dequantize() if isinstance(value, Tensor) and value.is_quantized else value
         return found
+
+
+@contextlib.contextmanager
+def naming_part(name: str) -> Iterator[None]:
+    """Let an error know in which part it was raised; `failed_part` tells."""
+    try:
+        yield
+    except Exception as error:
+        raise PartFailed(name) from error
+
+
+class PartFailed(Exception):
+    """Raised from the error that a part raised; its only argument is the part's name."""
+
+
+def failed_part(error: BaseException) -> str | None:
+    """Return the name of the part in which an error was raised, or None."""
+    if isinstance(error, PartFailed):
+        return str(error.args[0])
+    trace, found = error.__traceback__, None
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        found = owner.name if isinstance(owner, Part) else found
+        trace = trace.tb_next
+    return found
 
 
 class PartlyTraced(nn.Module):

@@ -13,18 +13,19 @@ import torch
 import torch.ao.quantization as tq
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_fx
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.core.batches import call
 from pytest_qat.core.tracebacks import headline, locate_module, source_of
+from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
 from pytest_qat.workflows import eager
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
-from pytest_qat.workflows.fx.graphs import convert_graph, prepare_graph
-from pytest_qat.workflows.fx.parts import Chosen, Part, PartlyTraced, agree, find_parts
+from pytest_qat.workflows.fx.graphs import prepare_graph
+from pytest_qat.workflows.fx.parts import Part, PartlyTraced, Partition, agree, failed_part, find_parts, naming_part
+from pytest_qat.workflows.fx.trial import int8_form, try_int8
 from pytest_qat.workflows.fx.tracing import Traced, swap_float_functionals, trace
 from pytest_qat.workflows.qconfigs import float_roots, in_graph, qconfig_for, qconfig_mapping
 
@@ -41,27 +42,19 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     # Traced in eval mode: torch.fx bakes `self.training` in, and a dropout traced in train mode never switches off.
     model = _with_given_arguments(case)
     swap_float_functionals(model)
-    stopped: dict[str, str] = {}
     try:
         traced = trace(model, case.example_inputs)
         _hold_to(model, traced, case)
         graph, alone = prepare_graph(traced, case.example_inputs, mapping)
+        try_int8(graph, case.example_inputs)
         return PreparedModel(module=graph.train(), float_modules={**alone.modules, **reasons})
     except Exception as error:  # whatever a model does that a graph cannot hold
-        place = locate_module(error, model)
-        stopped[place or ""] = f"{type(error).__name__}: {headline(error)} ({source_of(error)})"
-    return _in_parts(case, mapping, reasons, stopped)
+        return _in_parts(case, mapping, reasons, stopped=_told(error))
 
 
 def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
     """Return the lowered int8 form of a copy of the prepared model."""
-    module: nn.Module = copy.deepcopy(prepared.module).eval()
-    if isinstance(module, GraphModule):
-        return ConvertedModel(module=convert_graph(module))
-    for part in module.modules():
-        if isinstance(part, Part):
-            part.graph = convert_graph(part.graph)
-    return ConvertedModel(module=module.eval())
+    return ConvertedModel(module=int8_form(prepared.module))
 
 
 def float_twin(case: QATCase) -> nn.Module:
@@ -75,27 +68,49 @@ def float_twin(case: QATCase) -> nn.Module:
         return eager.float_twin(case)
 
 
-def _in_parts(case: QATCase, mapping: tq.QConfigMapping, reasons: dict[str, str],
-              stopped: dict[str, str]) -> PreparedModel:
-    model = copy.deepcopy(case.model).eval()
-    swap_float_functionals(model)
+def _in_parts(case: QATCase, mapping: tq.QConfigMapping, reasons: dict[str, str], *, stopped: str) -> PreparedModel:
+    """Prepare the largest parts that trace, convert and run; a part that does not is looked for inside itself."""
+    batches = [case.example_inputs, *(batch for batch in calibration_batches(case, limit=_BATCHES)
+                                      if batch is not case.example_inputs)]
+    refused: dict[str, str] = {}
 
     def wanted(name: str, module: nn.Module) -> bool:
         in_float = any(name == root or name.startswith(f"{root}.") for root in reasons)
         return not in_float and _has_layers(name, module, mapping)
 
-    batches = [case.example_inputs, *calibration_batches(case, limit=_BATCHES)]
-    found = find_parts(model, batches, wanted=wanted, refused={})
+    while True:
+        model = copy.deepcopy(case.model).eval()
+        swap_float_functionals(model)
+        found = find_parts(model, batches, wanted=wanted, refused=refused)
+        module: nn.Module = model
+        try:
+            module, alone = _with_parts(model, found, mapping)
+            try_int8(module, case.example_inputs)
+        except Exception as error:  # torch.ao's own, of whatever type
+            name = failed_part(error)
+            if name is None or name in refused:
+                raise CheckFailed(["the quantized model does not run."], findings=[
+                    _failed(error.__cause__ or error, locate_module(error, module) if found.chosen else None)]) from error
+            refused[name] = _told(error.__cause__ or error)
+            continue
+        inside = {name: f"Python runs it, for torch.fx stops there ({why})" for name, why in found.stopped.items() if name}
+        inside |= {name: f"quantized by torch.fx, it fails ({why})" for name, why in refused.items()}
+        return PreparedModel(module=module.train(), float_modules={**inside, **alone, **reasons},
+                             findings=_notes(found, stopped))
+
+
+def _with_parts(model: nn.Module, found: Partition, mapping: tq.QConfigMapping) -> tuple[nn.Module, dict[str, str]]:
+    """Put prepared graphs in the place of the modules that trace; return the layers that were left alone, too."""
     alone: dict[str, str] = {}
     for name, chosen in found.chosen.items():
         module = model.get_submodule(name)
-        graph, left = prepare_graph(chosen.traced, chosen.inputs, in_graph(mapping, name, module))
+        with naming_part(name):
+            graph, left = prepare_graph(chosen.traced, chosen.inputs, in_graph(mapping, name, module))
         alone.update({_full(name, inner): why for inner, why in left.modules.items()})
-        part = Part(module, graph, form=chosen.form, output=chosen.traced.output, name=name)
-        model = _replaced(model, module, part)
-    whole = PartlyTraced(model)
-    return PreparedModel(module=whole.train(), float_modules={**alone, **reasons},
-                         findings=_notes(found.chosen, found.stopped or stopped))
+        assert chosen.traced.output is not None, "unreachable because trace_call notes it"
+        model = _replaced(model, module, Part(
+            module, graph, form=chosen.form, output=chosen.traced.output, name=name))
+    return PartlyTraced(model).eval(), alone
 
 
 def _full(name: str, inner: str) -> str:
@@ -122,13 +137,27 @@ def _has_layers(name: str, module: nn.Module, mapping: tq.QConfigMapping) -> boo
                for inner, part in module.named_modules())
 
 
-def _notes(chosen: dict[str, Chosen], stopped: dict[str, str]) -> tuple[Finding, ...]:
-    stop = next(iter(stopped.items()))
+def _notes(found: Partition, stopped: str) -> tuple[Finding, ...]:
+    if list(found.chosen) == [""]:
+        return ()  # nothing but the form of its arguments kept torch.fx from it
+    name, why = next(iter(found.stopped.items()), ("", stopped))
     return (Finding(
-        code="runs-partly-in-python", severity="note",
-        message=f"torch.fx cannot trace the whole model ({stop[0] or 'its forward'}: {stop[1]}): {len(chosen)} parts "
-                "are graphs, and Python runs what is between them.",
-        evidence={"parts": list(chosen), "stopped": dict(stopped)}),)
+        code="runs-partly-in-python", severity="note", module=name or None,
+        message=f"torch.fx cannot trace the model as a whole: {why}. {len(found.chosen)} parts of it are traced and "
+                "quantized, and Python runs what is between them, in float.",
+        evidence={"parts": list(found.chosen), "stopped": dict(found.stopped) or {"": stopped}}),)
+
+
+def _failed(error: BaseException, place: str | None) -> Finding:
+    name = place.removeprefix("module").lstrip(".") if place else ""
+    return Finding(
+        code="fx-model-fails", severity="error", module=name or None,
+        message=f"with its layers quantized by torch.fx, it raised {_told(error)}.",
+        evidence={"error": type(error).__name__})
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {headline(error)} ({source_of(error)})"
 
 
 def _hold_to(model: nn.Module, traced: Traced, case: QATCase) -> None:
