@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -11,10 +13,35 @@ from pytest_qat.core.forked import crash_of
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.findings import Finding
+from pytest_qat.workflows.base import ConvertedModel
+from pytest_qat.workflows.kernels import replace_wrong_kernels
 from pytest_qat.workflows.known_errors import explain
 from pytest_qat.workflows.names import user_names
 
-__all__ = ["try_once"]
+__all__ = ["try_once", "with_right_kernels"]
+
+
+def with_right_kernels(converted: ConvertedModel, case: QATCase, *, engine: str | None) -> ConvertedModel:
+    """Call a converted model once, and replace the layers whose int8 kernels are wrong on this machine.
+
+    Raises:
+        CheckFailed: it crashed the process, or raised.
+    """
+    try_once(converted.module, case, engine=engine)
+    names = user_names(converted.module)
+    wrong = {names[name]: level for name, level in replace_wrong_kernels(
+        converted.module, case.example_inputs).items()}
+    kernel = f"torch's int8 kernel of engine {engine}"
+    return replace(
+        converted,
+        float_modules={**converted.float_modules, **{
+            name: f"{kernel} is wrong here ({level:.1f} dB to float arithmetic on the same int8 numbers)"
+            for name, level in wrong.items()}},
+        findings=(*converted.findings, *(Finding(
+            code="wrong-int8-kernel", severity="note", module=name, evidence={"engine": engine, "sqnr_db": level},
+            message=f"{kernel} computes something else than this layer: {level:.1f} dB to float arithmetic on the same "
+                    "int8 numbers, where right kernels leave 40 dB and more. The layer runs in float between int8 ones.")
+            for name, level in wrong.items())))
 
 
 def try_once(converted: nn.Module, case: QATCase, *, engine: str | None) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from pytest_qat.exported.model import ExportedModel
 from pytest_qat.exported.program import module_of
 from pytest_qat.workflows.eager.wrappers import FloatIsland, QuantizedBorder
-from pytest_qat.workflows.fx.parts import Part, PartlyTraced
+from pytest_qat.workflows.fx.parts import Part
 
 __all__ = ["observed", "user_names"]
 
@@ -22,7 +22,7 @@ def user_names(model: nn.Module) -> dict[str, str]:
 
     def walk(module: nn.Module, actual: str, own: str, *, ours: bool, in_part: bool) -> None:
         names[actual] = own
-        wrapper = isinstance(module, (QuantizedBorder, FloatIsland, PartlyTraced))
+        wrapper = isinstance(module, (QuantizedBorder, FloatIsland))
         part = isinstance(module, Part)
         for leaf, child in module._modules.items():  # noqa: SLF001 - named_children hides shared modules
             if child is not None:

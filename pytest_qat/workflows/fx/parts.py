@@ -22,7 +22,8 @@ from pytest_qat.errors import StageError
 from pytest_qat.workflows.fx.arguments import CallForm, Nested, NotPlain, form_of, taken_apart
 from pytest_qat.workflows.fx.tracing import Traced, trace_call
 
-__all__ = ["Chosen", "Part", "PartlyTraced", "Partition", "agree", "failed_part", "find_parts", "naming_part"]
+__all__ = ["Chosen", "Part", "Partition", "agree", "failed_part", "find_parts", "naming_part",
+           "serve_in_eval_mode"]
 
 _SAME = 1e-3
 """Largest error of a graph, as a share of the output's norm (60 dB): folding and other orders of sums leave less."""
@@ -195,13 +196,20 @@ def _copied(inputs: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
 
 
+class _Kept(dict[str, Any]):
+    """Attributes that code around a part may read; copies of the part share them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
+        return self
+
+
 class Part(nn.Module):
     """A module whose forward is a graph; to the code around it, it has the attributes that the module had."""
 
     def __init__(self, module: nn.Module, graph: nn.Module, *, form: CallForm, output: Nested, name: str) -> None:
         super().__init__()
         own = vars(nn.Module())
-        self._kept = {name: value for name, value in vars(module).items() if name not in own}
+        self._kept = _Kept({name: value for name, value in vars(module).items() if name not in own})
         self._kind = type(module)
         self._form, self._output, self.name = form, output, name
         self.graph = graph
@@ -268,26 +276,24 @@ def failed_part(error: BaseException) -> str | None:
     return found
 
 
-class PartlyTraced(nn.Module):
-    """A model with parts, whose Python code runs in eval mode always, as it ships; layers follow `train()`."""
+def serve_in_eval_mode(model: nn.Module) -> nn.Module:
+    """Let the Python code of a model stay in eval mode, as it ships, whatever `train()` says; in place.
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model."""
-        return self.module(*args, **kwargs)
-
-    def train(self, mode: bool = True) -> PartlyTraced:
-        """Switch the graphs and torch's own layers; the user's modules stay as they are when the model is served."""
-        self.training = mode
-        _switch(self.module, mode)
-        return self
+    The graphs and torch's own layers follow `train()`; the user's modules do not, and their own `train` is not called.
+    """
+    kind = type(model)
+    model.__class__ = type(kind.__name__, (kind,), {"train": _train, "__module__": kind.__module__})
+    return model
 
 
-def _switch(module: nn.Module, mode: bool) -> None:
-    if isinstance(module, (Part, GraphModule)) or type(module).__module__.startswith("torch."):
+def _train(self: nn.Module, mode: bool = True) -> nn.Module:  # noqa: FBT001 - as torch has it
+    for child in self.children():
+        _switch(child, mode)
+    return self
+
+
+def _switch(module: nn.Module, mode: bool) -> None:  # noqa: FBT001
+    if isinstance(module, (Part, GraphModule)) or type(module).__module__.startswith("torch.nn."):
         module.train(mode)
         return
     for child in module.children():

@@ -24,12 +24,14 @@ from pytest_qat.recipe import Recipe
 from pytest_qat.workflows import eager
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
 from pytest_qat.workflows.fx.graphs import prepare_graph
-from pytest_qat.workflows.fx.parts import Part, PartlyTraced, Partition, agree, failed_part, find_parts, naming_part
+from pytest_qat.workflows.fx.parts import Part, Partition, agree, failed_part, find_parts, naming_part, serve_in_eval_mode
 from pytest_qat.workflows.fx.trial import int8_form, try_int8
 from pytest_qat.workflows.fx.tracing import Traced, swap_float_functionals, trace
 from pytest_qat.workflows.qconfigs import float_roots, in_graph, qconfig_for, qconfig_mapping
 
-__all__ = ["convert", "float_twin", "prepare"]
+__all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
+
+CONVERTS_SLOWLY: bool = False
 
 _BATCHES = 2
 """Calibration batches, beside the example, that the modules are watched on before they become parts."""
@@ -110,7 +112,7 @@ def _with_parts(model: nn.Module, found: Partition, mapping: tq.QConfigMapping) 
         assert chosen.traced.output is not None, "unreachable because trace_call notes it"
         model = _replaced(model, module, Part(
             module, graph, form=chosen.form, output=chosen.traced.output, name=name))
-    return PartlyTraced(model).eval(), alone
+    return (model if isinstance(model, Part) else serve_in_eval_mode(model)), alone
 
 
 def _full(name: str, inner: str) -> str:
@@ -149,9 +151,8 @@ def _notes(found: Partition, stopped: str) -> tuple[Finding, ...]:
 
 
 def _failed(error: BaseException, place: str | None) -> Finding:
-    name = place.removeprefix("module").lstrip(".") if place else ""
     return Finding(
-        code="fx-model-fails", severity="error", module=name or None,
+        code="fx-model-fails", severity="error", module=place or None,
         message=f"with its layers quantized by torch.fx, it raised {_told(error)}.",
         evidence={"error": type(error).__name__})
 
