@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.ao.nn import quantizable as nnqa
+from torch.ao.nn import quantized as nnq
 
 from pytest_qat.exported.model import ExportedModel
 from pytest_qat.exported.program import module_of
@@ -24,9 +26,10 @@ def user_names(model: nn.Module) -> dict[str, str]:
         names[actual] = own
         wrapper = isinstance(module, (QuantizedBorder, FloatIsland))
         part = isinstance(module, Part)
+        one = isinstance(module, (nnqa.LSTM, nnq.LSTM))  # what is inside is torch.ao's, and answers to its name
         for leaf, child in module._modules.items():  # noqa: SLF001 - named_children hides shared modules
             if child is not None:
-                added = ours or (wrapper and leaf != "module") or (in_part and leaf != "module")
+                added = ours or one or (wrapper and leaf != "module") or (in_part and leaf != "module")
                 inside = own if wrapper or part or in_part or added else f"{own}.{leaf}" if own else leaf
                 walk(child, f"{actual}.{leaf}" if actual else leaf, inside, ours=added, in_part=part)
 

@@ -85,7 +85,8 @@ def has_int8_form(module: nn.Module) -> bool:
     return type(module) in _INT8_FORMS
 
 
-_INT8_FORMS = frozenset(get_default_static_quant_module_mappings()) | frozenset(get_default_qat_module_mappings())
+_INT8_FORMS = (frozenset(get_default_static_quant_module_mappings()) | frozenset(get_default_qat_module_mappings())
+               | {nn.LSTM})  # by way of torch.ao.nn.quantizable.LSTM
 
 
 def _float_functional(entry: Call, trace: Trace) -> bool:

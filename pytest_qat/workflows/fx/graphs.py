@@ -14,6 +14,7 @@ from torch.ao.quantization.fx.prepare import prepare as insert_observers
 from torch.fx import GraphModule
 
 from pytest_qat.workflows.fx.padding import with_plain_padding
+from pytest_qat.workflows.fx.recurrent import EagerLayer, convert_layers, prepare_layers
 from pytest_qat.workflows.fx.tracing import Traced
 from pytest_qat.workflows.fx.values import LeftAlone, left_alone
 
@@ -33,8 +34,10 @@ def prepare_graph(traced: Traced, inputs: Sequence[Any], mapping: tq.QConfigMapp
     """
     pads = with_plain_padding(traced.module)
     alone = left_alone(traced.module, inputs)
+    wrapped = [name for name, module in traced.module.named_modules() if isinstance(module, EagerLayer)]
+    own = mapping
     mapping = copy.deepcopy(mapping).set_module_name(_ALONE, None)
-    for name in alone.modules:
+    for name in (*alone.modules, *wrapped):
         mapping.set_module_name(name, None)
     scopes = {**traced.scopes, **{name: (_ALONE, nn.Module) for name in alone.nodes}}
     for pad, convolution in pads.items():
@@ -43,6 +46,7 @@ def prepare_graph(traced: Traced, inputs: Sequence[Any], mapping: tq.QConfigMapp
     prepared: GraphModule = insert_observers(
         fused, mapping, True, scopes, example_inputs=tuple(inputs), prepare_custom_config=PrepareCustomConfig())
     _without_observers_of(prepared, alone.strange)
+    prepare_layers(prepared, own)
     return prepared, alone
 
 
@@ -59,4 +63,5 @@ def _without_observers_of(prepared: GraphModule, strange: frozenset[str]) -> Non
 
 def convert_graph(prepared: GraphModule) -> nn.Module:
     """Return the int8 form of a prepared graph in eval mode, which it changes."""
+    convert_layers(prepared)
     return quantize_fx.convert_fx(prepared).eval()

@@ -16,6 +16,8 @@ from torch.ao.quantization.fx.tracer import QuantizationTracer
 from torch.fx import Node, Proxy
 from torch.utils import _pytree as pytree
 
+from pytest_qat.workflows.fx.recurrent import EagerLayer
+
 __all__ = ["FormTracer"]
 
 _OF_FORM = frozenset({"dtype", "ndim", "device", "is_cuda", "layout", "is_quantized", "type"})
@@ -39,6 +41,10 @@ class FormTracer(QuantizationTracer):
         self._inputs = list(inputs)
         self._values: dict[Node, Any] = {}
         self._evaluating = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one node."""
+        return isinstance(m, EagerLayer) or super().is_leaf_module(m, module_qualified_name)
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
         """Unpack what is a tuple in every call of this form, such as a shape."""

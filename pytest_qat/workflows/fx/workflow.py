@@ -25,6 +25,7 @@ from pytest_qat.workflows import eager
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
 from pytest_qat.workflows.fx.graphs import prepare_graph
 from pytest_qat.workflows.fx.parts import Part, Partition, agree, failed_part, find_parts, naming_part, serve_in_eval_mode
+from pytest_qat.workflows.fx.recurrent import wrap_layers
 from pytest_qat.workflows.fx.trial import int8_form, try_int8
 from pytest_qat.workflows.fx.tracing import Traced, swap_float_functionals, trace
 from pytest_qat.workflows.qconfigs import float_roots, in_graph, qconfig_for, qconfig_mapping
@@ -44,6 +45,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     # Traced in eval mode: torch.fx bakes `self.training` in, and a dropout traced in train mode never switches off.
     model = _with_given_arguments(case)
     swap_float_functionals(model)
+    wrap_layers(model, mapping)
     try:
         traced = trace(model, case.example_inputs)
         _hold_to(model, traced, case)
@@ -83,6 +85,7 @@ def _in_parts(case: QATCase, mapping: tq.QConfigMapping, reasons: dict[str, str]
     while True:
         model = copy.deepcopy(case.model).eval()
         swap_float_functionals(model)
+        wrap_layers(model, mapping)
         found = find_parts(model, batches, wanted=wanted, refused=refused)
         module: nn.Module = model
         try:
