@@ -10,7 +10,7 @@ from torch import nn
 from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.core.batches import call
 from pytest_qat.core.forked import crash_of
-from pytest_qat.core.tracebacks import headline
+from pytest_qat.core.tracebacks import headline, locate_module, place_of
 from pytest_qat.errors import CheckFailed, StageError
 from pytest_qat.findings import Finding
 from pytest_qat.workflows.base import ConvertedModel
@@ -39,8 +39,8 @@ def with_right_kernels(converted: ConvertedModel, case: QATCase, *, engine: str 
             for name, level in wrong.items()}},
         findings=(*converted.findings, *(Finding(
             code="wrong-int8-kernel", severity="note", module=name, evidence={"engine": engine, "sqnr_db": level},
-            message=f"{kernel} computes something else than this layer: {level:.1f} dB to float arithmetic on the same "
-                    "int8 numbers, where right kernels leave 40 dB and more. The layer runs in float between int8 ones.")
+            message=f"{kernel} agrees to only {level:.1f} dB with float arithmetic on the same int8 numbers, where "
+                    "right kernels leave 40 dB and more. The layer runs in float between int8 ones.")
             for name, level in wrong.items())))
 
 
@@ -66,7 +66,7 @@ def try_once(converted: nn.Module, case: QATCase, *, engine: str | None) -> None
     except Exception as error:
         finding = explain(error, model=converted, stage="convert")
         if finding is None:
-            raise StageError(
-                f"the converted model raised {type(error).__name__} on example_inputs: {headline(error)}",
-                hint="Try an fx recipe, or name the module that fails in skip=(...).") from error
+            place = user_names(converted).get(locate_module(error, converted) or "") or "the converted model"
+            raise StageError(f"{place} raised {type(error).__name__} on example_inputs: {headline(error)} "
+                             f"({place_of(error)})") from error
         raise CheckFailed(["the converted model cannot run on example_inputs."], findings=[finding]) from error

@@ -34,9 +34,10 @@ _OWN = frozenset(vars(nn.Module()))
 
 
 def with_plain_model(case: QATCase) -> tuple[QATCase, tuple[Finding, ...]]:
-    """Return the case with a model that can be copied and quantized, and what was done to it; the case itself if it can.
+    """Return the case with a model that can be copied and quantized, and notes on what was done to it.
 
-    Where the model cannot be copied in any way, or merging changes what it computes, the case is returned as it is.
+    Where the user's model can be, or no copy can be made, or merging changes what it computes, the case is returned as
+    it is.
     """
     if not any(True for _ in _merged_kinds(case.model)) and not _without_copies(case.model):
         return case, ()
@@ -55,7 +56,7 @@ def with_plain_model(case: QATCase) -> tuple[QATCase, tuple[Finding, ...]]:
     kinds = ", ".join(sorted(set(merged.values())))
     return plain, (Finding(
         code="parametrization-merged", severity="note", module=next(iter(merged)) if len(merged) == 1 else None,
-        message=f"{kinds} of {len(merged)} modules was merged into plain weights on a copy; the model computes the same.",
+        message=f"{kinds} of {len(merged)} modules was merged into plain weights on a copy, which computes the same.",
         evidence={"modules": merged}),) if merged else ()
 
 
@@ -80,7 +81,8 @@ def _copyable(model: nn.Module) -> nn.Module:
 
 def _sharing(shared: frozenset[str]) -> Callable[[Any, dict[int, Any]], Any]:
     def copied_but(self: Any, memo: dict[int, Any]) -> Any:
-        made = type(self).__new__(type(self))
+        kind: Any = type(self)
+        made = kind.__new__(kind)
         memo[id(self)] = made
         vars(made).update({name: value if name in shared else copy.deepcopy(value, memo)
                            for name, value in vars(self).items()})

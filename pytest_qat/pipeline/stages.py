@@ -23,6 +23,7 @@ from pytest_qat.exported.model import as_module
 from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, untrained_copy
 from pytest_qat.measure.evaluation import CALIBRATION_BATCHES
 from pytest_qat.measure.parity import Parity, compare_parity
+from pytest_qat.pipeline.finite import refuse_broken
 from pytest_qat.pipeline.first_call import try_once, with_right_kernels
 from pytest_qat.pipeline.preflight import check_prepared, hold_to_model
 from pytest_qat.recipe import Recipe
@@ -138,9 +139,11 @@ def convert(case: QATCase, recipe: Recipe, trained: TrainedModel, shared: Shared
     """Convert a trained model and call the result once.
 
     Raises:
-        CheckFailed: it cannot be converted, or the converted model cannot run.
+        CheckFailed: training left weights that are not finite, or the model cannot be converted, or the converted one
+            cannot run.
         StageError: the converted model raised an error that is not a known one.
     """
+    refuse_broken(trained.prepared.module)
     int8 = shared.once(f"converted, folded={recipe.fold_quantize}", recipe, lambda: with_right_kernels(
         load_workflow(recipe.workflow).convert(trained.prepared, recipe), case, engine=recipe.engine))
     return Conversion(int8=int8, prepared=trained.prepared, ptq=trained.ptq, fine_tuning=trained.fine_tuning,

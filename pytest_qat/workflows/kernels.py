@@ -37,7 +37,7 @@ class InFloat(nn.Module):
         """Dequantize, compute, quantize."""
         return float_form(self._hidden[0], *args)
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: FBT001
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self._hidden[0].state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
 

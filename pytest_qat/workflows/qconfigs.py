@@ -98,5 +98,5 @@ def _reason(name: str, module: nn.Module, case: QATCase) -> str:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "an embedding needs a weight-only qconfig of its own"
     if _is_closed(module):
-        return f"fx and eager mode cannot look inside nn.{type(module).__name__}; pt2e recipes do"
+        return f"fx and eager mode take nn.{type(module).__name__} for one operation, which has no int8 kernel"
     return "the qconfig mapping gives it no qconfig"

@@ -85,7 +85,8 @@ class CallForm:
         return function(*bound.args, **bound.kwargs)
 
 
-def form_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[CallForm, list[Tensor]]:
+def form_of(function: Callable[..., Any], args: tuple[Any, ...],
+            kwargs: dict[str, Any]) -> tuple[CallForm, list[Tensor]]:
     """Return the form of a call and its tensors.
 
     Raises:

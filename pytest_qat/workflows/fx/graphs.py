@@ -39,7 +39,7 @@ def prepare_graph(traced: Traced, inputs: Sequence[Any], mapping: tq.QConfigMapp
     mapping = copy.deepcopy(mapping).set_module_name(_ALONE, None)
     for name in (*alone.modules, *wrapped):
         mapping.set_module_name(name, None)
-    scopes = {**traced.scopes, **{name: (_ALONE, nn.Module) for name in alone.nodes}}
+    scopes = {**traced.scopes, **dict.fromkeys(alone.nodes, (_ALONE, nn.Module))}
     for pad, convolution in pads.items():
         scopes[pad] = scopes[convolution]
     fused = quantize_fx._fuse_fx(traced.module, True, FuseCustomConfig())  # noqa: SLF001 - as prepare_qat_fx does

@@ -47,4 +47,4 @@ def _set_numbers(layer: Any) -> None:
         layer.padding = tuple(total // 2 for total in totals)
         return
     layer.padding = (0,) * len(totals)
-    layer._unequal_ends = [end for total in reversed(totals) for end in (total // 2, total - total // 2)]
+    vars(layer)["_unequal_ends"] = [end for total in reversed(totals) for end in (total // 2, total - total // 2)]

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from pytest_qat.core.batches import call
-from pytest_qat.core.tracebacks import headline, source_of
+from pytest_qat.core.tracebacks import summary_of
 from pytest_qat.errors import StageError
 from pytest_qat.workflows.fx.arguments import CallForm, Nested, NotPlain, form_of, taken_apart
 from pytest_qat.workflows.fx.tracing import Traced, trace_call
@@ -94,7 +94,7 @@ class _Search:
         self._found = found
         self._wanted = wanted
         self._traced = traced
-        self._inside: list[tuple[str, list[Tensor]] | None] = []
+        self._inside: list[tuple[str, list[Tensor]]] = []
         self._busy = False
         self.undone = False
         """Whether a module that was taken for a part turned out to be none, so that those inside it were missed."""
@@ -119,7 +119,7 @@ class _Search:
                 self._inside.append((name, [tensor.detach().clone() for tensor in tensors]))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if self._busy or not self._inside or self._inside[-1] is None or self._inside[-1][0] != name:
+            if self._busy or not self._inside or self._inside[-1][0] != name:
                 return
             _, tensors = self._inside.pop()
             self._check(name, tensors, output)
@@ -142,7 +142,7 @@ class _Search:
             traced = self._traced.get(name) or trace_call(module, form, tensors)
             self._traced[name] = traced
         except Exception as error:  # whatever a model does that a trace cannot hold
-            self._stop(name, f"{type(error).__name__}: {headline(error)} ({source_of(error)})")
+            self._stop(name, summary_of(error))
             return None
         finally:
             self._busy = False
@@ -160,7 +160,7 @@ class _Search:
             made = chosen.traced.module(*tensors)
             same = chosen.traced.output.fits(nested) and agree(wanted, made)
         except Exception as error:  # a graph may fail where the module does not
-            self._stop(name, f"its graph raised {type(error).__name__}: {headline(error)}")
+            self._stop(name, f"its graph raised {summary_of(error)}")
             return
         finally:
             self._busy = False
@@ -216,7 +216,7 @@ class Part(nn.Module):
         # Code around it may ask `next(module.parameters()).device`, and a packed layer has no parameters.
         self.register_parameter(_LIKE_WEIGHTS, nn.Parameter(torch.empty(0), requires_grad=False))
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: FBT001
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         del destination[prefix + _LIKE_WEIGHTS]  # it does not ship
 
@@ -286,13 +286,13 @@ def serve_in_eval_mode(model: nn.Module) -> nn.Module:
     return model
 
 
-def _train(self: nn.Module, mode: bool = True) -> nn.Module:  # noqa: FBT001 - as torch has it
+def _train(self: nn.Module, mode: bool = True) -> nn.Module:
     for child in self.children():
         _switch(child, mode)
     return self
 
 
-def _switch(module: nn.Module, mode: bool) -> None:  # noqa: FBT001
+def _switch(module: nn.Module, mode: bool) -> None:
     if isinstance(module, (Part, GraphModule)) or type(module).__module__.startswith("torch.nn."):
         module.train(mode)
         return

@@ -53,7 +53,7 @@ def _prepare(layer: EagerLayer, node: Node, qconfig: Any) -> None:
     layer.quants.extend(tq.QuantStub(qconfig) for _ in node.all_input_nodes)
     layer.dequant = tq.DeQuantStub()
     layer.dequant.qconfig = qconfig
-    layer.qconfig = layer.module.qconfig = qconfig  # type: ignore[assignment]
+    layer.qconfig = layer.module.qconfig = qconfig
     tq.prepare_qat(layer.train(), inplace=True)
     layer.eval()
 

@@ -22,7 +22,7 @@ __all__ = ["FormTracer"]
 
 _OF_FORM = frozenset({"dtype", "ndim", "device", "is_cuda", "layout", "is_quantized", "type"})
 _METHODS_OF_FORM = frozenset({"dim", "ndimension", "is_floating_point", "is_complex"})
-_FUNCTIONS_OF_FORM = frozenset({torch.is_floating_point, torch.is_complex, torch.is_tensor})
+_FUNCTIONS_OF_FORM: frozenset[Any] = frozenset({torch.is_floating_point, torch.is_complex})
 _KEEPS_FORM = frozenset({operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.add,
                          operator.sub, operator.and_, operator.or_, operator.not_, getattr})
 
@@ -50,8 +50,14 @@ class FormTracer(QuantizationTracer):
         """Unpack what is a tuple in every call of this form, such as a shape."""
         value = self._value(obj.node)
         if isinstance(value, (tuple, list)):
-            return iter([obj[index] for index in range(len(value))])
+            several: Any = obj
+            return iter([several[index] for index in range(len(value))])
         return super().iter(obj)
+
+    def length(self, obj: Proxy) -> int | None:
+        """Return how many items a proxy has in every call of this form; None for a tensor, and for what has none."""
+        value = self._value(obj.node)
+        return len(value) if isinstance(value, (tuple, list)) else None
 
     def to_bool(self, obj: Proxy) -> bool:
         """Decide what depends on dtypes and numbers of dimensions only."""

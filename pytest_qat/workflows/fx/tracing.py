@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.fx import GraphModule, Node, Proxy
 from torch.fx.proxy import TraceError
+from torch.utils import _pytree as pytree
 
 from pytest_qat.workflows.fx.arguments import CallForm, Nested, NotPlain, taken_apart
 from pytest_qat.workflows.fx.tracer import FormTracer
@@ -87,7 +90,7 @@ def _graph_of(root: nn.Module, inputs: Sequence[Any], module: nn.Module) -> tupl
 
 
 def _traced(root: nn.Module, tracer: FormTracer, module: nn.Module) -> tuple[GraphModule, FormTracer]:
-    with _factories_take_proxies(), _unmarked(module), _without_stack_traces():
+    with _factories_take_proxies(), _lengths_of_shapes(tracer), _unmarked(module), _without_stack_traces():
         return GraphModule(root, tracer.trace(root), class_name=type(module).__name__), tracer
 
 
@@ -146,11 +149,26 @@ def _factories_take_proxies() -> Iterator[None]:
             setattr(torch, name, function)
 
 
+@contextlib.contextmanager
+def _lengths_of_shapes(tracer: FormTracer) -> Iterator[None]:
+    """Let `len(x.shape)` and `f(*x.shape)` be followed: torch.fx refuses all lengths."""
+    kept = Proxy.__len__
+
+    def length(proxy: Proxy) -> int:
+        found = tracer.length(proxy) if proxy.tracer is tracer else None
+        return kept(proxy) if found is None else found  # type: ignore[no-any-return]
+
+    Proxy.__len__ = length  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        Proxy.__len__ = kept  # type: ignore[method-assign]
+
+
 def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function, updated=())
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        found: list[Proxy] = []
-        torch.fx.node.map_aggregate((args, kwargs), lambda leaf: found.append(leaf) if isinstance(leaf, Proxy) else leaf)
+        found = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Proxy)]
         if not found:
             return function(*args, **kwargs)
         return found[0].tracer.create_proxy("call_function", function, args, kwargs)
@@ -171,7 +189,13 @@ def _unmarked(module: nn.Module) -> Iterator[None]:
     finally:
         changed = [part for part, attributes, buffers in kept if _restored(part, attributes, buffers)]
     if changed:
-        raise KeepsState(f"{type(changed[0]).__name__} keeps what it computes in its own attributes")
+        raise KeepsState(f"{type(changed[0]).__name__} ({_place_of_forward(changed[0])}) keeps what it computes in its "
+                         "own attributes")
+
+
+def _place_of_forward(part: nn.Module) -> str:
+    code = inspect.unwrap(type(part).forward).__code__
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
 
 
 def _restored(part: nn.Module, attributes: dict[str, Any], buffers: dict[str, Any]) -> bool:

@@ -25,6 +25,7 @@ def int8_form(prepared: nn.Module) -> nn.Module:
         return convert_graph(module)
     for part in [part for part in module.modules() if isinstance(part, Part)]:
         with naming_part(part.name):
+            assert isinstance(part.graph, GraphModule), "unreachable because parts are prepared as graphs"
             part.graph = convert_graph(part.graph)
     return module.eval()
 

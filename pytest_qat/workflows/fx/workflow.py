@@ -5,8 +5,11 @@ A model that cannot be traced as a whole is traced in parts, which are quantized
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,17 +20,25 @@ from torch.utils import _pytree as pytree
 
 from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.core.batches import call
-from pytest_qat.core.tracebacks import headline, locate_module, source_of
+from pytest_qat.core.tracebacks import locate_module, summary_of
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
 from pytest_qat.workflows import eager
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
 from pytest_qat.workflows.fx.graphs import prepare_graph
-from pytest_qat.workflows.fx.parts import Part, Partition, agree, failed_part, find_parts, naming_part, serve_in_eval_mode
+from pytest_qat.workflows.fx.parts import (
+    Part,
+    Partition,
+    agree,
+    failed_part,
+    find_parts,
+    naming_part,
+    serve_in_eval_mode,
+)
 from pytest_qat.workflows.fx.recurrent import wrap_layers
-from pytest_qat.workflows.fx.trial import int8_form, try_int8
 from pytest_qat.workflows.fx.tracing import Traced, swap_float_functionals, trace
+from pytest_qat.workflows.fx.trial import int8_form, try_int8
 from pytest_qat.workflows.qconfigs import float_roots, in_graph, qconfig_for, qconfig_mapping
 
 __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
@@ -39,7 +50,16 @@ _BATCHES = 2
 
 
 def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
-    """Return an FX QAT-prepared copy of the case's model, traced as a whole or in parts."""
+    """Return an FX QAT-prepared copy of the case's model, traced as a whole or in parts.
+
+    Raises:
+        CheckFailed: the quantized model does not run, though its parts do.
+    """
+    with _warnings_ignored():
+        return _prepare(case, recipe)
+
+
+def _prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     mapping = qconfig_mapping(case, engine=recipe.engine)
     reasons = float_roots(case.model, mapping, case)
     # Traced in eval mode: torch.fx bakes `self.training` in, and a dropout traced in train mode never switches off.
@@ -53,23 +73,33 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
         try_int8(graph, case.example_inputs)
         return PreparedModel(module=graph.train(), float_modules={**alone.modules, **reasons})
     except Exception as error:  # whatever a model does that a graph cannot hold
-        return _in_parts(case, mapping, reasons, stopped=_told(error))
+        return _in_parts(case, mapping, reasons, stopped=summary_of(error))
 
 
 def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
     """Return the lowered int8 form of a copy of the prepared model."""
-    return ConvertedModel(module=int8_form(prepared.module))
+    with _warnings_ignored():
+        return ConvertedModel(module=int8_form(prepared.module))
 
 
 def float_twin(case: QATCase) -> nn.Module:
     """Return the traced float model in eval mode with BatchNorm folded."""
-    model = _with_given_arguments(case)
-    try:
-        traced = trace(model, case.example_inputs)
-        _hold_to(model, traced, case)
-        return quantize_fx._fuse_fx(traced.module, False).eval()
-    except Exception:  # prepare says why; what is left is to fold by watching a call
-        return eager.float_twin(case)
+    with _warnings_ignored():
+        model = _with_given_arguments(case)
+        try:
+            traced = trace(model, case.example_inputs)
+            _hold_to(model, traced, case)
+            return quantize_fx._fuse_fx(traced.module, False).eval()  # noqa: SLF001 - as fuse_fx does
+        except Exception:  # prepare says why; what is left is to fold by watching a call
+            return eager.float_twin(case)
+
+
+@contextlib.contextmanager
+def _warnings_ignored() -> Iterator[None]:
+    """Keep a warning of torch's or of the model's, where warnings are errors, from deciding what can be quantized."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _in_parts(case: QATCase, mapping: tq.QConfigMapping, reasons: dict[str, str], *, stopped: str) -> PreparedModel:
@@ -83,7 +113,7 @@ def _in_parts(case: QATCase, mapping: tq.QConfigMapping, reasons: dict[str, str]
         return not in_float and _has_layers(name, module, mapping)
 
     while True:
-        model = copy.deepcopy(case.model).eval()
+        model = _settled_copy(case)
         swap_float_functionals(model)
         wrap_layers(model, mapping)
         found = find_parts(model, batches, wanted=wanted, refused=refused)
@@ -95,10 +125,11 @@ def _in_parts(case: QATCase, mapping: tq.QConfigMapping, reasons: dict[str, str]
             name = failed_part(error)
             if name is None or name in refused:
                 raise CheckFailed(["the quantized model does not run."], findings=[
-                    _failed(error.__cause__ or error, locate_module(error, module) if found.chosen else None)]) from error
-            refused[name] = _told(error.__cause__ or error)
+                    _failed(error.__cause__ or error, locate_module(error, module))]) from error
+            refused[name] = summary_of(error.__cause__ or error)
             continue
-        inside = {name: f"Python runs it, for torch.fx stops there ({why})" for name, why in found.stopped.items() if name}
+        inside = {name: f"Python runs it, for torch.fx stops there ({why})"
+                  for name, why in found.stopped.items() if name}
         inside |= {name: f"quantized by torch.fx, it fails ({why})" for name, why in refused.items()}
         return PreparedModel(module=module.train(), float_modules={**inside, **alone, **reasons},
                              findings=_notes(found, stopped))
@@ -156,12 +187,8 @@ def _notes(found: Partition, stopped: str) -> tuple[Finding, ...]:
 def _failed(error: BaseException, place: str | None) -> Finding:
     return Finding(
         code="fx-model-fails", severity="error", module=place or None,
-        message=f"with its layers quantized by torch.fx, it raised {_told(error)}.",
+        message=f"with its layers quantized by torch.fx, it raised {summary_of(error)}.",
         evidence={"error": type(error).__name__})
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {headline(error)} ({source_of(error)})"
 
 
 def _hold_to(model: nn.Module, traced: Traced, case: QATCase) -> None:
@@ -175,6 +202,14 @@ def _hold_to(model: nn.Module, traced: Traced, case: QATCase) -> None:
         raise ValueError("its graph computes something else than the model")
 
 
+def _settled_copy(case: QATCase) -> nn.Module:
+    """Return a copy in eval mode, called once: some models merge weights or build tables in their first call."""
+    model = copy.deepcopy(case.model).eval()
+    with torch.no_grad():
+        call(model, _copied(case.example_inputs))
+    return model
+
+
 def _copied(inputs: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
 
@@ -185,7 +220,7 @@ def _with_given_arguments(case: QATCase) -> nn.Module:
     torch.fx hands every argument a proxy, which is never None and neither true nor false: a branch for a mask or a
     target that is left out would be traced as if it were given.
     """
-    model = copy.deepcopy(case.model).eval()
+    model = _settled_copy(case)
     parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
     given, left = parameters[:len(case.example_inputs)], parameters[len(case.example_inputs):]
     plain = all(parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for parameter in given)
