@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import sysconfig
 from pathlib import Path
+from types import FrameType
+from typing import Literal
 
 from torch import nn
 
-__all__ = ["headline", "locate_module", "place_of"]
+__all__ = ["calling_place", "headline", "locate_module", "place_of", "source_of", "summary_of"]
 
-_NOT_THE_USERS = (Path(__file__).parents[1],
-                  *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")))
+_INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
+_MACHINERY = (Path(__file__).parents[1], *(folder / "torch" for folder in _INSTALLED),
+              *(folder / "torchao" for folder in _INSTALLED))
+_STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
 def locate_module(error: BaseException, model: nn.Module) -> str | None:
@@ -18,34 +23,70 @@ def locate_module(error: BaseException, model: nn.Module) -> str | None:
 
     Args:
         error: A caught exception, with its traceback.
-        model: The object that was called, because modules are recognized by identity.
+        model: What was called, or what it is a copy of; modules are recognized by identity.
 
     Returns:
         The name, or None if no frame belongs to a submodule.
     """
-    names = {id(module): name for name, module in model.named_modules()}
-    found: str | None = None
+    owners: list[nn.Module] = []
     trace = error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and names.get(id(owner)):
-            found = names[id(owner)]
+        if isinstance(owner, nn.Module):
+            owners.append(owner)
         trace = trace.tb_next
-    return found
+    for root in (model, *owners):  # what was called may be a copy of the model
+        names = {id(module): name for name, module in root.named_modules()}
+        found: str | None = next((names[id(owner)] for owner in reversed(owners) if names.get(id(owner))), None)
+        if found is not None:
+            return found
+    return None
 
 
 def place_of(error: BaseException) -> str:
-    """Return `file:line` of the innermost frame of an error that is the user's own code, for one-line messages."""
+    """Return `file:line` of the innermost frame of an error that is the user's own code, for one-line messages.
+
+    Where no frame is, it is the innermost one of an installed package that is neither torch nor this.
+    """
+    return _place(error, own_code_first=True)
+
+
+def source_of(error: BaseException) -> str:
+    """Return `file:line` of the innermost frame of an error that is neither torch's, Python's nor this package's."""
+    return _place(error, own_code_first=False)
+
+
+def calling_place() -> str:
+    """Return `file:line` of the innermost running frame that is neither torch's, Python's nor this package's."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented, and a whole stack costs too much per call
+    while frame is not None:
+        if _kind_of(frame.f_code.co_filename) != "machinery":
+            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "unknown place"
+
+
+def _place(error: BaseException, *, own_code_first: bool) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}"
+    own = others = ""
     trace = error.__traceback__
-    place = "unknown place"
     while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
-        if not path.startswith("<") and not any(Path(path).is_relative_to(folder) for folder in _NOT_THE_USERS):
-            place = f"{Path(path).name}:{trace.tb_lineno}"
+        kind = _kind_of(trace.tb_frame.f_code.co_filename)
+        if kind != "machinery":
+            others = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+            own = others if kind == "own" else own
         trace = trace.tb_next
-    return place
+    return (own if own_code_first and own else others) or "unknown place"
+
+
+def _kind_of(filename: str) -> Literal["machinery", "installed", "own"]:
+    path = Path(filename)
+    if filename.startswith("<") or any(path.is_relative_to(folder) for folder in _MACHINERY):
+        return "machinery"
+    if any(path.is_relative_to(folder) for folder in _INSTALLED):
+        return "installed"
+    return "machinery" if path.is_relative_to(_STDLIB) else "own"
 
 
 def headline(error: BaseException) -> str:
@@ -54,3 +95,10 @@ def headline(error: BaseException) -> str:
         return (str(error).splitlines() or ["no message"])[0]
     except Exception:  # an exception whose text raises
         return "no message"
+
+
+def summary_of(error: BaseException) -> str:
+    """Return an error in one line: its type, the first sentence of its message, and its source where that is known."""
+    place = source_of(error)
+    first = headline(error).partition(". ")[0].rstrip(".")
+    return f"{type(error).__name__}: {first}" + ("" if place == "unknown place" else f" ({place})")

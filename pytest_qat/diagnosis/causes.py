@@ -80,14 +80,17 @@ def _text_of(error: Exception) -> str:
 
 def _prepare(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
     brings_converted_only = run.case.converted is not None and run.case.prepared is None
-    return notes_on_preparing(run.case, None if brings_converted_only else run.prepared().module)
+    if brings_converted_only:
+        return (*run.notes_on_model, *notes_on_preparing(run.case, None))
+    prepared = run.prepared()
+    return (*run.notes_on_model, *prepared.findings, *notes_on_preparing(run.case, prepared.module))
 
 
 def _convert(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
     done = run.converted()
     if done.prepared is None:
         return ()
-    return (*switched_off(done.left_off), *collapsed_ranges(done.prepared.module))
+    return (*done.int8.findings, *switched_off(done.left_off), *collapsed_ranges(done.prepared.module))
 
 
 def _coverage(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:

@@ -34,6 +34,7 @@ from pytest_qat.measure.parity import Parity
 from pytest_qat.measure.roundtrip import check_roundtrip, quantized_tensors
 from pytest_qat.measure.speed import Speed, measure_speed
 from pytest_qat.pipeline import stages
+from pytest_qat.pipeline.plain_model import with_plain_model
 from pytest_qat.pipeline.preflight import checked_model
 from pytest_qat.pipeline.stages import Conversion, SharedStages, TrainedModel
 from pytest_qat.recipe import Recipe
@@ -111,7 +112,7 @@ class ModelRun:
     def __init__(self, case: QATCase, recipe: Recipe, settings: RunSettings, *, lock: MachineLock,
                  progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None,
                  shared: SharedStages | None = None) -> None:
-        self.case = case
+        self.case, self.notes_on_model = with_plain_model(case)
         self.recipe = recipe
         self.settings = settings
         self._lock = lock
@@ -154,7 +155,7 @@ class ModelRun:
     def coverage(self) -> Coverage:
         """Return how much of the model runs in int8."""
         done, float_model = self.converted(), self.inputs()
-        reasons = done.prepared.float_modules if done.prepared else {}
+        reasons = {**(done.prepared.float_modules if done.prepared else {}), **done.int8.float_modules}
         kernels = self.deployed().int8["contiguous"].kernels
         if kernels is not None:
             return self.stage("coverage", lambda: coverage_of_kernels(

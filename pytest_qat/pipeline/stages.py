@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,8 @@ from pytest_qat.exported.model import as_module
 from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, untrained_copy
 from pytest_qat.measure.evaluation import CALIBRATION_BATCHES
 from pytest_qat.measure.parity import Parity, compare_parity
-from pytest_qat.pipeline.first_call import try_once
+from pytest_qat.pipeline.finite import refuse_broken
+from pytest_qat.pipeline.first_call import try_once, with_right_kernels
 from pytest_qat.pipeline.preflight import check_prepared, hold_to_model
 from pytest_qat.pipeline.probe import Probe
 from pytest_qat.recipe import Recipe
@@ -129,16 +130,16 @@ def train(case: QATCase, recipe: Recipe, first: PreparedModel, *, device: str, p
         CheckFailed: the control cannot run.
     """
     workflow = load_workflow(recipe.workflow)
-    prepared = PreparedModel(module=copy.deepcopy(first.module), float_modules=first.float_modules)
+    prepared = replace(first, module=copy.deepcopy(first.module))
     ptq = None
     if case.prepared is None:
         calibrate(prepared.module, calibration_batches(case, limit=CALIBRATION_BATCHES))
-        twin = PreparedModel(module=untrained_copy(prepared.module), float_modules=prepared.float_modules)
+        twin = replace(prepared, module=untrained_copy(prepared.module))
         if workflow.CONVERTS_SLOWLY:
             ptq = ConvertedModel(module=twin.module)  # as fake-quantize simulates it
         else:
-            ptq = workflow.convert(twin, recipe)
-            try_once(ptq.module, case, engine=recipe.engine)  # before any time goes into training
+            # before any time goes into training
+            ptq = with_right_kernels(workflow.convert(twin, recipe), case, engine=recipe.engine)
     done = fine_tune(prepared.module, case, device=device, progress=progress)
     return TrainedModel(prepared=prepared, ptq=ptq, fine_tuning=done, left_off=resume_fake_quantize(prepared.module))
 
@@ -147,12 +148,13 @@ def convert(case: QATCase, recipe: Recipe, trained: TrainedModel, shared: Shared
     """Convert a trained model and call the result once.
 
     Raises:
-        CheckFailed: it cannot be converted, or the converted model cannot run.
+        CheckFailed: training left weights that are not finite, or the model cannot be converted, or the converted one
+            cannot run.
         StageError: the converted model raised an error that is not a known one.
     """
-    int8 = shared.once(f"converted, folded={recipe.fold_quantize}", recipe, lambda: load_workflow(
-        recipe.workflow).convert(trained.prepared, recipe))
-    try_once(int8.module, case, engine=recipe.engine)
+    refuse_broken(trained.prepared.module)
+    int8 = shared.once(f"converted, folded={recipe.fold_quantize}", recipe, lambda: with_right_kernels(
+        load_workflow(recipe.workflow).convert(trained.prepared, recipe), case, engine=recipe.engine))
     return Conversion(int8=int8, prepared=trained.prepared, ptq=trained.ptq, fine_tuning=trained.fine_tuning,
                       left_off=trained.left_off)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
 
 __all__ = ["CONTAINERS", "ConvertedModel", "PreparedModel", "Workflow"]
@@ -23,17 +24,27 @@ class PreparedModel:
     Attributes:
         module: The prepared module; its parameters are the ones to train.
         float_modules: Reasons by module name for what stays in float.
+        findings: What the user should know about how it was prepared.
     """
 
     module: nn.Module
     float_modules: dict[str, str]
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertedModel:
-    """A model whose quantized modules hold int8 weights and call int8 kernels; in eval mode, not trainable."""
+    """A model whose quantized modules hold int8 weights and call int8 kernels; in eval mode, not trainable.
+
+    Attributes:
+        module: The converted module.
+        float_modules: Reasons by module name for what converting left in float, beside what preparing did.
+        findings: What the user should know about how it was converted.
+    """
 
     module: nn.Module
+    float_modules: dict[str, str] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
 
 
 class Workflow(Protocol):

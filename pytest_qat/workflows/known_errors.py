@@ -25,19 +25,19 @@ class _Known:
 _KNOWN = (
     _Known(code="float-into-int8", pattern=r"Could not run 'quantized::(?P<op>[\w.]+)' with arguments from the 'CPU'",
            message="a float tensor reaches the int8 kernel quantized::{op}.",
-           remedy="put a QuantStub where the tensor enters the int8 part, or use an fx recipe."),
+           remedy="put a QuantStub where the tensor enters the int8 part."),
     _Known(code="mixed-dtypes",
            pattern=r"(promoteTypes with quantized numbers|Could not run 'aten::qscheme'"
                    r"|same dtype, but got.*\bQU?Int|\bc10::qu?int.*should be the same)",
            message="int8 and float tensors meet in one op.",
-           remedy="put a DeQuantStub before the float part, or use an fx recipe."),
+           remedy="put a DeQuantStub before the float part."),
     _Known(code="op-without-int8-kernel",
            pattern=r"Could not run '(?P<op>[\w:.]+)' with arguments from the 'Quantized\w+' backend",
            message="{op} has no kernel for int8 tensors.",
-           remedy="name the module in skip=(...) so that it runs in float, or use an fx recipe."),
+           remedy=""),
     _Known(code="no-quantized-engine", pattern=r"(NoQEngine|quantized engine \w+ is not supported)",
            message="torch has no quantized engine set that can run this.",
-           remedy="choose a recipe whose engine is in torch.backends.quantized.supported_engines."),
+           remedy=""),
     _Known(code="embedding-qconfig",
            pattern=r"(Embedding weights requires a qscheme|Embedding quantization is only supported)",
            message="an embedding got a qconfig for activations and int8 weights.",
@@ -50,7 +50,7 @@ _KNOWN = (
            remedy="call fuse_modules_qat on a model in train mode for QAT."),
     _Known(code="shape-fixed-by-export", pattern=r"Guard failed: (?P<what>[^\n]+)",
            message="an input has another shape than the example that torch.export saw ({what} must hold).",
-           remedy="bring every batch to one shape (pad token ids to one length, say), or use an fx recipe."),
+           remedy="bring every batch to one shape: pad token ids to one length, say."),
     _Known(code="prepare-in-eval-mode", pattern=r"prepare_qat only works on models in training mode",
            message="the model is in eval mode when it is prepared.", remedy="call .train() before prepare_qat."),
 )
@@ -82,5 +82,4 @@ def unexplained(error: BaseException, *, model: nn.Module, stage: str) -> Findin
     return Finding(
         code="quantization-raised", severity="error", module=locate_module(error, model),
         message=f"{stage} raised {type(error).__name__}: {headline(error)} ({place_of(error)}).",
-        remedy="choose a recipe of another workflow (pt2e traces in another way than fx, eager does not trace), or "
-               "leave the module in float with skip=(...).")
+        evidence={"stage": stage, "error": type(error).__name__})

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.ao.nn import quantizable as nnqa
+from torch.ao.nn import quantized as nnq
 
 from pytest_qat.exported.model import ExportedModel
 from pytest_qat.exported.program import module_of
 from pytest_qat.workflows.eager.wrappers import FloatIsland, QuantizedBorder
+from pytest_qat.workflows.fx.parts import Part
 
 __all__ = ["observed", "user_names"]
 
@@ -19,16 +22,18 @@ def user_names(model: nn.Module) -> dict[str, str]:
     """
     names: dict[str, str] = {}
 
-    def walk(module: nn.Module, actual: str, own: str, *, ours: bool) -> None:
+    def walk(module: nn.Module, actual: str, own: str, *, ours: bool, in_part: bool) -> None:
         names[actual] = own
         wrapper = isinstance(module, (QuantizedBorder, FloatIsland))
+        part = isinstance(module, Part)
+        one = isinstance(module, (nnqa.LSTM, nnq.LSTM))  # what is inside is torch.ao's, and answers to its name
         for leaf, child in module._modules.items():  # noqa: SLF001 - named_children hides shared modules
             if child is not None:
-                added = ours or (wrapper and leaf != "module")
-                inside = own if wrapper or added else f"{own}.{leaf}" if own else leaf
-                walk(child, f"{actual}.{leaf}" if actual else leaf, inside, ours=added)
+                added = ours or one or (wrapper and leaf != "module") or (in_part and leaf != "module")
+                inside = own if wrapper or part or in_part or added else f"{own}.{leaf}" if own else leaf
+                walk(child, f"{actual}.{leaf}" if actual else leaf, inside, ours=added, in_part=part)
 
-    walk(model, "", "", ours=False)
+    walk(model, "", "", ours=False, in_part=False)
     exported = {id(module.graph_module) for module in model.modules() if isinstance(module, ExportedModel)}
     for actual, module in model.named_modules():
         if isinstance(module, ExportedModel):

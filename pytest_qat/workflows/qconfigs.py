@@ -12,7 +12,7 @@ from torch import nn
 from pytest_qat.case import QATCase
 from pytest_qat.workflows.base import CONTAINERS
 
-__all__ = ["float_roots", "qconfig_for", "qconfig_mapping"]
+__all__ = ["float_roots", "in_graph", "qconfig_for", "qconfig_mapping"]
 
 
 def qconfig_mapping(case: QATCase, *, engine: str | None) -> tq.QConfigMapping:
@@ -56,6 +56,30 @@ def qconfig_for(name: str, module: nn.Module, mapping: tq.QConfigMapping) -> Any
     return mapping.global_qconfig
 
 
+def in_graph(mapping: tq.QConfigMapping, name: str, module: nn.Module) -> tq.QConfigMapping:
+    """Return a mapping for the graph of one module, in which that module is called `module`.
+
+    Args:
+        mapping: Of the whole model.
+        name: The module's name in it; "" for the model itself.
+        module: The module.
+    """
+    inner: tq.QConfigMapping = copy.deepcopy(mapping)
+    inner.module_name_qconfigs.clear()
+    inner.module_name_regex_qconfigs.clear()
+    for below, part in module.named_modules():
+        full, own = (".".join(filter(None, (start, below))) for start in (name, "module"))
+        named = any(parent in mapping.module_name_qconfigs for parent in _with_parents(full))
+        if named or any(re.match(pattern, full) for pattern in mapping.module_name_regex_qconfigs):
+            inner.set_module_name(own, qconfig_for(full, part, mapping))
+    return inner
+
+
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+
+
 def float_roots(model: nn.Module, mapping: tq.QConfigMapping, case: QATCase) -> dict[str, str]:
     """Return the largest modules that get no qconfig anywhere inside, each with the reason."""
     reasons: dict[str, str] = {}
@@ -74,5 +98,5 @@ def _reason(name: str, module: nn.Module, case: QATCase) -> str:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "an embedding needs a weight-only qconfig of its own"
     if _is_closed(module):
-        return f"fx and eager mode cannot look inside nn.{type(module).__name__}; pt2e recipes do"
+        return f"fx and eager mode take nn.{type(module).__name__} for one operation, which has no int8 kernel"
     return "the qconfig mapping gives it no qconfig"

@@ -23,12 +23,13 @@ class Int8Flow:
     Attributes:
         islands: Leaf modules that must run in float, each with the reason.
         requantized: Those islands whose output goes on to int8 modules.
-        refused: `(function name, owning module)` of calls outside of modules that int8 tensors do not survive.
+        refused: `(function name, owning module, file:line)` of calls outside of modules that int8 tensors do not
+            survive.
     """
 
     islands: dict[str, str]
     requantized: frozenset[str]
-    refused: tuple[tuple[str, str], ...]
+    refused: tuple[tuple[str, str, str], ...]
 
 
 def follow_int8(trace: Trace, model: nn.Module, *, float_modules: dict[str, str], border_quantizes: bool) -> Int8Flow:
@@ -43,12 +44,12 @@ def follow_int8(trace: Trace, model: nn.Module, *, float_modules: dict[str, str]
     quantized = set(trace.inputs) if border_quantizes else set()
     islands: dict[str, str] = {}
     requantized: set[str] = set()
-    refused: list[tuple[str, str]] = []
+    refused: list[tuple[str, str, str]] = []
     for entry in trace.calls:
         arrives = any(value in quantized for value in entry.inputs)
         if entry.kind == "function":
             if arrives and not entry.takes_int8 and not _float_functional(entry, trace):
-                refused.append((entry.name, entry.owner))
+                refused.append((entry.name, entry.owner, entry.place))
             if arrives:
                 quantized.update(entry.outputs)
             continue
@@ -85,7 +86,8 @@ def has_int8_form(module: nn.Module) -> bool:
     return type(module) in _INT8_FORMS
 
 
-_INT8_FORMS = frozenset(get_default_static_quant_module_mappings()) | frozenset(get_default_qat_module_mappings())
+_INT8_FORMS = (frozenset(get_default_static_quant_module_mappings()) | frozenset(get_default_qat_module_mappings())
+               | {nn.LSTM})  # by way of torch.ao.nn.quantizable.LSTM
 
 
 def _float_functional(entry: Call, trace: Trace) -> bool:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from pytest_qat.core.batches import call
+from pytest_qat.core.tracebacks import calling_place
 from pytest_qat.workflows.base import CONTAINERS
 
 __all__ = ["Call", "Trace", "trace_call"]
@@ -36,6 +37,7 @@ class Call:
         inputs: Numbers of the tensors that went in.
         outputs: Numbers of the tensors that came out; an in-place call gives its tensor a new number.
         takes_int8: Whether the call, repeated on quantized inputs, succeeds; None: not tried.
+        place: `file:line` of a function's call; "" for a module.
     """
 
     kind: Literal["module", "function"]
@@ -44,6 +46,7 @@ class Call:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     takes_int8: bool | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,7 @@ class _Recorder(TorchFunctionMode):
         outputs = tuple(self._new(leaf) for leaf in _float_leaves(output))
         if outputs:
             self.calls.append(Call(kind=kind, name=name, owner=self._stack[-1], inputs=inputs, outputs=outputs,
-                                   takes_int8=takes_int8))
+                                   takes_int8=takes_int8, place=calling_place() if kind == "function" else ""))
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:

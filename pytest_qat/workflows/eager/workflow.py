@@ -44,7 +44,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     has_stubs = any(isinstance(module, tq.QuantStub) for module in model.modules())
     flow = follow_int8(trace, model, float_modules=in_float, border_quantizes=not has_stubs)
     if flow.refused:
-        findings = [_refusal(call_name, owner) for call_name, owner in flow.refused]
+        findings = [_refusal(*refused) for refused in flow.refused]
         plural = "s" if len(findings) > 1 else ""
         raise CheckFailed([f"{len(findings)} operation{plural} on int8 tensors cannot run in eager mode."],
                           findings=findings)
@@ -115,21 +115,17 @@ def _with_islands(model: nn.Module, flow: Int8Flow, mapping: tq.QConfigMapping) 
     return model
 
 
-def _refusal(call_name: str, owner: str) -> Finding:
-    arithmetic = {"add": "add", "__add__": "add", "__iadd__": "add", "add_": "add", "__radd__": "add",
-                  "mul": "mul", "__mul__": "mul", "__imul__": "mul", "mul_": "mul", "__rmul__": "mul",
-                  "matmul": "matmul", "__matmul__": "matmul"}
-    method = arithmetic.get(call_name)
+def _refusal(call_name: str, owner: str, place: str) -> Finding:
+    method = _FLOAT_FUNCTIONAL.get(call_name)
     symbol = {"add": "+", "mul": "*", "matmul": "@"}.get(method or "", f"{call_name}()")
-    if method is not None:
-        remedy = (f"give the module its own torch.ao.nn.quantized.FloatFunctional() and call .{method}(a, b) "
-                  "instead, or use an fx recipe such as --qat-recipe=fx-x86.")
-    else:
-        remedy = ("use the nn.Module of the same name, or put a DeQuantStub before it and a QuantStub after, "
-                  "or use an fx recipe such as --qat-recipe=fx-x86.")
+    instead = f"; it sees .{method}(a, b) of a torch.ao.nn.quantized.FloatFunctional()" if method else ""
     return Finding(
         code="eager-op-without-int8-kernel", severity="error", module=owner or None,
-        message=f"`{symbol}` between quantized tensors is invisible to eager quantization and has no int8 kernel.",
-        remedy=remedy, evidence={"operation": call_name})
+        message=f"`{symbol}` at {place} is no module, so eager mode leaves it out, and it has no kernel for the int8 "
+                f"tensors that reach it{instead}.",
+        evidence={"operation": call_name, "place": place})
 
 
+_FLOAT_FUNCTIONAL = {"add": "add", "__add__": "add", "__iadd__": "add", "add_": "add", "__radd__": "add",
+                     "mul": "mul", "__mul__": "mul", "__imul__": "mul", "mul_": "mul", "__rmul__": "mul",
+                     "matmul": "matmul", "__matmul__": "matmul"}
