@@ -22,6 +22,7 @@ from pytest_qat.core.files import write_whole
 from pytest_qat.core.quiet import quiet_loggers
 from pytest_qat.core.tracebacks import headline, locate_module
 from pytest_qat.errors import CheckFailed
+from pytest_qat.exported.rewrites import rewrite
 from pytest_qat.findings import Finding
 
 __all__ = ["export_program", "exported_bytes", "fixed_batch", "fixed_shapes", "load_exported", "module_of",
@@ -71,7 +72,9 @@ def _export(model: nn.Module, inputs: Any, *, shapes: Any) -> torch.export.Expor
         dynamic = pytree.tree_map(shapes, kwargs) if kwargs else _by_position(model, pytree.tree_map(shapes, args))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own modules, such as nn.LSTM; forward was called before
-        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    rewrite(program)
+    return program
 
 
 def save_exported(exported: torch.export.ExportedProgram, path: Path) -> None:
