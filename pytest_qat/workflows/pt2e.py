@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from pytest_qat.case import QATCase
@@ -27,9 +28,12 @@ from pytest_qat.exported.fixes import (
 )
 from pytest_qat.exported.model import ExportedModel, always_on_nodes
 from pytest_qat.exported.program import export_program, module_of, without_spare_tensors
+from pytest_qat.exported.rewrites import frozen_parameters
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
+from pytest_qat.workflows.annotations import CompletedQuantizer
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
+from pytest_qat.workflows.parametrizations import with_merged_parametrizations
 from pytest_qat.workflows.quantizers import make_quantizer
 
 __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
@@ -45,9 +49,10 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     Raises:
         CheckFailed: torch.export refuses the model, or the quantizer does.
     """
-    model = copy.deepcopy(case.model).eval()
+    model, merged = with_merged_parametrizations(case.model)
     program = export_program(model, case.example_inputs, any_batch=True)
     graph_module = program.module()
+    frozen = frozen_parameters(graph_module)
     always_on = always_on_nodes(graph_module)
     skip = case.skip if case.quantizer is None else ()  # a quantizer of the user's own knows what to leave out
     batchnorms = _batchnorm_settings(graph_module)
@@ -61,15 +66,20 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            prepared = prepare_qat_pt2e(graph_module, quantizer)
+            prepared = prepare_qat_pt2e(graph_module, CompletedQuantizer(
+                quantizer, pytree.tree_leaves(case.example_inputs)))
     except Exception as error:
         raise CheckFailed([f"{type(quantizer).__name__} cannot prepare the model."],
                           findings=[_refusal(error, quantizer)]) from error
     unshield(prepared)
     quantize_transposed_by_output(prepared)
     _restore_batchnorm(prepared, batchnorms)
+    for name, parameter in prepared.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
     reasons = dict.fromkeys(skip, "left in float on purpose (skip)")
-    return PreparedModel(module=ExportedModel(prepared, always_on=always_on).train(), float_modules=reasons)
+    return PreparedModel(module=ExportedModel(prepared, always_on=always_on).train(), float_modules=reasons,
+                         findings=merged)
 
 
 def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
@@ -85,8 +95,8 @@ def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
 
 
 def float_twin(case: QATCase) -> nn.Module:
-    """Return a copy in eval mode; the runtimes fold BatchNorm themselves."""
-    return copy.deepcopy(case.model).eval()
+    """Return a copy in eval mode with plain weights; the runtimes fold BatchNorm themselves."""
+    return with_merged_parametrizations(case.model)[0]
 
 
 def _batchnorm_settings(graph_module: torch.fx.GraphModule) -> dict[str, tuple[Any, Any]]:
