@@ -1,7 +1,8 @@
 """An exported program in a plainer form that every quantizer and runtime takes; what it computes stays the same.
 
 Each function changes a program in place: regions without gradient become part of the graph, `padding="same"` becomes
-numbers, PReLU gets the channels where runtimes look for them, and what nobody reads goes.
+numbers, PReLU gets the channels where runtimes look for them, bags of one size become rows and their reduction, and
+what nobody reads goes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 __all__ = ["frozen_parameters", "rewrite"]
 
 _FROZEN = "pytest_qat_frozen"
-_SAME = {torch.ops.aten.conv1d.padding: torch.ops.aten.conv1d.default,
+_SAME: dict[Any, Any] = {torch.ops.aten.conv1d.padding: torch.ops.aten.conv1d.default,
          torch.ops.aten.conv2d.padding: torch.ops.aten.conv2d.default,
          torch.ops.aten.conv3d.padding: torch.ops.aten.conv3d.default}
 _INPUT, _WEIGHT, _BIAS, _STRIDE, _PADDING, _DILATION, _GROUPS = range(7)
@@ -29,8 +30,12 @@ def rewrite(program: torch.export.ExportedProgram) -> None:
     for node in list(graph.nodes):
         if node.target in _SAME:
             _replace(program, node, lambda made, node=node: _padded_by_numbers(made, node))
+        elif node.target is torch.ops.aten.view.default:  # decompositions change strides that it relies on
+            node.target = torch.ops.aten.reshape.default
         elif node.target is torch.ops.aten.prelu.default and _value(node.args[0]).dim() in (2, 3):
             _replace(program, node, lambda made, node=node: _prelu_of_images(made, node))
+        elif node.target is operator.getitem and node.args[1] == 0 and (bags := _bags_of_one_size(node.args[0])):
+            _replace(program, node, lambda made, bags=bags: _reduced_rows(made, *bags))
     _drop_what_nobody_reads(graph)
     program.graph_module.recompile()
 
@@ -227,3 +232,25 @@ def _prelu_of_images(made: _Builder, node: torch.fx.Node) -> torch.fx.Node:
     for _ in range(missing):
         found = made(torch.ops.aten.squeeze.dim, found, -1)
     return found
+
+
+def _bags_of_one_size(node: torch.fx.Node) -> tuple[Any, Any, int] | None:
+    """Return table, indices (bags, size) and mode of an embedding bag over a matrix of indices; None for others."""
+    if node.target is not torch.ops.aten.embedding_bag.padding_idx:
+        return None
+    table, flat, offsets, _, mode, _, weights, last, padding = node.args
+    if weights is not None or last or padding not in (None, -1):
+        return None
+    if flat.target is not torch.ops.aten.reshape.default or offsets.target is not torch.ops.aten.arange.start_step:
+        return None
+    indices = flat.args[0]
+    fits = _value(indices).dim() == 2 and offsets.args[0] == 0 and offsets.args[2] == _value(indices).shape[1]
+    return (table, indices, mode) if fits else None
+
+
+def _reduced_rows(made: _Builder, table: torch.fx.Node, indices: torch.fx.Node, mode: int) -> torch.fx.Node:
+    """Return the sum, mean or largest value of the rows of each bag: runtimes have no embedding bag."""
+    rows = made(torch.ops.aten.embedding.default, table, indices)
+    if mode == 0:
+        return made(torch.ops.aten.sum.dim_IntList, rows, [1])
+    return made(torch.ops.aten.mean.dim if mode == 1 else torch.ops.aten.amax.default, rows, [1])

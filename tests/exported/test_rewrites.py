@@ -115,6 +115,14 @@ def test_the_result_of_a_region_may_be_the_output() -> None:
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_views_survive_decompositions_that_change_strides() -> None:
+    class Views(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(2, -1)
+
+    assert "aten.view.default" not in targets(exported(Views()))
+
+
 def test_what_nobody_reads_is_gone() -> None:
     class Dead(nn.Module):
         def __init__(self) -> None:
@@ -142,3 +150,28 @@ def test_a_prelu_gets_images_whatever_the_dimensions(shape: tuple[int, ...], slo
     (node,) = [node for node in graph_module.graph.nodes if "prelu" in str(node.target)]
     assert node.args[0].meta["val"].dim() == 4
     assert torch.equal(graph_module(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_one_size_become_rows_and_their_reduction(mode: str) -> None:
+    model, bags = nn.EmbeddingBag(20, 6, mode=mode), torch.randint(0, 20, (4, 3))
+    graph_module = exported(model, bags)
+    assert not [name for name in targets(graph_module) if "embedding_bag" in name]
+    assert torch.allclose(graph_module(bags), model(bags), atol=1e-6)
+    assert torch.allclose(graph_module(bags[:3]), model(bags[:3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"padding_idx": 0}, {"include_last_offset": True}])
+def test_other_bags_stay(options: dict[str, Any]) -> None:
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.EmbeddingBag(20, 6, mode="sum", **options)
+
+        def forward(self, flat: Tensor) -> Tensor:
+            return self.table(flat, torch.tensor([0, 3, 4]))
+
+    model, flat = Bags(), torch.randint(0, 20, (8,))
+    graph_module = exported(model, flat)
+    assert [name for name in targets(graph_module) if "embedding_bag" in name]
+    assert torch.allclose(graph_module(flat), model(flat), atol=1e-6)
