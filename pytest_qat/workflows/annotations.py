@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
 
-__all__ = ["CompletedQuantizer", "masks"]
+__all__ = ["CompletedQuantizer", "constants_and_masks"]
 
 _KEY = "quantization_annotation"
 _aten = torch.ops.aten
@@ -37,7 +38,15 @@ _CODES = 255 * 2.0**-12
 _FAITHFUL = 1 / 256
 
 
-class CompletedQuantizer(Quantizer):
+@dataclass
+class _InFloat(QuantizationAnnotation):  # type: ignore[misc, unused-ignore]
+    """Nothing to observe; X86InductorQuantizer looks for its own mark on whatever is annotated."""
+
+    _annotated: bool = True
+    _is_output_of_quantized_pattern: bool = False
+
+
+class CompletedQuantizer(Quantizer):  # type: ignore[misc, unused-ignore]
     """A quantizer around another one.
 
     Args:
@@ -58,7 +67,8 @@ class CompletedQuantizer(Quantizer):
             node.args = tuple(argument if isinstance(argument, (torch.fx.Node, list, tuple)) else first
                               for argument in node.args)
         try:
-            return self._inner.transform_for_annotation(model)
+            changed: torch.fx.GraphModule = self._inner.transform_for_annotation(model)
+            return changed
         finally:
             for node, arguments in hidden.items():
                 node.args = arguments
@@ -66,13 +76,13 @@ class CompletedQuantizer(Quantizer):
 
     def annotate(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
         """Annotate a graph in place, and return it."""
-        hidden = masks(model, self._example)
+        constant, hidden = constants_and_masks(model, self._example)
         for node in model.graph.nodes:
             if node.target in _ARITHMETIC and (
-                    _has_integers(node) or node in hidden or hidden.intersection(node.all_input_nodes)
+                    _has_integers(node) or node in constant or hidden.intersection((node, *node.all_input_nodes))
                     or any(_is_unfaithful(model, argument) for argument in node.all_input_nodes)):
-                node.meta[_KEY] = QuantizationAnnotation(_annotated=True)  # with nothing to observe
-        annotated = self._inner.annotate(model)
+                node.meta[_KEY] = _InFloat()
+        annotated: torch.fx.GraphModule = self._inner.annotate(model)
         _complete_pads(annotated)
         _share_on_the_way(annotated)
         return annotated
@@ -95,11 +105,12 @@ def _has_integers(node: torch.fx.Node) -> bool:
 # -- masks ----------------------------------------------------------------------------------------------------------
 
 
-def masks(model: torch.fx.GraphModule, example: Sequence[object]) -> set[torch.fx.Node]:
-    """Return the float nodes that hold -inf, or a constant far below zero where something is masked.
+def constants_and_masks(model: torch.fx.GraphModule,
+                        example: Sequence[object]) -> tuple[set[torch.fx.Node], set[torch.fx.Node]]:
+    """Return what is made of buffers, integers and booleans alone, such as indices and positions, and what is a mask.
 
-    They are made from constants, integers and booleans alone, come from an input that holds such values, or have them
-    filled in. A sum with one of them is another.
+    A mask holds -inf, or a number far below zero where something is hidden. It is made of constants, comes from an
+    input that holds such values, or has them filled in. A sum with a mask is another.
 
     Args:
         model: An exported graph.
@@ -120,12 +131,12 @@ def masks(model: torch.fx.GraphModule, example: Sequence[object]) -> set[torch.f
             fills = any(_is_far(number) for number in pytree.tree_leaves((node.args, dict(node.kwargs))))
             if all(operand in constant for operand in node.all_input_nodes):
                 constant[node] = fills or any(constant[operand] for operand in node.all_input_nodes)
-            elif (fills and "masked_fill" in str(node.target)) or (
+            elif (fills and any(word in str(node.target) for word in ("masked_fill", "where"))) or (
                     node.target in _PASSES_ON and found.intersection(node.all_input_nodes)):
                 found.add(node)
         if constant.get(node):
             found.add(node)
-    return {node for node in found if _is_float(node)}
+    return set(constant), {node for node in found if _is_float(node)}
 
 
 _PASSES_ON = (_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.view.default, _aten.reshape.default,
@@ -170,7 +181,7 @@ def _is_unfaithful(model: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
     if size == 0 or size >= _CODES:
         return False
     step = 2.0**-12
-    return abs(round(size / step) * step - size) > _FAITHFUL * size
+    return bool(abs(round(size / step) * step - size) > _FAITHFUL * size)
 
 
 # -- int8 all the way -----------------------------------------------------------------------------------------------

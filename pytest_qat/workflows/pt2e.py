@@ -6,8 +6,10 @@ What comes out is the *reference* form, quantize and dequantize around float ops
 from __future__ import annotations
 
 import copy
+import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.batches import call
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed
 from pytest_qat.exported.fixes import (
@@ -27,6 +30,8 @@ from pytest_qat.exported.fixes import (
     unshield,
 )
 from pytest_qat.exported.model import ExportedModel, always_on_nodes
+from pytest_qat.exported.outputs import OutputForm, flatten_outputs, has_unknown
+from pytest_qat.exported.places import blamed_node, described, line_of
 from pytest_qat.exported.program import export_program, module_of, without_spare_tensors
 from pytest_qat.exported.rewrites import frozen_parameters
 from pytest_qat.findings import Finding
@@ -50,6 +55,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
         CheckFailed: torch.export refuses the model, or the quantizer does.
     """
     model, merged = with_merged_parametrizations(case.model)
+    outputs = _flattened(model, case.example_inputs)
     program = export_program(model, case.example_inputs, any_batch=True)
     graph_module = program.module()
     frozen = frozen_parameters(graph_module)
@@ -62,7 +68,8 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     apart = unfoldable(graph_module)
     shield(graph_module, lambda node: node in apart or _within(module_of(node), skip))
     quantizer = copy.deepcopy(case.quantizer) if case.quantizer is not None else make_quantizer(
-        recipe.quantizer or "xnnpack", skip=skip)
+        recipe.quantizer or "xnnpack", skip=skip, batchnorms=any(
+            "batch_norm" in str(node.target) for node in graph_module.graph.nodes))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -70,7 +77,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
                 quantizer, pytree.tree_leaves(case.example_inputs)))
     except Exception as error:
         raise CheckFailed([f"{type(quantizer).__name__} cannot prepare the model."],
-                          findings=[_refusal(error, quantizer)]) from error
+                          findings=[_refusal(error, quantizer, graph_module.graph)]) from error
     unshield(prepared)
     quantize_transposed_by_output(prepared)
     _restore_batchnorm(prepared, batchnorms)
@@ -78,8 +85,8 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
         if name in frozen:
             parameter.requires_grad_(False)
     reasons = dict.fromkeys(skip, "left in float on purpose (skip)")
-    return PreparedModel(module=ExportedModel(prepared, always_on=always_on).train(), float_modules=reasons,
-                         findings=merged)
+    module = ExportedModel(prepared, always_on=always_on, outputs=outputs).train()
+    return PreparedModel(module=module, float_modules=reasons, findings=merged)
 
 
 def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
@@ -91,12 +98,23 @@ def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
         warnings.simplefilter("ignore")
         graph_module = convert_pt2e(module.graph_module, fold_quantize=recipe.fold_quantize)
     without_spare_tensors(graph_module)
-    return ConvertedModel(module=ExportedModel(graph_module, always_on=module.always_on).eval())
+    return ConvertedModel(module=ExportedModel(
+        graph_module, always_on=module.always_on, outputs=module.outputs).eval())
 
 
 def float_twin(case: QATCase) -> nn.Module:
     """Return a copy in eval mode with plain weights; the runtimes fold BatchNorm themselves."""
     return with_merged_parametrizations(case.model)[0]
+
+
+def _flattened(model: nn.Module, example_inputs: Any) -> OutputForm | None:
+    """Let a model return tensors in a row, in place, if it returns something that torch.export does not know."""
+    with torch.no_grad():
+        output = call(model, example_inputs)
+    if not has_unknown(output):
+        return None
+    flatten_outputs(model)
+    return OutputForm(output)
 
 
 def _batchnorm_settings(graph_module: torch.fx.GraphModule) -> dict[str, tuple[Any, Any]]:
@@ -155,9 +173,15 @@ def _within(name: str, parents: Sequence[str]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
-def _refusal(error: BaseException, quantizer: object) -> Finding:
+def _refusal(error: Exception, quantizer: object, graph: torch.fx.Graph) -> Finding:
+    node = blamed_node(error, graph)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f" while it worked on {described(node)}" if node is not None else ""
+    module = module_of(node) if node is not None else ""
     return Finding(
-        code="quantizer-refused", severity="error",
-        message=f"{type(quantizer).__name__} raised {type(error).__name__}: {headline(error).rstrip('.')}.",
-        remedy="name the module in skip=(...), give the case a quantizer of its own, or use an fx recipe.",
-        evidence={"error": type(error).__name__})
+        code="quantizer-refused", severity="error", module=module or None,
+        message=f"{type(quantizer).__name__} raised {type(error).__name__}{where}: {headline(error).rstrip('.')} "
+                f"(raised at {Path(frame.filename).name}:{frame.lineno}).",
+        remedy=f"leave it in float with skip=({module!r},)." if module else
+               "leave the module in float with skip=(...), or give the case a quantizer of its own.",
+        evidence={"error": type(error).__name__, "line": line_of(node) if node is not None else ""})
