@@ -117,9 +117,7 @@ class ModelChecks:
             verdict = self._checks()[name](tolerances)
         except Exception as error:
             return self._without_numbers(name, error, selected, tolerances)
-        notes = self.run.prepared().findings if name == "prepare" and self.run.case.converted is None else ()
-        return CheckResult(check=name, judged=name, verdict=self._strictly(verdict), tolerances=tolerances,
-                           findings=notes)
+        return CheckResult(check=name, judged=name, verdict=self._strictly(verdict), tolerances=tolerances)
 
     def _nothing_in_int8(self, name: str, selected: Collection[str], tolerances: Tolerances) -> CheckResult:
         nothing = judge.judge_coverage(self.run.coverage(), tolerances)

@@ -71,7 +71,7 @@ def flatten_outputs(model: nn.Module) -> None:
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         return tuple(tensors_in(original(*args, **kwargs)))
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward
 
 
 def _maker(leaf: Any) -> Callable[[Any], Any]:
@@ -113,7 +113,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         """Put a tensor in its place."""
-        return self._tensors[pid]
+        index: int = pid
+        return self._tensors[index]
 
 
 def _taken_apart(value: Any) -> tuple[bytes, list[Tensor]]:

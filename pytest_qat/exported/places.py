@@ -53,11 +53,12 @@ def blamed_node(error: BaseException, graph: torch.fx.Graph) -> torch.fx.Node | 
         graph: The graph that was being transformed or lowered.
     """
     chain = _chain(error)
-    by_name: dict[str, torch.fx.Node] = {node.name: node for node in graph.nodes}
+    by_name: dict[str, torch.fx.Node] = {each.name: each for each in graph.nodes}
     for each in chain:
         executed = _EXECUTED.search(_text_of(each))
-        if executed and executed[1] in by_name and line_of(by_name[executed[1]]):
-            return by_name[executed[1]]
+        node = by_name.get(executed[1]) if executed else None
+        if node is not None and line_of(node):
+            return node
     for each in chain:
         for namespace, op in _OP.findall(_text_of(each)):
             if found := nodes_of_op(graph, f"{namespace}::{op}"):

@@ -234,7 +234,7 @@ def _prelu_of_images(made: _Builder, node: torch.fx.Node) -> torch.fx.Node:
     return found
 
 
-def _bags_of_one_size(node: torch.fx.Node) -> tuple[Any, Any, int] | None:
+def _bags_of_one_size(node: Any) -> tuple[Any, Any, int] | None:
     """Return table, indices (bags, size) and mode of an embedding bag over a matrix of indices; None for others."""
     if node.target is not torch.ops.aten.embedding_bag.padding_idx:
         return None

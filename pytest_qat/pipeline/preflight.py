@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -18,7 +19,6 @@ from pytest_qat.exported.model import workflow_of
 from pytest_qat.findings import Finding
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.recipe import Recipe
-from pytest_qat.workflows.parametrizations import own_copy
 
 __all__ = ["check_prepared", "check_shapes", "checked_model", "hold_to_model"]
 
@@ -47,7 +47,8 @@ def checked_model(case: QATCase) -> nn.Module:
             raise DataError(f"{field} is empty, expected at least one (inputs, target) batch.",
                             hint=f"Make {field} yield batches, or leave it out.")
     try:
-        model = own_copy(case.model)
+        model = copy.deepcopy(case.model)
+        model.eval()  # some models' own eval returns nothing
     except Exception as error:
         raise InvalidCase(
             f"{case.label} cannot be copied: {type(error).__name__}: {headline(error)}",

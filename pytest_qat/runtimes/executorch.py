@@ -49,6 +49,7 @@ class ExecuTorchRuntime(ExportedRuntime):
         """
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+        from executorch.runtime import Runtime
 
         # Operators outside of the core set may well have a kernel, such as FFT; the trial below tells which have not.
         unchecked = EdgeCompileConfig(_check_ir_validity=False)
@@ -67,7 +68,8 @@ class ExecuTorchRuntime(ExportedRuntime):
         found += [replace(kernel, int8=False, reason="not delegated to XNNPACK, so a portable float kernel runs it")
                   for kernel in outside]
         manager = edge.to_executorch()
-        try_program(manager, [leaf for leaf in pytree.tree_leaves(exported.example_inputs) if isinstance(leaf, Tensor)])
+        try_program(manager, [leaf for leaf in pytree.tree_leaves(exported.example_inputs) if isinstance(leaf, Tensor)],
+                    runtime=Runtime.get())
         return Lowered(content=bytes(manager.buffer), kernels=tuple(found))
 
     def load(self, path: Path, *, threads: int) -> Call:

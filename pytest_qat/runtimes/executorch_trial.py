@@ -29,20 +29,18 @@ _REASON = re.compile(r"^\[[\w.]+:\d+\] Check failed \(.*?\): ([^\n:]+)$", re.MUL
 _LAST_LINES = 3
 
 
-def try_program(manager: Any, example: Sequence[Tensor]) -> None:
+def try_program(manager: Any, example: Sequence[Tensor], *, runtime: Any) -> None:
     """Load a program and run it once.
 
     Args:
         manager: What `to_executorch` returned.
         example: The tensors of one batch.
+        runtime: ExecuTorch's own.
 
     Raises:
         CheckFailed: an operator has no kernel, or a kernel does not take its values; the finding names the operator,
             the user's module and line.
     """
-    from executorch.runtime import Runtime
-
-    runtime = Runtime.get()
     plan = manager.executorch_program.execution_plan[0]
     graph_module = manager.exported_program().graph_module
     known = set(runtime.operator_registry.operator_names)

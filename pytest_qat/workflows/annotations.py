@@ -159,10 +159,10 @@ def _hides(value: object) -> bool:
     """Whether a tensor is a mask: nothing but zeros and one value far below, or -inf among others."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() == 0:
         return False
-    lowest = value.detach().min()
-    if bool(torch.isneginf(lowest)) or float(lowest) <= torch.finfo(torch.float32).min / 2:
+    lowest = float(value.detach().min())
+    if lowest <= torch.finfo(torch.float32).min / 2:
         return True
-    return float(lowest) <= -_FAR and bool(((value == 0) | (value == lowest)).all())
+    return lowest <= -_FAR and bool(((value == 0) | (value == lowest)).all())
 
 
 # -- constants ------------------------------------------------------------------------------------------------------

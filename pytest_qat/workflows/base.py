@@ -8,7 +8,6 @@ from typing import Protocol
 from torch import nn
 
 from pytest_qat.case import QATCase
-from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
 
 __all__ = ["CONTAINERS", "ConvertedModel", "PreparedModel", "Workflow"]
@@ -24,12 +23,10 @@ class PreparedModel:
     Attributes:
         module: The prepared module; its parameters are the ones to train.
         float_modules: Reasons by module name for what stays in float.
-        findings: Notes about what was changed in the model so that it could be prepared.
     """
 
     module: nn.Module
     float_modules: dict[str, str]
-    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,6 @@ from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
 from pytest_qat.workflows.annotations import CompletedQuantizer
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
-from pytest_qat.workflows.parametrizations import with_merged_parametrizations
 from pytest_qat.workflows.quantizers import make_quantizer
 
 __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
@@ -54,7 +53,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     Raises:
         CheckFailed: torch.export refuses the model, or the quantizer does.
     """
-    model, merged = with_merged_parametrizations(case.model)
+    model = copy.deepcopy(case.model).eval()
     outputs = _flattened(model, case.example_inputs)
     program = export_program(model, case.example_inputs, any_batch=True)
     graph_module = program.module()
@@ -86,7 +85,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
             parameter.requires_grad_(False)
     reasons = dict.fromkeys(skip, "left in float on purpose (skip)")
     module = ExportedModel(prepared, always_on=always_on, outputs=outputs).train()
-    return PreparedModel(module=module, float_modules=reasons, findings=merged)
+    return PreparedModel(module=module, float_modules=reasons)
 
 
 def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
@@ -103,8 +102,8 @@ def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
 
 
 def float_twin(case: QATCase) -> nn.Module:
-    """Return a copy in eval mode with plain weights; the runtimes fold BatchNorm themselves."""
-    return with_merged_parametrizations(case.model)[0]
+    """Return a copy in eval mode; the runtimes fold BatchNorm themselves."""
+    return copy.deepcopy(case.model).eval()
 
 
 def _flattened(model: nn.Module, example_inputs: Any) -> OutputForm | None:

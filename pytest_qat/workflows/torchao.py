@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8DynamicActivationIntxWeightConfig, quantize_
 from torchao.quantization.granularity import PerGroup
 from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
@@ -20,7 +21,6 @@ from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
-from pytest_qat.workflows.parametrizations import with_merged_parametrizations
 
 __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
 
@@ -35,7 +35,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     Raises:
         CheckFailed: the model has no linear layer that fits.
     """
-    model, merged = with_merged_parametrizations(case.model)
+    model = copy.deepcopy(case.model).eval()
     reasons = _float_layers(model, case, recipe)
     chosen = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in reasons]
     if not chosen:
@@ -45,7 +45,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantize_(model, _prepare_config(recipe), filter_fn=_only(chosen))
-    return PreparedModel(module=model.train(), float_modules=reasons, findings=merged)
+    return PreparedModel(module=model.train(), float_modules=reasons)
 
 
 def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
@@ -61,7 +61,7 @@ def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
 
 def float_twin(case: QATCase) -> nn.Module:
     """Return a copy in eval mode."""
-    return with_merged_parametrizations(case.model)[0]
+    return copy.deepcopy(case.model).eval()
 
 
 def _prepare_config(recipe: Recipe) -> QATConfig:
@@ -98,6 +98,8 @@ def _float_layers(model: nn.Module, case: QATCase, recipe: Recipe) -> dict[str, 
             reasons[name] = "nn.MultiheadAttention reads its weight itself, without calling the layer"
         elif isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
             reasons[name] = f"{type(module).__name__} has a forward of its own, which the int8 form would replace"
+        elif isinstance(module, nn.Linear) and is_parametrized(module):
+            reasons[name] = "its weight is computed anew in every call (parametrized)"
         elif isinstance(module, nn.Linear) and recipe.quantizer == "int4" and module.in_features % GROUP:
             reasons[name] = f"its {module.in_features} inputs are no multiple of the group of {GROUP}"
         elif not isinstance(module, nn.Linear) and any(True for _ in module.parameters(recurse=False)):

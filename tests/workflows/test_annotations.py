@@ -243,13 +243,3 @@ def test_layers_that_nobody_reads_do_not_stop_the_quantizer() -> None:
 
     prepared = pt2e.prepare(made(Dead()), INDUCTOR)
     assert [node for node in graph_of(prepared.module).nodes if "pooler" in str(node.meta.get("nn_module_stack"))] == []
-
-
-def test_weight_norm_is_merged_with_a_note() -> None:
-    from torch.nn.utils.parametrizations import weight_norm
-
-    model = nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    prepared = pt2e.prepare(made(model, IMAGES), XNNPACK)
-    assert [(finding.code, finding.module) for finding in prepared.findings] == [("parametrization-merged", "0")]
-    assert all(node.args[1].op == "call_module" for node in ops(prepared.module, "conv2d"))  # type: ignore[union-attr]
-    assert "0.weight" in dict(pt2e.float_twin(made(model, IMAGES)).named_parameters())
