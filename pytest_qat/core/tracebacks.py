@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -10,12 +11,27 @@ from typing import Literal
 
 from torch import nn
 
-__all__ = ["calling_place", "headline", "locate_module", "place_of", "source_of", "summary_of"]
+__all__ = ["calling_place", "headline", "line_of_trace", "locate_module", "place_of", "source_of", "summary_of"]
 
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
 _MACHINERY = (Path(__file__).parents[1], *(folder / "torch" for folder in _INSTALLED),
               *(folder / "torchao" for folder in _INSTALLED))
 _STDLIB = Path(sysconfig.get_path("stdlib"))
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def line_of_trace(text: str) -> str:
+    """Return `file:line` of the innermost frame of a printed traceback that is the user's own code.
+
+    Where none is, as with models out of installed packages, it is the innermost frame outside of torch; an empty
+    string if there is no such frame either.
+    """
+    frames = [(path, line) for path, line in _FRAME.findall(text) if _kind_of(path) != "machinery"]
+    own = [frame for frame in frames if _kind_of(frame[0]) == "own"]
+    path, line = (own or frames or [("", "")])[-1]
+    return f"{Path(path).name}:{line}" if path else ""
 
 
 def locate_module(error: BaseException, model: nn.Module) -> str | None:
@@ -77,6 +93,8 @@ def _place(error: BaseException, *, own_code_first: bool) -> str:
             others = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
             own = others if kind == "own" else own
         trace = trace.tb_next
+    if not others and "Original traceback:" in str(error):  # an exported graph was running
+        others = line_of_trace(str(error).partition("Original traceback:")[2])
     return (own if own_code_first and own else others) or "unknown place"
 
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from pytest_qat.core.text import percent
 from pytest_qat.findings import Finding
-from pytest_qat.pipeline.probe import Probe, ProbeSettings, best_first, probe_recipes
+from pytest_qat.pipeline.probe import Probe, best_first
+from pytest_qat.pipeline.probing import ProbeSettings, probe_recipes
 from pytest_qat.pipeline.run import ModelRun
 from pytest_qat.recipe import RECIPES, Recipe
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from pytest_qat.core.batches import in_parts, sample_count
 from pytest_qat.errors import DataError
+from pytest_qat.exported.outputs import OutputForm
 from pytest_qat.exported.program import fixed_batch, fixed_shapes
 
 __all__ = ["ExportedModel", "always_on_nodes", "as_module", "workflow_of"]
@@ -30,12 +31,15 @@ class ExportedModel(nn.Module):
     Args:
         graph_module: What `ExportedProgram.module()` returned, possibly prepared or converted.
         always_on: Names of nodes that the user wrote so that they are in train mode whatever the model's mode is.
+        outputs: The form of what the model returns, where the graph gives its tensors in a row.
     """
 
-    def __init__(self, graph_module: torch.fx.GraphModule, *, always_on: frozenset[str] = frozenset()) -> None:
+    def __init__(self, graph_module: torch.fx.GraphModule, *, always_on: frozenset[str] = frozenset(),
+                 outputs: OutputForm | None = None) -> None:
         super().__init__()
         self.graph_module = graph_module
         self.always_on = always_on
+        self.outputs = outputs
         self.batch = fixed_batch(graph_module)
         self._shapes = fixed_shapes(graph_module) if self.batch is not None else frozenset()
         self._batchnorm_frozen = False
@@ -46,11 +50,15 @@ class ExportedModel(nn.Module):
         Raises:
             DataError: in train mode, the batch size differs from the one that the graph was exported for.
         """
+        made = self._run_batch(*args, **kwargs)
+        return made if self.outputs is None else self.outputs.around(made)
+
+    def _run_batch(self, *args: Any, **kwargs: Any) -> Any:
         if self.batch is None or (samples := sample_count((args, kwargs))) in (self.batch, 0):
             return self._run(*args, **kwargs)
         if self.training:
             raise DataError(f"torch.export has fixed the batch size of this model at {self.batch}, but a batch has "
-                            f"{samples}.", hint=f"Give batches of {self.batch} (drop_last=True), or use an fx recipe.")
+                            f"{samples}.", hint=f"Give batches of {self.batch} (drop_last=True).")
         return in_parts(lambda part: self._run(*part[0], **part[1]), (args, kwargs), size=self.batch,
                         whole=self._shapes)
 

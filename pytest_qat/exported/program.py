@@ -20,8 +20,9 @@ from torch.utils import _pytree as pytree
 from pytest_qat.core.batches import sample_count, with_batch
 from pytest_qat.core.files import write_whole
 from pytest_qat.core.quiet import quiet_loggers
-from pytest_qat.core.tracebacks import headline, locate_module
+from pytest_qat.core.tracebacks import headline, locate_module, place_of
 from pytest_qat.errors import CheckFailed
+from pytest_qat.exported.rewrites import rewrite
 from pytest_qat.findings import Finding
 
 __all__ = ["export_program", "exported_bytes", "fixed_batch", "fixed_shapes", "load_exported", "module_of",
@@ -71,7 +72,9 @@ def _export(model: nn.Module, inputs: Any, *, shapes: Any) -> torch.export.Expor
         dynamic = pytree.tree_map(shapes, kwargs) if kwargs else _by_position(model, pytree.tree_map(shapes, args))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about torch's own modules, such as nn.LSTM; forward was called before
-        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    rewrite(program)
+    return program
 
 
 def save_exported(exported: torch.export.ExportedProgram, path: Path) -> None:
@@ -132,15 +135,20 @@ def _by_position(model: nn.Module, shapes: tuple[Any, ...]) -> Any:
 
 
 def _refusal(error: BaseException, model: nn.Module) -> Finding:
-    text = headline(error)
+    text = headline(error).split(" (unhinted:")[0]
     depends = any(word in str(error) for word in ("data-dependent", "Could not guard", "GuardOnDataDependent"))
-    cause = "its forward depends on values" if depends else "torch.export cannot follow its forward"
+    place = place_of(error)
+    at = "" if place == "unknown place" else f" ({place})"
+    if depends:
+        cause, remedy = "its forward decides by the values of a tensor, and an exported graph has one path", (
+            "decide by shapes and attributes instead of tensor values, or with torch.cond")
+    else:
+        cause, remedy = "torch.export cannot follow its forward", "write this part with plain tensor operations"
     return Finding(
         code="not-exportable", severity="error", module=locate_module(error, model) or None,
-        message=f"{cause}: {text.rstrip('.')}.",
-        remedy="decide by shapes and attributes instead of tensor values (or with torch.cond), keep that part out of "
-               "the model, or use an eager or fx recipe such as --qat-recipe=fx-x86.",
-        evidence={"error": type(error).__name__})
+        message=f"{cause}{at}: {text.rstrip('.')}.",
+        remedy=f"{remedy}{f', at {place}' if at else ''}, or keep it out of the model.",
+        evidence={"error": type(error).__name__, "line": place if at else ""})
 
 
 def module_of(node: torch.fx.Node) -> str:

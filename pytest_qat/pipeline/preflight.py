@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pytest_qat.case import QATCase
-from pytest_qat.core.batches import call, float_tensors, labeled, named_float_tensors, same_values
+from pytest_qat.core.batches import call, float_tensors, labeled, named_float_tensors, same_values, unlike
 from pytest_qat.core.tracebacks import headline, place_of
 from pytest_qat.errors import CheckFailed, DataError, InvalidCase
 from pytest_qat.exported.model import workflow_of
@@ -19,8 +20,10 @@ from pytest_qat.findings import Finding
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.recipe import Recipe
 
-__all__ = ["check_prepared", "checked_model", "hold_to_model"]
+__all__ = ["check_prepared", "check_shapes", "checked_model", "hold_to_model"]
 
+_LOOKED_AT = 64
+"""Batches whose shapes are compared before training."""
 _SAME_DB = 60.0
 """Folding BatchNorm and using other float kernels leaves 100 dB and more; half-precision kernels about 65."""
 _LOST = ("only the forward method of the model's class is traced: hooks, a forward set on the instance and state kept "
@@ -79,6 +82,28 @@ def checked_model(case: QATCase) -> nn.Module:
             f"{case.label} returns NaN or infinity in {bad} of {total} output values on example_inputs.",
             hint="Look for NaN in the weights, and check that the inputs are normalized as in training.")
     return model
+
+
+def check_shapes(case: QATCase) -> None:
+    """Check that evaluation and calibration data have the shapes of the example, apart from the batch size.
+
+    An artifact that is built from an exported program takes no others, and training would be for nothing.
+
+    Raises:
+        CheckFailed: a batch has another shape; the finding tells both.
+    """
+    evaluation = () if case.eval_data is None else (inputs for inputs, _ in labeled(case.eval_data, field="eval_data"))
+    for field, batches in (("eval_data", evaluation), ("calibration_data", case.calibration_data or ())):
+        for index, inputs in enumerate(itertools.islice(batches, _LOOKED_AT)):
+            difference = unlike(inputs, case.example_inputs)
+            if difference is not None:
+                raise CheckFailed(
+                    [f"batch {index} of {field} does not fit the artifact, which takes the shapes of example_inputs."],
+                    findings=[Finding(
+                        code="shape-fixed-by-export", severity="error", message=f"batch {index} of {field} has "
+                        f"{difference}.", evidence={"field": field, "batch": index},
+                        remedy="bring every batch to one shape, by padding or cutting, and give it as example_inputs.",
+                    )])
 
 
 def check_prepared(case: QATCase, recipe: Recipe) -> None:

@@ -133,8 +133,7 @@ class ModelRun:
     def prepared(self) -> PreparedModel:
         """Return the prepared (not yet calibrated) model."""
         self.inputs()
-        return self.stage("prepare", lambda: self.shared.once(
-            "prepared", self.recipe, lambda: stages.prepare(self.case, self.recipe)))
+        return self.stage("prepare", self._prepare)
 
     def converted(self) -> Conversion:
         """Return the fine-tuned and converted model with the post-training-quantized control."""
@@ -276,6 +275,11 @@ class ModelRun:
             return None, failed
         finally:
             self._computing = False
+
+    def _prepare(self) -> PreparedModel:
+        made = self.shared.once("prepared", self.recipe, lambda: stages.prepare(self.case, self.recipe))
+        stages.check_fit(self.case, self.recipe, made, timeout_s=self.settings.stage_timeout_s)
+        return made
 
     def _convert(self) -> Conversion:
         probes = self._start_probes() if self.settings.memory else None  # they import torch meanwhile

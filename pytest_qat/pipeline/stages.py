@@ -19,21 +19,22 @@ from torch import nn
 
 from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.core.batches import call
-from pytest_qat.exported.model import as_module
+from pytest_qat.exported.model import ExportedModel, as_module
 from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, untrained_copy
 from pytest_qat.measure.evaluation import CALIBRATION_BATCHES
 from pytest_qat.measure.parity import Parity, compare_parity
 from pytest_qat.pipeline.finite import refuse_broken
 from pytest_qat.pipeline.first_call import try_once, with_right_kernels
-from pytest_qat.pipeline.preflight import check_prepared, hold_to_model
+from pytest_qat.pipeline.preflight import check_prepared, check_shapes, hold_to_model
 from pytest_qat.pipeline.probe import Probe
 from pytest_qat.recipe import Recipe
 from pytest_qat.runtimes import DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
+from pytest_qat.runtimes.exported import ExportedRuntime
 from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
 from pytest_qat.workflows.observers import resume_fake_quantize, switch_fake_quantize, switch_observers
 
-__all__ = ["Conversion", "SharedStages", "TrainedModel", "convert", "deploy", "measure_parity", "prepare",
+__all__ = ["Conversion", "SharedStages", "TrainedModel", "check_fit", "convert", "deploy", "measure_parity", "prepare",
            "take_converted", "train"]
 
 T = TypeVar("T")
@@ -112,6 +113,25 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
         check_prepared(case, recipe)
         return PreparedModel(module=as_module(copy.deepcopy(case.prepared)), float_modules={})
     return load_workflow(recipe.workflow).prepare(case, recipe)
+
+
+def check_fit(case: QATCase, recipe: Recipe, prepared: PreparedModel, *, timeout_s: float) -> None:
+    """Find out before training what would stop the artifact from being built or from taking the data.
+
+    Args:
+        case: Whose data to look at.
+        recipe: Where the model will run.
+        prepared: The prepared model.
+        timeout_s: Most seconds for building.
+
+    Raises:
+        CheckFailed: the artifact would not fit the data, or would not be built in time.
+    """
+    runtime = load_runtime(recipe.runtime)
+    if isinstance(runtime, ExportedRuntime):
+        check_shapes(case)
+        if isinstance(prepared.module, ExportedModel):
+            runtime.check_graph(prepared.module.graph_module.graph, timeout_s=timeout_s)
 
 
 def train(case: QATCase, recipe: Recipe, first: PreparedModel, *, device: str, progress: Progress) -> TrainedModel:

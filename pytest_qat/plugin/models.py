@@ -159,7 +159,7 @@ class ProbeItem(CommandLineItem):
 
         from pytest_qat.core.torch_state import preserved_torch_state
         from pytest_qat.pipeline.preflight import checked_model
-        from pytest_qat.pipeline.probe import ProbeSettings, probe_recipes
+        from pytest_qat.pipeline.probing import ProbeSettings, probe_recipes
 
         qat, source = self.parent.qat, self.parent.source
         case, options = qat.registry.case(source), qat.options

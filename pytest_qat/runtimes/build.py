@@ -52,7 +52,7 @@ def build(runtime: RuntimeName, programs: Mapping[str, Path], artifacts: Mapping
         child: Command of a child.
 
     Raises:
-        CheckFailed: a child was killed by a signal or took too long.
+        CheckFailed: the runtime cannot run a model, or a child was killed by a signal or took too long.
         StageError: a child raised.
     """
     environment = {**child_environment(threads=threads), "TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "3"}
@@ -103,6 +103,9 @@ def _outcome(side: str, runtime: RuntimeName, child: subprocess.Popen[bytes], ar
                 code="native-crash", severity="error", evidence={"signal": death.name, "stage": note.stage},
                 message=f"native code of {runtime} crashes on the {side} model.",
                 remedy="leave the module that it crashes on in float with skip=(...), or choose another recipe.")])
+    if note.reasons:
+        raise CheckFailed([f"{runtime} cannot run the {side} model: {reason}" for reason in note.reasons],
+                          findings=note.findings)
     if note.error:
         raise StageError(f"{runtime} cannot build the {side} model: {note.error}",
                          hint=note.hint or "Convert the model in a Python shell to see the whole error, or choose "

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,10 @@ from torch.utils import _pytree as pytree
 from pytest_qat.core.files import write_whole
 from pytest_qat.core.quiet import quiet_loggers
 from pytest_qat.core.system import kill_group
-from pytest_qat.errors import QATError
-from pytest_qat.exported.program import load_exported
+from pytest_qat.errors import CheckFailed, QATError
+from pytest_qat.exported.places import blamed_node, described, line_of, op_of
+from pytest_qat.exported.program import load_exported, module_of
+from pytest_qat.findings import Finding
 from pytest_qat.runtimes import load_runtime, parse_runtime_name
 from pytest_qat.runtimes.build_note import Note, read_note, write_note
 from pytest_qat.runtimes.exported import ExportedRuntime
@@ -30,6 +33,7 @@ from pytest_qat.runtimes.exported import ExportedRuntime
 __all__ = ["build_artifact", "main"]
 
 _MOST_CHARACTERS = 300
+_FRAMES = 3
 
 
 def main(name: str, program: str, artifact: str, threads: str, *,
@@ -79,25 +83,44 @@ def build_artifact(name: str, program: Path, artifact: Path, *, threads: int,
     """
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
+    exported: list[torch.export.ExportedProgram] = []
     try:
-        with quiet_loggers():
-            _build(load(name), program, artifact, threads=threads)
+        with quiet_loggers(), torch.no_grad():  # decompositions of some operators fail where autograd looks on
+            _build(load(name), program, artifact, threads=threads, exported=exported)
     except Exception as error:  # whatever it is, the parent reports it
-        stage = read_note(artifact).stage
-        hint = error.hint if isinstance(error, QATError) else ""
-        write_note(Note(stage=stage, hint=hint, error=(
-            f"{type(error).__name__}: {_cause(error)[:_MOST_CHARACTERS]} (in {stage})")), artifact)
+        write_note(_failure(error, name, read_note(artifact).stage, exported), artifact)
 
 
-def _build(runtime: ExportedRuntime, program: Path, artifact: Path, *, threads: int) -> None:
+def _failure(error: Exception, name: str, stage: str, exported: list[torch.export.ExportedProgram]) -> Note:
+    """Return what the parent is told about an error: the user's module and line wherever something tells them."""
+    if isinstance(error, CheckFailed):
+        return Note(stage=stage, reasons=error.reasons, findings=error.findings)
+    text = f"{type(error).__name__}: {_cause(error)[:_MOST_CHARACTERS]}"
+    if isinstance(error, QATError):
+        return Note(stage=stage, hint=error.hint, error=f"{text} (in {stage})")
+    node = blamed_node(error, exported[0].graph) if exported else None
+    if node is None:
+        frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+        raised = " < ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+        return Note(stage=stage, error=f"{text} (in {stage}; raised at {raised})")
+    line = line_of(node)
+    return Note(stage=stage, reasons=(f"{type(error).__name__} in {stage}.",), findings=(Finding(
+        code="not-lowerable", severity="error", module=module_of(node) or None,
+        message=f"{name} stopped at {described(node)}: {text.rstrip('.')}.",
+        remedy="write this part of the model in another way" + (f", at {line}." if line else "."),
+        evidence={"error": type(error).__name__, "op": op_of(node), "line": line, "stage": stage}),))
+
+
+def _build(runtime: ExportedRuntime, program: Path, artifact: Path, *, threads: int,
+           exported: list[torch.export.ExportedProgram]) -> None:
     def enter(stage: str) -> None:
         write_note(Note(stage=stage), artifact)
 
     enter("loading the exported program")
-    exported = load_exported(program)
-    example = _example_tensors(exported)
+    exported.append(load_exported(program))  # for the caller, who may have to tell what failed in it
+    example = _example_tensors(exported[0])
     enter("lowering")
-    lowered = runtime.lower(exported)
+    lowered = runtime.lower(exported[0])
     enter("writing the artifact")
     write_whole(lowered.content, artifact)
     enter("loading the artifact")

@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pytest_qat.findings import Finding
 from pytest_qat.runtimes.base import Kernel, StoredTensor
 
 __all__ = ["Note", "delete_note", "read_note", "write_note"]
@@ -25,6 +26,8 @@ class Note:
         tensors: What is stored in it, once done.
         error: Type, message and stage of what it raised; empty if nothing.
         hint: The hint of the error; empty if it has none.
+        reasons: Why the runtime does not take the model, if it was a check that failed.
+        findings: The findings of that check.
     """
 
     stage: str
@@ -33,6 +36,8 @@ class Note:
     tensors: tuple[StoredTensor, ...] = ()
     error: str = ""
     hint: str = ""
+    reasons: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 def write_note(note: Note, artifact: Path) -> None:
@@ -50,7 +55,8 @@ def read_note(artifact: Path) -> Note:
         return Note(stage="starting")
     kernels = tuple(Kernel(**entry) for entry in written.pop("kernels"))
     tensors = tuple(StoredTensor(**{**entry, "shape": tuple(entry["shape"])}) for entry in written.pop("tensors"))
-    return Note(kernels=kernels, tensors=tensors, **written)
+    findings = tuple(Finding(**entry) for entry in written.pop("findings"))
+    return Note(kernels=kernels, tensors=tensors, findings=findings, reasons=tuple(written.pop("reasons")), **written)
 
 
 def delete_note(artifact: Path) -> None:

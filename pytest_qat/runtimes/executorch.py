@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pytest_qat.core.quiet import silenced
 from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes.base import Kernel, StoredTensor
+from pytest_qat.runtimes.executorch_trial import try_program
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of
 from pytest_qat.runtimes.naming import without_wrapper
@@ -32,17 +35,25 @@ class ExecuTorchRuntime(ExportedRuntime):
 
     name: ClassVar[RuntimeName] = "executorch"
     suffix: ClassVar[str] = ".pte"
+    seconds_per_step: ClassVar[Mapping[str, float]] = MappingProxyType({"LSTM": 1.5, "GRU": 1.5, "RNN": 1.5})
 
     def __init__(self) -> None:
         self._pools_made = 0
         self._seen: dict[str, tuple[str, str, tuple[int, ...]]] = {}
 
     def lower(self, exported: torch.export.ExportedProgram) -> Lowered:
-        """Return the `.pte` and what it computes, delegated or not."""
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+        """Return the `.pte` and what it computes, delegated or not.
 
-        edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+        Raises:
+            CheckFailed: an operator has no kernel, or its kernel does not take its values.
+        """
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+        from executorch.runtime import Runtime
+
+        # Operators outside of the core set may well have a kernel, such as FFT; the trial below tells which have not.
+        unchecked = EdgeCompileConfig(_check_ir_validity=False)
+        edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()], compile_config=unchecked)
         graph_module = edge.exported_program().graph_module
         found: list[Kernel] = []
         for node in graph_module.graph.nodes:
@@ -56,7 +67,10 @@ class ExecuTorchRuntime(ExportedRuntime):
         outside = kernels_of(graph_module)
         found += [replace(kernel, int8=False, reason="not delegated to XNNPACK, so a portable float kernel runs it")
                   for kernel in outside]
-        return Lowered(content=bytes(edge.to_executorch().buffer), kernels=tuple(found))
+        manager = edge.to_executorch()
+        try_program(manager, [leaf for leaf in pytree.tree_leaves(exported.example_inputs) if isinstance(leaf, Tensor)],
+                    runtime=Runtime.get())
+        return Lowered(content=bytes(manager.buffer), kernels=tuple(found))
 
     def load(self, path: Path, *, threads: int) -> Call:
         """Return a function that calls a `.pte`.

@@ -6,10 +6,11 @@ import contextlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -19,12 +20,14 @@ from torch.utils import _pytree as pytree
 from pytest_qat.core.batches import sample_count
 from pytest_qat.core.files import save_whole
 from pytest_qat.errors import CheckFailed
+from pytest_qat.exported.outputs import OutputForm
 from pytest_qat.exported.program import export_program, save_exported
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, Kernel, StoredTensor
 from pytest_qat.runtimes.build import Built, build
-from pytest_qat.runtimes.flat import Container, InputOrder, flat_model, leaves_of
+from pytest_qat.runtimes.flat import InputOrder, flat_model, leaves_of
+from pytest_qat.runtimes.unrolled import check_steps
 
 __all__ = ["Call", "ExportedRuntime", "Lowered"]
 
@@ -54,10 +57,13 @@ class ExportedRuntime(ABC):
 
     Attributes:
         max_bytes: Size that the model must stay below for its file format; None: no limit.
+        seconds_per_step: Processor seconds that building takes for each step of a recurrent layer, by its kind, where
+            the runtime has no operator for it and writes its steps out.
         compiles: Whether the first call of a loaded artifact compiles it, which takes seconds to minutes.
     """
 
     max_bytes: ClassVar[int | None] = None
+    seconds_per_step: ClassVar[Mapping[str, float]] = MappingProxyType({})
     compiles: ClassVar[bool] = False
 
     @property
@@ -127,6 +133,18 @@ class ExportedRuntime(ABC):
         """
         return
 
+    def check_graph(self, graph: torch.fx.Graph, *, timeout_s: float) -> None:
+        """Refuse an exported graph, quantized or not, that cannot be built in time.
+
+        Args:
+            graph: An exported graph.
+            timeout_s: Most seconds for building.
+
+        Raises:
+            CheckFailed: it cannot; the findings name the layers.
+        """
+        check_steps(graph, runtime=self.name, seconds_per_step=self.seconds_per_step, timeout_s=timeout_s)
+
     def deploy(self, fp32: nn.Module, int8: nn.Module, example_inputs: tuple[Any, ...], folder: Path,
                settings: DeploySettings) -> DeployedPair:
         """Export both sides for the example's batch, build their artifacts in child processes, and load them here.
@@ -147,19 +165,19 @@ class ExportedRuntime(ABC):
         self.check_inputs(example_inputs)
         self._check_size(fp32)
         with torch.no_grad():
-            outputs = fp32(*example_inputs)
-        _refuse_opaque(outputs)
+            outputs = OutputForm(fp32(*example_inputs))
         programs: dict[str, Path] = {}
         for side, module in (("fp32", fp32), ("int8", int8)):
             exported = export_program(flat_model(module, example_inputs), tuple(leaves_of(example_inputs)),
                                       any_batch=False)
             self.check_program(exported)
+            self.check_graph(exported.graph, timeout_s=settings.timeout_s)
             programs[side] = folder / f"{side}.pt2"
             save_exported(exported, programs[side])
         built = build(self.name, programs, {side: folder / f"{side}{self.suffix}" for side in programs},
                       threads=settings.threads, timeout_s=settings.timeout_s)
         order = InputOrder(example_inputs, names=tuple(inspect.signature(fp32.forward).parameters))
-        forms = {side: self._form(built[side], Container(outputs), settings=settings, order=order,
+        forms = {side: self._form(built[side], outputs, settings=settings, order=order,
                                   example_inputs=example_inputs) for side in built}
         if self.compiles and settings.load:  # now, so that compiling is never part of a timing
             for form in forms.values():
@@ -184,7 +202,7 @@ class ExportedRuntime(ABC):
                     message=f"the format of {self.suffix} files does not allow larger ones.",
                     remedy="split the model, or use a recipe with another runtime.")])
 
-    def _form(self, built: Built, outputs: Container, *, settings: DeploySettings, order: InputOrder,
+    def _form(self, built: Built, outputs: OutputForm, *, settings: DeploySettings, order: InputOrder,
               example_inputs: tuple[Any, ...]) -> Deployed:
         threads = settings.threads
         call = self.load(built.artifact, threads=threads) if settings.load else partial(
@@ -216,15 +234,3 @@ def _load_and_call(runtime: ExportedRuntime, path: Path, threads: int, inputs: S
 def _inputs_of(program: Path) -> Path:
     """Return the file that holds the inputs of a saved program."""
     return program.with_suffix(".inputs")
-
-
-def _refuse_opaque(outputs: Any) -> None:
-    known = (Tensor, int, float, str, type(None))
-    unknown = next((leaf for leaf in pytree.tree_leaves(outputs) if not isinstance(leaf, known)), None)
-    if unknown is not None:
-        kind = type(unknown).__name__
-        raise CheckFailed([f"the model returns {kind}, which torch.export does not look into."], findings=[Finding(
-            code="opaque-output", severity="error", evidence={"type": kind},
-            message=f"the tensors inside {kind} would be lost.",
-            remedy=f"return a tuple or dict of tensors, or call torch.export.register_dataclass({kind}) once if it is "
-                   "a dataclass.")])

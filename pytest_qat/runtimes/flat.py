@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pytest_qat.exported.fixes import with_own_biases
 from pytest_qat.exported.model import ExportedModel
+from pytest_qat.exported.outputs import tensors_in
 from pytest_qat.runtimes.graph_kernels import bias_place
 
 __all__ = ["Container", "InputOrder", "flat_model", "leaves_of"]
@@ -53,24 +54,19 @@ class _FlatModule(nn.Module):
         self._inputs = Container(example_inputs)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        found = self.graph_module(*self._inputs.around(tensors))
-        return tuple(leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor))
+        return tuple(tensors_in(self.graph_module(*self._inputs.around(tensors))))
 
 
 class Container:
-    """The structure around the tensors of a nested value, and its leaves that are not tensors.
-
-    Attributes:
-        single: Whether the value is a lone leaf.
+    """The structure around the tensors of a batch, and its leaves that are not tensors.
 
     Args:
-        value: The nested value.
+        value: The batch.
     """
 
     def __init__(self, value: Any) -> None:
         leaves, self._form = pytree.tree_flatten(value)
         self._others = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
-        self.single = self._form.is_leaf()
 
     def around(self, tensors: Sequence[Tensor]) -> Any:
         """Return the same structure with other tensors in it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,7 @@ class LiteRTRuntime(ExportedRuntime):
 
     name: ClassVar[RuntimeName] = "litert"
     suffix: ClassVar[str] = ".tflite"
+    seconds_per_step: ClassVar[Mapping[str, float]] = MappingProxyType({"LSTM": 0.3, "GRU": 0.3, "RNN": 0.3})
     max_bytes: ClassVar[int | None] = 2**31  # flatbuffers have 32-bit offsets
 
     def lower(self, exported: torch.export.ExportedProgram) -> Lowered:

@@ -6,15 +6,19 @@ What comes out is the *reference* form, quantize and dequantize around float ops
 from __future__ import annotations
 
 import copy
+import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from pytest_qat.case import QATCase
+from pytest_qat.core.batches import call
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed
 from pytest_qat.exported.fixes import (
@@ -26,9 +30,13 @@ from pytest_qat.exported.fixes import (
     unshield,
 )
 from pytest_qat.exported.model import ExportedModel, always_on_nodes
+from pytest_qat.exported.outputs import OutputForm, flatten_outputs, has_unknown
+from pytest_qat.exported.places import blamed_node, described, line_of
 from pytest_qat.exported.program import export_program, module_of, without_spare_tensors
+from pytest_qat.exported.rewrites import frozen_parameters
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
+from pytest_qat.workflows.annotations import CompletedQuantizer
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
 from pytest_qat.workflows.quantizers import make_quantizer
 
@@ -46,8 +54,10 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
         CheckFailed: torch.export refuses the model, or the quantizer does.
     """
     model = copy.deepcopy(case.model).eval()
+    outputs = _flattened(model, case.example_inputs)
     program = export_program(model, case.example_inputs, any_batch=True)
     graph_module = program.module()
+    frozen = frozen_parameters(graph_module)
     always_on = always_on_nodes(graph_module)
     skip = case.skip if case.quantizer is None else ()  # a quantizer of the user's own knows what to leave out
     batchnorms = _batchnorm_settings(graph_module)
@@ -57,19 +67,25 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     apart = unfoldable(graph_module)
     shield(graph_module, lambda node: node in apart or _within(module_of(node), skip))
     quantizer = copy.deepcopy(case.quantizer) if case.quantizer is not None else make_quantizer(
-        recipe.quantizer or "xnnpack", skip=skip)
+        recipe.quantizer or "xnnpack", skip=skip, batchnorms=any(
+            "batch_norm" in str(node.target) for node in graph_module.graph.nodes))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            prepared = prepare_qat_pt2e(graph_module, quantizer)
+            prepared = prepare_qat_pt2e(graph_module, CompletedQuantizer(
+                quantizer, pytree.tree_leaves(case.example_inputs)))
     except Exception as error:
         raise CheckFailed([f"{type(quantizer).__name__} cannot prepare the model."],
-                          findings=[_refusal(error, quantizer)]) from error
+                          findings=[_refusal(error, quantizer, graph_module.graph)]) from error
     unshield(prepared)
     quantize_transposed_by_output(prepared)
     _restore_batchnorm(prepared, batchnorms)
+    for name, parameter in prepared.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
     reasons = dict.fromkeys(skip, "left in float on purpose (skip)")
-    return PreparedModel(module=ExportedModel(prepared, always_on=always_on).train(), float_modules=reasons)
+    module = ExportedModel(prepared, always_on=always_on, outputs=outputs).train()
+    return PreparedModel(module=module, float_modules=reasons)
 
 
 def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
@@ -81,12 +97,23 @@ def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
         warnings.simplefilter("ignore")
         graph_module = convert_pt2e(module.graph_module, fold_quantize=recipe.fold_quantize)
     without_spare_tensors(graph_module)
-    return ConvertedModel(module=ExportedModel(graph_module, always_on=module.always_on).eval())
+    return ConvertedModel(module=ExportedModel(
+        graph_module, always_on=module.always_on, outputs=module.outputs).eval())
 
 
 def float_twin(case: QATCase) -> nn.Module:
     """Return a copy in eval mode; the runtimes fold BatchNorm themselves."""
     return copy.deepcopy(case.model).eval()
+
+
+def _flattened(model: nn.Module, example_inputs: Any) -> OutputForm | None:
+    """Let a model return tensors in a row, in place, if it returns something that torch.export does not know."""
+    with torch.no_grad():
+        output = call(model, example_inputs)
+    if not has_unknown(output):
+        return None
+    flatten_outputs(model)
+    return OutputForm(output)
 
 
 def _batchnorm_settings(graph_module: torch.fx.GraphModule) -> dict[str, tuple[Any, Any]]:
@@ -145,9 +172,15 @@ def _within(name: str, parents: Sequence[str]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
-def _refusal(error: BaseException, quantizer: object) -> Finding:
+def _refusal(error: Exception, quantizer: object, graph: torch.fx.Graph) -> Finding:
+    node = blamed_node(error, graph)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f" while it worked on {described(node)}" if node is not None else ""
+    module = module_of(node) if node is not None else ""
     return Finding(
-        code="quantizer-refused", severity="error",
-        message=f"{type(quantizer).__name__} raised {type(error).__name__}: {headline(error).rstrip('.')}.",
-        remedy="name the module in skip=(...), give the case a quantizer of its own, or use an fx recipe.",
-        evidence={"error": type(error).__name__})
+        code="quantizer-refused", severity="error", module=module or None,
+        message=f"{type(quantizer).__name__} raised {type(error).__name__}{where}: {headline(error).rstrip('.')} "
+                f"(raised at {Path(frame.filename).name}:{frame.lineno}).",
+        remedy=f"leave it in float with skip=({module!r},)." if module else
+               "leave the module in float with skip=(...), or give the case a quantizer of its own.",
+        evidence={"error": type(error).__name__, "line": line_of(node) if node is not None else ""})

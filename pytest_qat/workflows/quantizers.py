@@ -15,20 +15,21 @@ _XNNPACK = ("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", "torchao.
 """Where XNNPACK's quantizer is kept, and the copy that torchao carries."""
 
 
-def make_quantizer(name: str, *, skip: Sequence[str] = ()) -> Any:
+def make_quantizer(name: str, *, skip: Sequence[str] = (), batchnorms: bool = True) -> Any:
     """Return a quantizer.
 
     Args:
         name: `xnnpack` or `x86-inductor`.
         skip: Modules to leave in float.
+        batchnorms: Whether the model has a BatchNorm: looking for convolutions before one takes seconds.
 
     Raises:
         MissingPackage: no installed package has it.
     """
-    return {"xnnpack": _xnnpack, "x86-inductor": _x86_inductor}[name](skip)
+    return _xnnpack(skip, batchnorms=batchnorms) if name == "xnnpack" else _x86_inductor(skip)
 
 
-def _xnnpack(skip: Sequence[str]) -> Any:
+def _xnnpack(skip: Sequence[str], *, batchnorms: bool) -> Any:
     made: Any = None
     for place in _XNNPACK:
         try:
@@ -45,6 +46,9 @@ def _xnnpack(skip: Sequence[str]) -> Any:
         warnings.simplefilter("ignore")  # torchao's copy calls itself deprecated
         quantizer = made.XNNPACKQuantizer().set_global(
             made.get_symmetric_quantization_config(is_qat=True, is_per_channel=True))
+    patterns = getattr(quantizer, "SUPPORTED_PATTERNS", ())  # torchao's copy has other ones
+    if not batchnorms and patterns:
+        quantizer.SUPPORTED_PATTERNS = [pattern for pattern in patterns if "bn" not in pattern.name]
     quantizer.module_name_config.update(dict.fromkeys(skip))  # its set_module_name refuses None, which it can handle
     return quantizer
 

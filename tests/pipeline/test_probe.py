@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from pytest_qat.case import QATCase
-from pytest_qat.pipeline import probe as module
-from pytest_qat.pipeline.probe import Probe, ProbeSettings, best_first, probe_recipe, probe_recipes
+from pytest_qat.pipeline import probing as module
+from pytest_qat.pipeline.probe import Probe, best_first
+from pytest_qat.pipeline.probing import ProbeSettings, probe_recipe, probe_recipes
 from pytest_qat.recipe import get_recipe
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="recipes are tried in forked processes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
 from collections import UserDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -207,13 +208,25 @@ class Opaque(Single):
         return [Answer(scores=super().forward(x))]
 
 
-def test_an_output_that_torch_export_does_not_look_into_is_refused(standin: Standin, tmp_path: Path) -> None:
+class Locked(Single):
+    def forward(self, x: Tensor) -> Any:
+        return {"scores": super().forward(x), "lock": threading.Lock()}
+
+
+def test_an_output_that_cannot_be_taken_apart_is_refused(standin: Standin, tmp_path: Path) -> None:
     with pytest.raises(CheckFailed) as caught:
-        deployed(standin, Opaque(), (rows(2),), tmp_path)
+        deployed(standin, Locked(), (rows(2),), tmp_path)
     (finding,) = caught.value.findings
-    assert (finding.code, finding.evidence) == ("opaque-output", {"type": "Answer"})
-    assert "torch.export.register_dataclass(Answer)" in finding.remedy
+    assert (finding.code, finding.evidence) == ("opaque-output", {"type": "lock", "error": "TypeError"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_torch_export_does_not_know_comes_back_as_it_is(standin: Standin, tmp_path: Path) -> None:
+    model = Opaque()
+    form = deployed(standin, model, (rows(2),), tmp_path)
+    (found,) = form.run(form.adapt((rows(2),)))
+    assert isinstance(found, Answer)
+    assert torch.allclose(found.scores, model(rows(2))[0].scores)
 
 
 @dataclasses.dataclass

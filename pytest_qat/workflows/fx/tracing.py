@@ -156,9 +156,9 @@ def _lengths_of_shapes(tracer: FormTracer) -> Iterator[None]:
 
     def length(proxy: Proxy) -> int:
         found = tracer.length(proxy) if proxy.tracer is tracer else None
-        return kept(proxy) if found is None else found  # type: ignore[no-any-return]
+        return kept(proxy) if found is None else found
 
-    Proxy.__len__ = length  # type: ignore[method-assign, assignment]
+    Proxy.__len__ = length  # type: ignore[method-assign]
     try:
         yield
     finally:

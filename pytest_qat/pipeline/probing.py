@@ -1,0 +1,211 @@
+"""Try a recipe on a model without training: prepare, convert, build the artifact, call it once.
+
+A probe answers whether a recipe takes a model, how much of it then runs in int8 and how small the file gets; it says
+nothing about accuracy or speed. It happens in a forked child, so that a crash or a hang costs its time limit and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pytest_qat.case import QATCase, calibration_batches
+from pytest_qat.core.forked import run_forked
+from pytest_qat.core.system import can_fork
+from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
+from pytest_qat.core.tracebacks import headline
+from pytest_qat.errors import CheckFailed, MissingPackage, QATError, UnsupportedEnvironment
+from pytest_qat.finetune import calibrate
+from pytest_qat.measure.coverage import coverage_of_kernels, measure_coverage
+from pytest_qat.pipeline import stages
+from pytest_qat.pipeline.first_call import with_right_kernels
+from pytest_qat.pipeline.plain_model import with_plain_model
+from pytest_qat.pipeline.preflight import checked_model
+from pytest_qat.pipeline.probe import Probe, best_first
+from pytest_qat.recipe import COMPLETE_RECIPES, Recipe, get_recipe
+from pytest_qat.runtimes import DeploySettings, load_runtime
+from pytest_qat.workflows import load_workflow
+from pytest_qat.workflows.known_errors import explain, unexplained
+
+__all__ = ["ProbeSettings", "probe_recipe", "probe_recipes", "without_training"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSettings:
+    """Limits of probing.
+
+    Attributes:
+        timeout_s: Most seconds for one recipe.
+        budget_s: Most seconds for all recipes together; those not begun by then are not tried.
+        seed: Seed of each probe.
+        at_once: Number of recipes that are tried at the same time.
+    """
+
+    timeout_s: float = 120.0
+    budget_s: float = 600.0
+    seed: int = 0
+    at_once: int = 2
+
+
+def probe_recipes(case: QATCase, names: Sequence[str] = COMPLETE_RECIPES, *, settings: ProbeSettings,
+                  done: Callable[[Probe], None] = lambda probe: None) -> list[Probe]:
+    """Try recipes on a case, some at the same time, and return what came of each, best first.
+
+    Args:
+        case: The user's model; never changed.
+        names: Recipes, the most wanted first.
+        settings: Limits.
+        done: Told about each answer as it comes.
+    """
+    ends = time.monotonic() + settings.budget_s
+    found: list[Probe] = []
+    waiting, running = list(names), set[Future[Probe]]()
+    with ThreadPoolExecutor(max_workers=settings.at_once) as pool:
+        while waiting or running:
+            while waiting and len(running) < settings.at_once:
+                left = ends - time.monotonic()
+                if left <= 0:
+                    found += [Probe(recipe=name, takes=None, reason="not tried: the time for probing was used up.")
+                              for name in waiting]
+                    waiting.clear()
+                    break
+                running.add(pool.submit(probe_recipe, case, get_recipe(waiting.pop(0)), seed=settings.seed,
+                                        timeout_s=min(settings.timeout_s, left)))
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for each in ended:
+                found.append(each.result())
+                done(found[-1])
+    return sorted(found, key=best_first)
+
+
+def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int) -> Probe:
+    """Try one recipe on a case in a child process.
+
+    Args:
+        case: The user's model; never changed.
+        recipe: How to quantize and where to run.
+        timeout_s: Most seconds.
+        seed: Seed of the trial.
+    """
+    impossible = _impossible(recipe)
+    if impossible is not None:
+        return impossible
+    began = time.monotonic()
+    ended = run_forked(lambda writer: _answer(case, recipe, writer, timeout_s=timeout_s, seed=seed),
+                       timeout_s=timeout_s)
+    seconds = time.monotonic() - began
+    where = f"in {_last_stage(ended.written)}"
+    if ended.hung:
+        return Probe(recipe=recipe.name, takes=None, seconds=seconds, reason=(
+            f"no answer within {timeout_s:.0f} s ({where})."))
+    if ended.by is not None:
+        return Probe(recipe=recipe.name, takes=False, seconds=seconds, code="native-crash", reason=(
+            f"it killed its process with {ended.by.name} ({where})."))
+    try:
+        return Probe(**{**json.loads(ended.written.rstrip().rpartition(b"\n")[2]), "seconds": seconds})
+    except (ValueError, TypeError):
+        return Probe(recipe=recipe.name, takes=None, seconds=seconds, reason=(
+            f"its process ended without an answer ({where})."))
+
+
+def _impossible(recipe: Recipe) -> Probe | None:
+    """Return why a recipe cannot be tried on this machine, or None if it can."""
+    try:
+        recipe.require_packages()
+        with quantized_engine(recipe.engine):
+            pass
+    except MissingPackage as missing:
+        return Probe(recipe=recipe.name, takes=None, reason=f"not tried: {missing.message} {missing.hint}")
+    except UnsupportedEnvironment as unsupported:
+        return Probe(recipe=recipe.name, takes=False, reason=unsupported.message)
+    if not can_fork():
+        return Probe(recipe=recipe.name, takes=None, reason=(
+            f"not tried: recipes are tried in forked processes, which {sys.platform} does not have."))
+    return None
+
+
+def _last_stage(written: bytes) -> str:
+    stages = [line for line in written.decode(errors="replace").splitlines() if not line.startswith("{")]
+    return stages[-1] if stages else "starting"
+
+
+def _answer(case: QATCase, recipe: Recipe, writer: int, *, timeout_s: float, seed: int) -> None:
+    """Try the recipe in this process, the child, and write stages and the answer to the pipe, a line each."""
+    stage = "starting"
+
+    def enter(name: str) -> None:
+        nonlocal stage
+        stage = name
+        os.write(writer, f"{name}\n".encode())
+
+    try:
+        with (preserved_torch_state(seed=seed), quantized_engine(recipe.engine), threads(1), without_fast_path(),
+              tempfile.TemporaryDirectory(prefix="pytest-qat-") as folder):
+            made = _tried(case, recipe, enter, folder=Path(folder), timeout_s=timeout_s)
+    except BaseException as error:  # whatever it is, it is the answer
+        made = _refusal(error, case, recipe, stage)
+    os.write(writer, (json.dumps(asdict(made)) + "\n").encode())
+
+
+def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folder: Path, timeout_s: float) -> Probe:
+    """Go through the stages of a run, without training, and without loading what another process has built."""
+    enter("prepare")
+    plain = without_training(with_plain_model(case)[0])
+    float_model = checked_model(plain)
+    first = stages.prepare(plain, recipe)
+    stages.check_fit(plain, recipe, first, timeout_s=timeout_s)
+    prepared = replace(first, module=copy.deepcopy(first.module))
+    calibrate(prepared.module, calibration_batches(plain, limit=1))
+    enter("convert")
+    workflow = load_workflow(recipe.workflow)
+    int8 = with_right_kernels(workflow.convert(prepared, recipe), plain, engine=recipe.engine)
+    enter("deploy")
+    with torch.no_grad():
+        pair = load_runtime(recipe.runtime).deploy(
+            workflow.float_twin(plain).eval(), int8.module, plain.example_inputs, folder,
+            DeploySettings(engine=recipe.engine, threads=1, timeout_s=timeout_s, load=False))
+    enter("coverage")
+    fp32, shipped = pair.fp32["contiguous"], pair.int8["contiguous"]
+    reasons = {**first.float_modules, **int8.float_modules}
+    coverage = (measure_coverage(float_model, int8.module, plain.example_inputs, reasons=reasons)
+                if shipped.kernels is None else
+                coverage_of_kernels(float_model, shipped.kernels, plain.example_inputs, reasons=reasons))
+    if coverage.int8_modules == 0:
+        return Probe(recipe=recipe.name, takes=False, code="nothing-quantized", reason="nothing of it runs in int8.",
+                     mac_share=0.0)
+    return Probe(recipe=recipe.name, takes=True, mac_share=coverage.mac_share,
+                 size_reduction=fp32.size_bytes / max(1, shipped.size_bytes))
+
+
+def without_training(case: QATCase) -> QATCase:
+    """Return the case with one batch to calibrate on and nothing to train or evaluate with."""
+    batches = calibration_batches(case, limit=1)
+    return replace(case, train=None, train_data=None, loss_fn=None, optimizer=None, eval_data=None,
+                               prepared=None, converted=None, calibration_data=batches)
+
+
+def _refusal(error: BaseException, case: QATCase, recipe: Recipe, stage: str) -> Probe:
+    """Return why a recipe does not take the model, from what was raised."""
+    if isinstance(error, CheckFailed):
+        worst = next((each for each in error.findings if each.severity == "error"), None)
+        reason = error.reasons[0] if worst is None else worst.message
+        return Probe(recipe=recipe.name, takes=False, reason=reason, module=worst.module if worst else None,
+                     code=worst.code if worst else None)
+    if isinstance(error, QATError):
+        return Probe(recipe=recipe.name, takes=None if isinstance(error, MissingPackage) else False,
+                     reason=error.message)
+    if isinstance(error, Exception):
+        found = explain(error, model=case.model, stage=stage) or unexplained(error, model=case.model, stage=stage)
+        return Probe(recipe=recipe.name, takes=False, reason=found.message, module=found.module, code=found.code)
+    return Probe(recipe=recipe.name, takes=False, reason=f"{stage} raised {type(error).__name__}: {headline(error)}")
