@@ -47,7 +47,8 @@ def recurrences(graph: torch.fx.Graph) -> Iterator[Recurrence]:
             continue
         given = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))  # noqa: SLF001
         given.update(node.kwargs)
-        value = given["input"].meta.get("val") if isinstance(given.get("input"), torch.fx.Node) else None
+        made = node.meta.get("val")
+        value = made[0] if isinstance(made, (tuple, list)) else None  # observers before it have no shape
         if not isinstance(value, Tensor) or value.dim() != 3:  # packed sequences have no length of their own
             continue
         length = value.shape[1 if given.get(_BATCH_FIRST) else 0]
