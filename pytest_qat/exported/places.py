@@ -67,11 +67,10 @@ def blamed_node(error: BaseException, graph: torch.fx.Graph) -> torch.fx.Node | 
             named: list[torch.fx.Node] = [
                 node for node in graph.nodes if op_of(node).rpartition("::")[2] == opcode[1].lower()]
             if named:
-                return named[0]
-    for each in chain:
-        if (node := _worked_on(each)) is not None and (line_of(node) or module_of(node)):
-            return node
-    return None
+                found_node: torch.fx.Node = named[0]
+                return found_node
+    worked_on = (_worked_on(each) for each in chain)
+    return next((node for node in worked_on if node is not None and (line_of(node) or module_of(node))), None)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
