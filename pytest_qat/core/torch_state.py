@@ -8,6 +8,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -43,6 +44,7 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
         with _preserved_generators(seed), quiet_loggers(), warnings.catch_warnings():
+            _raise_no_warnings()
             for message in _DEPRECATED:
                 warnings.filterwarnings("ignore", message=message)
             yield
@@ -56,6 +58,12 @@ def preserved_torch_state(*, seed: int | None = None) -> Iterator[None]:
         if (torch.are_deterministic_algorithms_enabled(),
                 torch.is_deterministic_algorithms_warn_only_enabled()) != (deterministic, warn_only):
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)  # imports the compiler
+
+
+def _raise_no_warnings() -> None:
+    """Show the warnings that the user's filters would raise: one of torch's must not fail a stage."""
+    filters: Any = warnings.filters  # a list, of which the caller's catch_warnings keeps the original
+    filters[:] = [("default", *rest) if action == "error" else (action, *rest) for action, *rest in filters]
 
 
 @contextlib.contextmanager

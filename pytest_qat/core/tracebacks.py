@@ -48,14 +48,16 @@ def locate_module(error: BaseException, model: nn.Module) -> str | None:
     trace = error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module):
+        if isinstance(owner, nn.Module) and "_modules" in vars(owner):  # not one that its constructor raised in
             owners.append(owner)
         trace = trace.tb_next
+    own = dict(model.named_modules())
     for root in (model, *owners):  # what was called may be a copy of the model
         names = {id(module): name for name, module in root.named_modules()}
-        found: str | None = next((names[id(owner)] for owner in reversed(owners) if names.get(id(owner))), None)
-        if found is not None:
-            return found
+        for owner in reversed(owners):
+            name: str | None = names.get(id(owner))
+            if name and name in own and (root is model or type(owner).__name__ == type(own[name]).__name__):
+                return name
     return None
 
 

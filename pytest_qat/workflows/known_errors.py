@@ -71,7 +71,7 @@ def explain(error: BaseException, *, model: nn.Module, stage: str) -> Finding | 
             continue
         module = locate_module(error, model)
         return Finding(
-            code=known.code, severity="error", module=user_names(model)[module] or None if module else None,
+            code=known.code, severity="error", module=user_names(model).get(module) or None if module else None,
             message=known.message.format(**match.groupdict()), remedy=known.remedy,
             evidence={"stage": stage, "error": text.splitlines()[0][:200]})
     return None

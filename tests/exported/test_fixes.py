@@ -98,6 +98,7 @@ def test_weights_of_transposed_convolutions_are_quantized_per_output_channel() -
     assert sqnr_db(prepared.module(GRID), converted(GRID)) > 60
 
 
+@pytest.mark.slow
 def test_what_the_shared_model_ships_agrees_with_what_was_simulated(tmp_path: Path) -> None:
     recipe = get_recipe("pt2e-executorch")
     try:
@@ -130,6 +131,7 @@ def test_a_batchnorm_without_weight_and_bias_gets_ones_and_zeros_that_do_not_lea
     assert torch.equal(graph_module(GRID), model(GRID))
 
 
+@pytest.mark.slow
 def test_a_batchnorm_without_weight_and_bias_is_prepared_and_converted() -> None:
     prepared = prepared_for(made(Normed(affine=False), GRID), INDUCTOR)
     converted = pt2e.convert(prepared, INDUCTOR).module
@@ -145,6 +147,7 @@ def test_convolutions_that_torchao_folds_wrongly_are_told(model: nn.Module, unfi
     assert len(unfoldable(exported(model))) == unfit
 
 
+@pytest.mark.slow
 def test_a_convolution_and_batchnorm_called_twice_compute_what_was_simulated() -> None:
     prepared = prepared_for(made(Normed(calls=2), GRID), XNNPACK)
     converted = pt2e.convert(prepared, XNNPACK).module

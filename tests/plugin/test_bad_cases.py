@@ -156,7 +156,7 @@ def test_odd_scores_and_data_that_change_between_models_end_in_one_sentence_each
     assert "the metric gave NaN or infinity on batch 2 of eval_data, expected finite scores." in text
     beyond = recorded(project, "beyond")["metrics"]["accuracy"]
     assert (beyond["fp32"], beyond["is_fraction"]) == (30.0, False)
-    assert "accuracy 30 30 30 +0 >= -0.01 passed" in text
+    assert "accuracy 30 30 30 +0.00% >= -1.00% passed" in text
 
 
 def test_a_model_far_slower_than_the_budget_ends_soon_and_says_what_to_raise(
@@ -290,7 +290,7 @@ def test_an_unforeseen_error_keeps_its_traceback(project: Project, monkeypatch: 
     def broken(*args: object, **kwargs: object) -> None:
         raise KeyError("something new")
 
-    monkeypatch.setattr("torch.ao.quantization.quantize_fx.convert_fx", broken)
+    monkeypatch.setattr("pytest_qat.pipeline.stages.calibrate", broken)
     result = project.run("--qat-model=models:good", "-v")
     result.assert_outcomes(passed=1, failed=1, skipped=6)
     assert "something new" in everything(result)
@@ -345,7 +345,7 @@ def test_a_record_that_cannot_be_written_loses_neither_session_nor_table(project
     def full_disk(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pytest_qat.report.json.write_json", full_disk)
+    monkeypatch.setattr("pytest_qat.plugin.summary.write_json", full_disk)
     result = project.run("--qat-model=models:good", "-k", "prepare", "--qat-json=qat.json")
     result.assert_outcomes(passed=1, deselected=7)
     assert "the record could not be written to" in everything(result)

@@ -17,6 +17,7 @@ def outcomes(project: Project, reference: str, *arguments: str) -> tuple[dict[st
     return {check: entry["outcome"] for check, entry in run["checks"].items()}, run, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86"])
 def test_edge_model_passes_everything_on_real_digits(project: Project, recipe: str) -> None:
     # A speed floor of 0: the real one is for quiet machines, and the README's command has it.
@@ -81,6 +82,7 @@ def test_a_function_that_raises_is_a_collection_error(project: Project) -> None:
     assert "raised RuntimeError: the checkpoint is gone" in result.stdout.str()
 
 
+@pytest.mark.slow
 def test_torchvision_models_run_by_name(project: Project) -> None:
     pytest.importorskip("torchvision")
     result = project.run("--qat-model=torchvision:shufflenet_v2_x0_5", "--qat-inputs=4x3x64x64",

@@ -84,6 +84,7 @@ def test_a_bad_late_marker_fails_its_test_with_one_sentence(project: Project) ->
     assert "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_a_late_marker_is_held_to_on_a_worker(project: Project) -> None:
     project.pytester.makepyfile(test_user=BY_FIXTURE, test_other="def test_plain():\n    pass\n")
     result = project.pytester.runpytest_subprocess("-n", "2", "-p", "no:randomly")

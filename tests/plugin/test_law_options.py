@@ -70,9 +70,9 @@ def test_a_saved_example_still_fails_until_the_kernel_is_mended(kernels: Project
     mended.stdout.fnmatch_lines(["*P17_layout-bad-*FIXED*", "saved examples: 1 fixed"])
 
 
-def test_the_readme_s_kernel_keeps_the_laws(project: Project) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    [block] = [block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "QuantOps(" in block]
+def test_the_guide_s_kernel_keeps_the_laws(project: Project) -> None:
+    guide = (Path(__file__).parents[2] / "docs/how-to/quantization-ops.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL) if "QuantOps(" in block)
     (project.path / "my_kernels.py").write_text(block)
     project.run("--qat-ops=my_kernels:ops").assert_outcomes(passed=21)
 
@@ -96,6 +96,7 @@ def test_fuzzing_a_correct_kernel_finds_nothing(kernels: Project) -> None:
     kernels.run("--qat-ops=kernels:good", "--qat-fuzz=3").assert_outcomes(passed=21)
 
 
+@pytest.mark.slow
 def test_workers_share_the_laws(kernels: Project) -> None:
     alone = kernels.subprocess("--qat-ops=kernels:bad", "-k", "P1 or P8", "-v")
     shared = kernels.subprocess("--qat-ops=kernels:bad", "-k", "P1 or P8", "-n", "2", "-v")
@@ -104,6 +105,7 @@ def test_workers_share_the_laws(kernels: Project) -> None:
     assert {line.split("]")[0] for line in shared.outlines if line.startswith("[gw")} == {"[gw0", "[gw1"}
 
 
+@pytest.mark.slow
 def test_workers_share_the_time_of_fuzzing(kernels: Project) -> None:
     result = kernels.subprocess("--qat-ops=kernels:bad", "--qat-fuzz=2", "-k", "P17_layout or P20_cross", "-n", "2")
     result.assert_outcomes(failed=2)

@@ -247,6 +247,7 @@ def pytest_report_teststatus(report):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("-n", "1")])
 def test_outcomes_of_other_plugins_are_left_to_them(project: Project, arguments: tuple[str, ...]) -> None:
     project.pytester.makeconftest(RERUNS)

@@ -241,7 +241,7 @@ def test_a_metric_for_which_lower_is_better_works_and_is_not_shown_as_percent(pr
     assert accuracy["flips"][0]["after"] == pytest.approx(138.63, abs=0.01)
     cells = row(text, "accuracy ")
     assert cells[-1] == "failed"
-    assert cells[3:6] == ["138.6", f"{-accuracy['drop']:+.4g}", ">= -0.01"]
+    assert cells[3:6] == ["138.6", f"{-accuracy['drop'] / accuracy['fp32']:+.2%}", ">= -1.00%"]
     assert "138.6 after it" in finding(run, "qat-below-ptq")["message"]
     assert not re.search(r"138\.\d+%", text)
 

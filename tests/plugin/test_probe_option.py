@@ -48,6 +48,7 @@ def test_probing_fails_where_no_recipe_takes_the_model(project: Project) -> None
     assert "no recipe takes the model" in everything(result)
 
 
+@pytest.mark.slow
 def test_a_refusal_ends_with_a_recipe_that_was_tried_and_its_command_holds(project: Project) -> None:
     project.add(RESIDUAL)
     result = project.run("--qat-model=models:residual", "--qat-recipe=eager-x86", "--qat-diagnose=auto",

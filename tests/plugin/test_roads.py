@@ -56,6 +56,7 @@ def test_under_strict_a_recipe_whose_package_is_missing_fails(project: Project) 
     assert "INTERNALERROR" not in result.stdout.str()
 
 
+@pytest.mark.slow
 def test_auto_ranks_what_is_installed_fastest_first(project: Project) -> None:
     hide(project, *RUNTIMES)
     result = project.run("--qat-model=models:good", "--qat-recipe=auto", "--qat-json=qat.json",
@@ -78,6 +79,7 @@ def test_auto_ranks_what_is_installed_fastest_first(project: Project) -> None:
     assert {run["recipe"] for run in written["runs"]} >= {entry["recipe"] for entry in held}
 
 
+@pytest.mark.slow
 def test_auto_fails_if_no_recipe_holds(project: Project) -> None:
     hide(project, *RUNTIMES)
     result = project.run("--qat-model=models:good", "--qat-recipe=auto", "--qat-min-size-reduction=1000")
@@ -96,6 +98,7 @@ def test_auto_says_once_that_the_model_does_not_take_its_inputs(project: Project
     assert "no recipe holds" not in text
 
 
+@pytest.mark.slow
 def test_auto_is_the_same_under_xdist(project: Project) -> None:
     hide(project, *RUNTIMES)
     result = project.run("--qat-model=models:good", "--qat-recipe=auto", "--qat-json=qat.json", "-n", "2",

@@ -25,6 +25,7 @@ def verdicts(project: Project, name: str) -> dict[tuple[str, str], Any]:
     } for run in document["runs"]}
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_record_as_none(project: Project) -> None:
     project.add(TWO)
     arguments = ("--qat-model=models:good", "--qat-model=models:other")
@@ -36,6 +37,7 @@ def test_two_workers_give_the_same_record_as_none(project: Project) -> None:
     assert "fine-tuning" not in result.stdout.str().replace("fine-tuned", "")
 
 
+@pytest.mark.slow
 def test_the_checks_of_one_model_stay_on_one_worker(project: Project) -> None:
     project.add(TWO)
     result = project.subprocess("--qat-model=models:good", "--qat-model=models:other", "-n", "2", "-v",
@@ -45,6 +47,7 @@ def test_the_checks_of_one_model_stay_on_one_worker(project: Project) -> None:
     assert len(workers) == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_an_error_on_workers_too(project: Project) -> None:
     result = project.subprocess("--qat-model=models:nothing", "--qat-model=models:good", "-n", "2",
                                 "-k", "prepare", "--continue-on-collection-errors", "--qat-json=qat.json")

@@ -125,6 +125,7 @@ def test_fuzzing_ends_in_time_and_finds_nothing_where_nothing_is() -> None:
     assert clock.now < 50 + 50 + 5  # each example of the last round looks at the clock
 
 
+@pytest.mark.slow
 def test_fuzzing_goes_on_after_a_failure() -> None:
     def quantize(x: Tensor, *params: Any) -> Tensor:
         codes = RIGHT.quantize(x, *params)

@@ -39,7 +39,8 @@ from pytest_qat.runtimes.exported import ExportedRuntime, Lowered
 
 
 def load_exported(path):
-    return SimpleNamespace(code=path.read_text(), example_inputs=((torch.ones(2), {"n": [torch.ones(3), 5]}), {}))
+    inputs = ((torch.ones(2), {"n": [torch.ones(3), 5]}), {})
+    return SimpleNamespace(code=path.read_text(), graph=torch.fx.Graph(), example_inputs=inputs)
 
 
 class Scripted(ExportedRuntime):
@@ -217,7 +218,7 @@ def reported(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> StageE
 
 def test_an_error_comes_with_its_first_line_and_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = reported(tmp_path, "raise ValueError('no such op\\nand much more')", monkeypatch)
-    assert error.message.endswith("int8 model: ValueError: no such op (in lowering)")
+    assert error.message.partition("int8 model: ")[2].startswith("ValueError: no such op (in lowering; raised at ")
     assert error.hint
 
 
@@ -232,15 +233,15 @@ try:
 except ValueError as cause:
     raise RuntimeError('\x1b[1mNext steps:\x1b[0m') from cause
 """, monkeypatch)
-    assert error.message.endswith("int8 model: RuntimeError: only 4D queries (in lowering)")
+    assert error.message.partition("int8 model: ")[2].startswith("RuntimeError: only 4D queries (in lowering; ")
 
 
 def test_an_error_without_a_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "KeyError: no message (in lowering)" in reported(tmp_path, "raise KeyError", monkeypatch).message
+    assert "KeyError: no message (in lowering; " in reported(tmp_path, "raise KeyError", monkeypatch).message
 
 
 def test_a_long_error_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(reported(tmp_path, "raise ValueError('x' * 10_000)", monkeypatch).message) < 400
+    assert len(reported(tmp_path, "raise ValueError('x' * 10_000)", monkeypatch).message) < 500
 
 
 def test_the_hint_of_an_error_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +279,7 @@ def test_a_child_that_crashes_after_its_work_is_done_has_done_it(tmp_path: Path)
     assert built(tmp_path, int8=code)["int8"].artifact.read_bytes() == b"artifact"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 def test_what_a_child_has_started_ends_with_it(tmp_path: Path) -> None:
     note = tmp_path / "pid"

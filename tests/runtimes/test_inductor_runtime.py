@@ -24,6 +24,8 @@ from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.runtimes.inductor import InductorRuntime
 from tests.answers import quietly, sqnr_db
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 NAMED = (Kernel(int8=False, op="conv2d", module="conv", macs=100), Kernel(int8=False, op="linear", module="fc", macs=9))
 

@@ -25,6 +25,8 @@ from pytest_qat.runtimes.flat import leaves_of
 from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON, kernels_of
 from tests.answers import agree, answer, quietly
 
+pytestmark = pytest.mark.slow
+
 RECIPES = ["pt2e-executorch", "pt2e-litert", "pt2e-onnxruntime"]
 SUFFIX = {"pt2e-executorch": ".pte", "pt2e-litert": ".tflite", "pt2e-onnxruntime": ".onnx"}
 SETTINGS = DeploySettings(engine=None, threads=1, timeout_s=300)

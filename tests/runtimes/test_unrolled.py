@@ -61,6 +61,7 @@ def test_too_many_steps_are_refused_with_layer_line_and_estimate() -> None:
     check_steps(graph, runtime="this", seconds_per_step={"GRU": 2.0}, timeout_s=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "refused"), [
     ("pt2e-executorch", True), ("pt2e-litert", True), ("pt2e-onnxruntime", False), ("pt2e-inductor", True)])
 def test_each_runtime_says_what_a_step_costs_it(name: str, *, refused: bool) -> None:

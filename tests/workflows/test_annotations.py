@@ -165,6 +165,7 @@ def test_a_factor_survives(factor: float) -> None:
 # -- pads and what passes on ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using padding:UserWarning")
 @RECIPES
 @pytest.mark.parametrize("size", [3, 4])

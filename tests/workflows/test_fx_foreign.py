@@ -317,6 +317,7 @@ class Recurrent(nn.Module):
         return self.fc(self.rnn(x)[0][:, -1])
 
 
+@pytest.mark.filterwarnings("ignore:All inputs of this cat operator")
 @pytest.mark.parametrize("settings", [{}, {"bidirectional": True, "num_layers": 2}])
 def test_lstm_is_int8_inside(settings: dict[str, Any]) -> None:
     made = Made(Recurrent(nn.LSTM, **settings), torch.randn(5, 7, 6))

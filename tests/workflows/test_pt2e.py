@@ -153,9 +153,9 @@ def test_what_a_quantizer_raises_becomes_a_finding() -> None:
         pt2e.prepare(made(Mlp(), quantizer=Refusing()), XNNPACK)
     (finding,) = caught.value.findings
     assert (finding.code, finding.severity) == ("quantizer-refused", "error")
-    assert finding.message == "Refusing raised ValueError: no pattern fits."
+    assert finding.message.startswith("Refusing raised ValueError: no pattern fits")
     assert "skip=(...)" in finding.remedy
-    assert finding.evidence == {"error": "ValueError"}
+    assert finding.evidence["error"] == "ValueError"
 
 
 def test_what_torch_export_refuses_does_not_reach_a_quantizer() -> None:

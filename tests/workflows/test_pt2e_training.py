@@ -31,6 +31,8 @@ from tests.workflows.pt2e_models import (
     prepared_for,
 )
 
+pytestmark = pytest.mark.slow
+
 # -- calibrate and train --------------------------------------------------------------------------------------------
 
 def test_values_that_share_a_range_are_calibrated_on_the_widest_of_them() -> None:
