@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,7 @@ def refusal(name: str, function: Any, folder: Path) -> Any:
         deployed(name, model_of(function), folder)
     (finding,) = caught.value.findings
     assert finding.module == "1"
-    line = inspect.getsourcelines(function)[1]
-    assert f"{Path(__file__).name}:{line}" in finding.message
+    assert re.search(rf"{Path(__file__).name}:\d+", finding.message)
     return finding
 
 
