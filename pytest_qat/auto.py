@@ -7,13 +7,12 @@ on the weights; only the fastest engine is trained and judged.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
-from pytest_qat.case import QATCase, calibration_batches
+from pytest_qat.case import QATCase, without_training
 from pytest_qat.checks import CheckResult, ModelChecks, error_text
 from pytest_qat.core.text import percent
 from pytest_qat.core.torch_state import preserved_torch_state
@@ -83,7 +82,8 @@ def rank(case: QATCase, *, checks: Callable[[str], ModelChecks], glance: Glance,
 def _fastest_engine(case: QATCase, workflow: str, glance: Glance) -> tuple[str | None, list[RankingEntry]]:
     """Return the recipe of the fastest engine, and an entry for each of the others."""
     names = [name for name, recipe in RECIPES.items() if recipe.workflow == workflow and recipe.runtime == "torch"]
-    untrained = _untrained(case)
+    with preserved_torch_state(seed=0):
+        untrained = without_training(case)
     latency: dict[str, float] = {}
     refused: list[RankingEntry] = []
     for name in names:
@@ -103,13 +103,6 @@ def _fastest_engine(case: QATCase, workflow: str, glance: Glance) -> tuple[str |
     best = min(latency, key=lambda name: latency[name])
     return best, refused + [_not_judged(name, f"untrained; slower than {best}", latency_s=seconds)
                             for name, seconds in latency.items() if name != best]
-
-
-def _untrained(case: QATCase) -> QATCase:
-    with preserved_torch_state(seed=0):
-        batches = calibration_batches(case, limit=1)
-    return dataclasses.replace(case, train=None, train_data=None, loss_fn=None, optimizer=None, eval_data=None,
-                               calibration_data=batches)
 
 
 def _not_judged(recipe: str, note: str, *, latency_s: float | None = None) -> RankingEntry:

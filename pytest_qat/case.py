@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from pytest_qat.core.batches import labeled
 from pytest_qat.errors import DataError, InvalidCase
 from pytest_qat.tolerances import Tolerances
 
-__all__ = ["QATCase", "ReplayedIterable", "Tolerances", "calibration_batches"]
+__all__ = ["QATCase", "ReplayedIterable", "Tolerances", "calibration_batches", "without_training"]
 
 
 class ReplayedIterable:
@@ -287,3 +287,13 @@ def calibration_batches(case: QATCase, *, limit: int) -> list[Any]:
     if not batches:
         raise DataError(f"{field} is empty, expected at least one batch.", hint=f"Make {field} yield a batch.")
     return batches
+
+
+def without_training(case: QATCase) -> QATCase:
+    """Return the case with one batch to calibrate on and nothing to train or evaluate with.
+
+    Raises:
+        DataError: the calibration data are empty.
+    """
+    return replace(case, train=None, train_data=None, loss_fn=None, optimizer=None, eval_data=None,
+                   calibration_data=calibration_batches(case, limit=1))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from pytest_qat.case import QATCase, calibration_batches
+from pytest_qat.case import QATCase, calibration_batches, without_training
 from pytest_qat.core.forked import run_forked
 from pytest_qat.core.system import can_fork
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
@@ -38,7 +38,7 @@ from pytest_qat.runtimes import DeploySettings, load_runtime
 from pytest_qat.workflows import load_workflow
 from pytest_qat.workflows.known_errors import explain, unexplained
 
-__all__ = ["ProbeSettings", "probe_recipe", "probe_recipes", "without_training"]
+__all__ = ["ProbeSettings", "probe_recipe", "probe_recipes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ def _answer(case: QATCase, recipe: Recipe, writer: int, *, timeout_s: float, see
 def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folder: Path, timeout_s: float) -> Probe:
     """Go through the stages of a run, without training, and without loading what another process has built."""
     enter("prepare")
-    plain = without_training(with_plain_model(case)[0])
+    plain = replace(without_training(with_plain_model(case)[0]), prepared=None, converted=None)
     float_model = checked_model(plain)
     first = stages.prepare(plain, recipe)
     stages.check_fit(plain, recipe, first, timeout_s=timeout_s)
@@ -186,13 +186,6 @@ def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folde
                      mac_share=0.0)
     return Probe(recipe=recipe.name, takes=True, mac_share=coverage.mac_share,
                  size_reduction=fp32.size_bytes / max(1, shipped.size_bytes))
-
-
-def without_training(case: QATCase) -> QATCase:
-    """Return the case with one batch to calibrate on and nothing to train or evaluate with."""
-    batches = calibration_batches(case, limit=1)
-    return replace(case, train=None, train_data=None, loss_fn=None, optimizer=None, eval_data=None,
-                               prepared=None, converted=None, calibration_data=batches)
 
 
 def _refusal(error: BaseException, case: QATCase, recipe: Recipe, stage: str) -> Probe:
