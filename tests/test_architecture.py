@@ -39,8 +39,11 @@ DEPTH = {part: depth for depth, layer in enumerate(LAYERS) for part in layer}
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 HEAVY = ("torch", "torchao", "torchvision", "hypothesis", "numpy", "scipy", "rich", "filelock")
-ONLY_IN = {"executorch": "runtimes.executorch", "ai_edge_litert": "runtimes.litert",
-           "onnxruntime": "runtimes.onnxruntime"}
+ONLY_IN = {"executorch": "runtimes.executorch", "ai_edge_litert": "runtimes.litert", "litert_torch": "runtimes.litert",
+           "onnx": "runtimes.onnxruntime", "onnxruntime": "runtimes.onnxruntime", "zeus": "measure.energy"}
+"""The one module that may import an optional package."""
+RECORD = ("record", "report", "checks", "verdict", "auto", "baseline")
+"""Parts that handle the record, whose fields have types."""
 
 
 def module_name(path: Path) -> str:
@@ -191,6 +194,35 @@ def test_pure_modules_know_no_torch(name: str) -> None:
         frontier.extend(own(found) - reached)
         reached |= found
     assert {each for each in reached if each.partition(".")[0] in ("torch", "torchao", "torchvision")} == set()
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    return {node.id if isinstance(node, ast.Name) else node.name for node in ast.walk(tree)
+            if isinstance(node, (ast.Name, ast.alias))}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if part(name) in ("core", "errors")])
+def test_the_ground_knows_no_case(name: str) -> None:
+    assert "QATCase" not in names_in(ast.parse(SOURCES[name].read_text(encoding="utf-8")))
+
+
+def test_a_case_would_be_seen() -> None:
+    assert "QATCase" in names_in(ast.parse("def run(case: 'int | None', other: QATCase) -> None: ..."))
+
+
+def untyped_dicts(source: str) -> int:
+    return sum(ast.unparse(node) == "dict[str, Any]" for node in ast.walk(ast.parse(source))
+               if isinstance(node, ast.Subscript))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if part(name) in RECORD and name != "pytest_qat.record.store"])
+def test_the_record_has_types(name: str) -> None:
+    """The store merges JSON of any shape, which other versions may have written."""
+    assert untyped_dicts(SOURCES[name].read_text(encoding="utf-8")) == 0
+
+
+def test_an_untyped_dict_would_be_seen() -> None:
+    assert untyped_dicts("def row(run: dict[str, Any]) -> list[dict[str, Any]]: ...") == 2
 
 
 # -- starting up ----------------------------------------------------------------------------------------------------

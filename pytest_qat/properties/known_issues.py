@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,6 +22,7 @@ class KnownIssue:
         reason: What happens, in one sentence.
         issue: Where it is discussed upstream; empty if nowhere yet.
         since: The first release of torch that has it.
+        without_vnni: Whether only x86 CPUs without AVX-512 VNNI instructions have it.
     """
 
     law: str
@@ -28,15 +30,32 @@ class KnownIssue:
     reason: str
     issue: str = ""
     since: str = "0"
+    without_vnni: bool = False
+
+    def names(self, ops: str, law: str) -> bool:
+        """Whether it is about this law and implementation."""
+        return law == self.law and any(
+            ops.startswith(name[:-1]) if name.endswith("*") else ops == name for name in self.ops)
 
     def concerns(self, ops: str, law: str) -> bool:
-        """Whether it is about this law and implementation."""
-        return law == self.law and Version(metadata.version("torch")) >= Version(self.since) and any(
-            ops.startswith(name[:-1]) if name.endswith("*") else ops == name for name in self.ops)
+        """Whether it is about this law and implementation, with this release of torch and on this machine."""
+        return self.names(ops, law) and Version(metadata.version("torch")) >= Version(self.since) and not (
+            self.without_vnni and not _lacks_vnni())
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.issue})" if self.issue else self.reason
 
+
+def _lacks_vnni() -> bool:
+    import torch
+
+    return platform.machine().lower() in {"x86_64", "amd64"} and not torch.cpu._is_vnni_supported()  # noqa: SLF001 - it has no public name
+
+
+_ENGINES = ("engine x86", "engine fbgemm")
+_SATURATES = ("without VNNI, the sum of two products of codes saturates at 16 bits (vpmaddubsw) where activations use "
+              "all 8 bits; the default qconfigs of x86 and fbgemm therefore set reduce_range=True")
+_OVERFLOW = "pytorch/pytorch#17458"
 
 KNOWN: tuple[KnownIssue, ...] = (
     KnownIssue(
@@ -71,6 +90,9 @@ KNOWN: tuple[KnownIssue, ...] = (
         ops=("MinMaxObserver *", "MovingAverageMinMaxObserver *", "PerChannelMinMaxObserver *",
              "MovingAveragePerChannelMinMaxObserver *"),
         reason="one NaN makes an observer's scale NaN, in silence"),
+    *(KnownIssue(law=law, ops=ops, issue=_OVERFLOW, reason=_SATURATES, without_vnni=True) for law, ops in (
+        ("R1_exact_accumulation", (*_ENGINES, "engine onednn")), ("R2_requantization", (*_ENGINES, "engine onednn")),
+        ("R3_linear", (*_ENGINES, "engine onednn")), ("R5_padding", _ENGINES))),
 )
 
 

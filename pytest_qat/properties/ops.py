@@ -185,6 +185,8 @@ class IntegerOps:
         cat: Both one after the other along axis 0, with the same arguments.
         relu: `(x, scale, zero_point)` returns codes of the same qparams.
         tolerance: How many codes a result may be away from the exact one (0: only exact or a near-tie's neighbor).
+        activation_max: The largest activation code that `linear` and `conv2d` are exact for: 255, or 127 where
+            the activations are meant to leave one bit free (PyTorch's `reduce_range`).
     """
 
     name: str
@@ -195,10 +197,14 @@ class IntegerOps:
     cat: Callable[..., Tensor] | None = None
     relu: Callable[..., Tensor] | None = None
     tolerance: int = 0
+    activation_max: int = 255
 
     def __post_init__(self) -> None:
         _check_name(self)
         _check_callable(self, "linear")
+        if not 1 <= self.activation_max <= 255:
+            raise InvalidCase(f"activation_max of {self.name!r} is {self.activation_max}, expected 1 to 255.",
+                              hint="Leave it out for activations that use all 8 bits.")
 
 
 @dataclass(frozen=True, kw_only=True)

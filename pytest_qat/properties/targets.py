@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -78,7 +79,7 @@ def torch_targets() -> Iterator[Any]:
     yield FakeQuantizeModules(name="FusedMovingAvgObsFakeQuantize", make=_module(FusedMovingAvgObsFakeQuantize),
                               observer=_moving_average)
     yield from _observers()
-    yield from filter(None, map(_integer, ("x86", "fbgemm", "onednn", "qnnpack")))
+    yield from _engines()
     yield QuantizedTensors()
     yield FlowOps(name="eager", recipe="eager-x86", layers=LAYERS)
     yield FlowOps(name="fx", recipe="fx-x86", layers=LAYERS)
@@ -253,6 +254,16 @@ def _of_two(engine: str, kind: str) -> Callable[..., Tensor]:
             return result.int_repr()
 
     return run
+
+
+def _engines() -> Iterator[IntegerOps]:
+    """Yield the operations of each engine; those whose default qconfig keeps activations to 7 bits also in these."""
+    for engine in ("x86", "fbgemm", "onednn", "qnnpack"):
+        ops = _integer(engine)
+        if ops is not None:
+            yield ops
+            if engine in {"x86", "fbgemm"}:
+                yield dataclasses.replace(ops, name=f"{ops.name}, reduce_range", activation_max=127)
 
 
 def _integer(engine: str) -> IntegerOps | None:

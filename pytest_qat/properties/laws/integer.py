@@ -26,38 +26,40 @@ _SCALES = (1.0, 0.5, 0.05, 0.00392156862745098, 1 / 15)
 
 
 @st.composite
-def _examples(draw: st.DrawFn, *, square: bool = False) -> IntegerExample:
+def _examples(draw: st.DrawFn, most: int) -> IntegerExample:
     length, samples, channels = draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     code = st.sampled_from([0, 255, 1, 128, 127]) | st.integers(0, 255)
+    activation = st.sampled_from(sorted({0, 1, most // 2, most // 2 + 1, most})) | st.integers(0, most)
     weight = st.sampled_from([0, 1, 127, -128, -1]) | st.integers(-128, 127)
     scales = st.sampled_from(_SCALES).map(fl32)
     x_scale = draw(scales)
     weight_scales = tuple(draw(scales) for _ in range(channels))
     biased = draw(st.booleans())
     return IntegerExample(
-        x=tuple(draw(st.tuples(*[code] * length)) for _ in range(samples)),
+        x=tuple(draw(st.tuples(*[activation] * length)) for _ in range(samples)),
         weight=tuple(draw(st.tuples(*[weight] * length)) for _ in range(channels)),
         bias=tuple(draw(st.sampled_from([0.0, 1.0, -3.5]) | st.floats(-20, 20, width=32))
                    for _ in range(channels)) if biased else (),
-        x_scale=x_scale, x_zero_point=draw(code), weight_scales=weight_scales,
+        x_scale=x_scale, x_zero_point=draw(activation), weight_scales=weight_scales,
         scale=draw(st.sampled_from([1.0, 4.0, 50.0, 0.1, 0.5]).map(fl32)), zero_point=draw(code))
 
 
 def _sweep(ops: IntegerOps) -> Iterator[IntegerExample]:
-    yield IntegerExample(x=((255, 255),), weight=((127, 127),), scale=fl32(64770 / 200))
-    yield IntegerExample(x=((255,) * 64,), weight=((-128,) * 64, (127,) * 64), weight_scales=(1.0, 1.0),
+    most = ops.activation_max
+    yield IntegerExample(x=((most, most),), weight=((127, 127),), scale=fl32(2 * 127 * most / 200))
+    yield IntegerExample(x=((most,) * 64,), weight=((-128,) * 64, (127,) * 64), weight_scales=(1.0, 1.0),
                          scale=16384.0, zero_point=128)
-    yield IntegerExample(x=tuple((code, 3) for code in range(0, 256, 5)), weight=((1, 0), (-1, 1)), x_zero_point=7,
+    yield IntegerExample(x=tuple((code, 3) for code in range(0, most + 1, 5)), weight=((1, 0), (-1, 1)), x_zero_point=7,
                          weight_scales=(1.0, 0.5), scale=2.0, zero_point=101)
-    yield IntegerExample(x=((10, 20, 30), (0, 5, 255)), weight=((3, -2, 1), (0, 0, 0), (-7, 6, 5)),
+    yield IntegerExample(x=((10, 20, 30), (0, 5, most)), weight=((3, -2, 1), (0, 0, 0), (-7, 6, 5)),
                          bias=(1.5, -2.0, 0.25), x_scale=0.5, x_zero_point=20, weight_scales=(1.0, 2.0, 0.5),
                          scale=0.25, zero_point=3)
 
 
 def _integer_law(*, needs: tuple[str, ...] = (), sweep: Callable[[Any], Iterable[Any]] = _sweep,
                  ) -> Callable[[Callable[..., None]], Law]:
-    return law(kind=IntegerOps, example=IntegerExample, examples=lambda ops: _examples(), sweep=sweep, needs=needs,
-               share=0.5)
+    return law(kind=IntegerOps, example=IntegerExample, examples=lambda ops: _examples(ops.activation_max),
+               sweep=sweep, needs=needs, share=0.5)
 
 
 def _linear(ops: IntegerOps, example: IntegerExample) -> Tensor:
@@ -96,11 +98,11 @@ def _band(example: IntegerExample, exact: Fraction, channel: int) -> Fraction:
 def R1_exact_accumulation(ops: IntegerOps, example: IntegerExample) -> None:
     """Sums of products of codes are exact: no 16-bit intermediate saturates, at any codes.
 
-    Activations of 255 and weights of 127 and -128, where pairs of products leave int16 (vpmaddubsw). Tolerance: one
-    code, and the output's own rounding.
+    Activations of 255 (or `activation_max`) and weights of 127 and -128, where pairs of products leave int16
+    (vpmaddubsw). Tolerance: one code, and the output's own rounding.
     """
     extreme = dataclasses.replace(
-        example, x=tuple(tuple(255 for _ in row) for row in example.x), x_zero_point=0, bias=(),
+        example, x=tuple((ops.activation_max,) * len(row) for row in example.x), x_zero_point=0, bias=(),
         weight=tuple(tuple(127 if index % 2 == 0 else -128 for _ in row) for index, row in enumerate(example.weight)),
         weight_scales=(1.0,) * len(example.weight), x_scale=1.0, zero_point=128,
         scale=fl32(255 * 128 * len(example.x[0]) / 100))
