@@ -301,5 +301,5 @@ def _integer(engine: str) -> IntegerOps | None:
     if signal_of(every_shape) is not None:  # onednn's linear takes an instruction that some CPUs lack
         return None
     return IntegerOps(name=f"engine {engine}", linear=linear, conv2d=conv2d, relu=relu,
-                      **{kind: _of_two(engine, kind) for kind in ("add", "mul", "cat")},
+                      add=_of_two(engine, "add"), mul=_of_two(engine, "mul"), cat=_of_two(engine, "cat"),
                       tolerance=1 if engine in ("qnnpack", "onednn") else 0)

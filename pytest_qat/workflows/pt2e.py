@@ -38,6 +38,7 @@ from pytest_qat.findings import Finding
 from pytest_qat.recipe import Recipe
 from pytest_qat.workflows.annotations import CompletedQuantizer
 from pytest_qat.workflows.base import ConvertedModel, PreparedModel
+from pytest_qat.workflows.patterns import spared_patterns
 from pytest_qat.workflows.quantizers import make_quantizer
 
 __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
@@ -70,7 +71,7 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
         recipe.quantizer or "xnnpack", skip=skip, batchnorms=any(
             "batch_norm" in str(node.target) for node in graph_module.graph.nodes))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), spared_patterns():
             warnings.simplefilter("ignore")
             prepared = prepare_qat_pt2e(graph_module, CompletedQuantizer(
                 quantizer, pytree.tree_leaves(case.example_inputs)))
@@ -93,7 +94,7 @@ def convert(prepared: PreparedModel, recipe: Recipe) -> ConvertedModel:
     module = copy.deepcopy(prepared.module).eval()
     assert isinstance(module, ExportedModel), "unreachable because prepare made it"
     _absorb_eps(module.graph_module)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), spared_patterns():
         warnings.simplefilter("ignore")
         graph_module = convert_pt2e(module.graph_module, fold_quantize=recipe.fold_quantize)
     without_spare_tensors(graph_module)
