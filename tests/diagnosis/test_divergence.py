@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pytest_qat.case import QATCase
+from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
 from pytest_qat.diagnosis.divergence import Divergence, first_divergence, kernels_disagree
-from pytest_qat.measure.parity import Parity
+from pytest_qat.finetune import calibrate
+from pytest_qat.measure.parity import Parity, sqnr_db
+from pytest_qat.recipe import RECIPES
+from pytest_qat.workflows import load_workflow
+from pytest_qat.workflows.observers import switch_observers
 
 PARITY = Parity(sqnr_db=3, quantization_sqnr_db=30, finite=True)
 
@@ -35,6 +41,78 @@ def test_the_first_module_with_another_output_is_the_culprit() -> None:
     assert found is not None
     assert (found.module, found.kind) == ("2", "Wrong")
     assert found.sqnr_db < 0
+
+
+class Noisy(nn.Linear):
+    """A kernel that is exact but for noise at 26 dB, which adds up along a deep model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = super().forward(x)
+        noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0))
+        return exact + 0.05 * exact.norm() / noise.norm() * noise
+
+
+def test_what_adds_up_along_the_way_convicts_nobody() -> None:
+    torch.manual_seed(0)
+    prepared = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(40))).eval()
+    converted = nn.Sequential(*(Noisy(16, 16, bias=False) for _ in range(40))).eval()
+    converted.load_state_dict(prepared.state_dict())
+    x = torch.randn(8, 16)
+    assert sqnr_db(prepared(x), converted(x)) < 12
+    assert first_divergence(prepared, converted, x) is None
+    converted[30] = Wrong(16, 16, bias=False)
+    converted[30].load_state_dict(prepared[30].state_dict())
+    found = first_divergence(prepared, converted, x)
+    assert found is not None
+    assert found.module == "30"
+
+
+class Residual(nn.Module):
+    """A module called twice, a block with an addition of its own, and positional and keyword arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv(x) + x)
+        x = self.relu(self.conv(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86", "fx-qnnpack"])
+def test_int8_kernels_that_are_right_are_not_blamed_and_a_wrong_one_is(recipe: str) -> None:
+    """Real kernels; the wrong one has the sign of its weights turned."""
+    found = RECIPES[recipe]
+    torch.manual_seed(0)
+    model = (nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)) if "eager" in recipe
+             else Residual()).eval()
+    x = torch.randn(16, 4, 8, 8)
+    case = QATCase(model=model, example_inputs=(x,))
+    with preserved_torch_state(seed=0), quantized_engine(found.engine):
+        workflow = load_workflow(found.workflow)
+        prepared = workflow.prepare(case, found)
+        calibrate(prepared.module, [x])
+        prepared.module.eval()
+        switch_observers(prepared.module, on=False)
+        converted = workflow.convert(prepared, found).module
+        assert first_divergence(prepared.module, converted, x) is None
+        name, linear = next((name, module) for name, module in converted.named_modules()
+                            if "Linear" in type(module).__name__)
+        linear.set_weight_bias(turned(linear.weight()), linear.bias())
+        culprit = first_divergence(prepared.module, converted, x)
+    assert culprit is not None
+    assert culprit.module == name.removeprefix("module.")
+
+
+def turned(weight: Tensor) -> Tensor:
+    """Return a weight of the other sign, quantized alike."""
+    if weight.qscheme() == torch.per_tensor_affine:
+        return torch.quantize_per_tensor(-weight.dequantize(), weight.q_scale(), weight.q_zero_point(), weight.dtype)
+    return torch.quantize_per_channel(-weight.dequantize(), weight.q_per_channel_scales(),
+                                      weight.q_per_channel_zero_points(), weight.q_per_channel_axis(), weight.dtype)
 
 
 def test_forms_that_agree_have_no_culprit() -> None:
