@@ -1,9 +1,9 @@
 """Energy of a call from the machine's own counters, or the reason why it cannot be measured; never an estimate.
 
 The counters (RAPL for CPU packages and DRAM, NVML for GPUs) are read through zeus, which handles wrap-around and
-containers and offers a daemon for unprivileged users. codecarbon is no alternative because it guesses the power where
-there is no counter, and pynvml is none because it only sees GPUs. zeus loads slowly, so it is imported only on machines
-that have counters.
+containers and offers a daemon for unprivileged users. codecarbon is not used because it guesses the power where there
+is no counter, nor is pynvml because it only sees GPUs. zeus loads slowly, so it is imported only on machines that have
+counters.
 """
 
 from __future__ import annotations

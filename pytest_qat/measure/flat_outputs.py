@@ -18,9 +18,9 @@ from pytest_qat.measure.paired_outputs import pair_outputs, with_rows
 __all__ = ["FlatOutput", "flat_outputs"]
 
 _FLAT = 0.1
-"""An output whose int8 spread is below this share of its float spread hardly varies any more."""
+"""An output whose int8 spread is below this share of its float spread counts as flat."""
 _LIVE = 0.1
-"""A column whose spread is below this share of the largest column's carries no information worth checking."""
+"""A column whose spread is below this share of the largest column's is not checked."""
 _LEAST_FLAT_SHARE = 0.1
 """Share of the live columns that must be flat before the output is reported."""
 _FEW_VALUES, _COARSE = 4, 0.5

@@ -102,14 +102,14 @@ class MemoryProbes:
 
 def _figures(side: str, child: subprocess.Popen[str], program: Path, timeout_s: float) -> dict[str, int]:
     try:
-        said, complaint = child.communicate(f"{program}\n", timeout=timeout_s)
+        output, errors = child.communicate(f"{program}\n", timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise MeasurementError(f"{_CALLS} calls of the {side} model in a separate process took more than "
                                f"{timeout_s:g} s.", hint="Use smaller example_inputs.") from None
     try:
-        found: dict[str, int] = json.loads(said.splitlines()[-1])
+        found: dict[str, int] = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
-        reason = (complaint.strip().splitlines() or [f"exit status {child.returncode}"])[-1].partition(". ")[0]
+        reason = (errors.strip().splitlines() or [f"exit status {child.returncode}"])[-1].partition(". ")[0]
         raise MeasurementError(f"the {side} model cannot run in a separate process: {reason.rstrip('.')}.",
                                hint="Remove --qat-memory; no check needs it.") from None
     return found

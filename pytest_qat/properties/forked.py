@@ -96,10 +96,10 @@ def _in_child(check: Callable[[Law], list[Failure]], law: Law, *,
             return None, None, None
 
 
-def _last_example(law: Law, said: bytes) -> Any:
+def _last_example(law: Law, written: bytes) -> Any:
     """Return the last example that the child wrote; None if there is none, or if it was too long to be written."""
     try:
-        return decode(law.example, json.loads(said.split(b"\n")[-2]))
+        return decode(law.example, json.loads(written.split(b"\n")[-2]))
     except (IndexError, ValueError):
         return None
 

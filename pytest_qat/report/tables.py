@@ -238,7 +238,7 @@ def _ranking_row(place: int, entry: RankingEntry) -> RankingRow:
     latency, speedup, accuracy, size = entry["latency_s"], entry["speedup"], entry["accuracy"], entry["size_bytes"]
     return RankingRow(
         holds=entry["holds"],
-        state="passed" if entry["holds"] else "failed" if entry["judged"] else "not judged",
+        state="passed" if entry["holds"] else "not passed" if entry["judged"] else "not judged",
         cells=(str(place) if entry["holds"] else "", entry["recipe"],
                _NOTHING if latency is None else _time(latency), _NOTHING if speedup is None else _ratio(speedup),
                _NOTHING if accuracy is None else percent(accuracy, digits=2),

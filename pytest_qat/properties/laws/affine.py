@@ -215,8 +215,8 @@ def P11_negation(ops: QuantOps, example: AffineExample) -> None:
     for (x, code), (_, other) in zip(lanes(ops, example), lanes(ops, negative), strict=True):
         here, there = unclamped(x, params, ops.rounding), unclamped(-x, params, ops.rounding)
         free = all(params.quant_min <= found.low and found.high <= params.quant_max for found in (here, there))
-        beside_tie = ops.rounding == "half_up" and len({*here, *(2 * params.zero_point - code for code in there)}) > 1
-        if free and not beside_tie and code - params.zero_point != params.zero_point - other:
+        next_to_tie = ops.rounding == "half_up" and len({*here, *(2 * params.zero_point - code for code in there)}) > 1
+        if free and not next_to_tie and code - params.zero_point != params.zero_point - other:
             raise LawBroken(f"the negative of {shown(x)}, which itself gets code {code}, {params}",
                             expected=f"code {2 * params.zero_point - code}", actual=f"code {other}")
 

@@ -158,8 +158,8 @@ def C7_negative_axis(ops: QuantOps, example: ChannelExample) -> None:
     """A negative axis gives the same result as the same axis counted from the front, or raises an exception."""
     calls = Watched(ops)
     front = dataclasses.replace(example, qparams=dataclasses.replace(example.qparams, axis=example.axis))
-    from_end = dataclasses.replace(example, qparams=dataclasses.replace(example.qparams,
-                                                                      axis=example.axis - example.ndim))
+    from_end = dataclasses.replace(
+        example, qparams=dataclasses.replace(example.qparams, axis=example.axis - example.ndim))
     expected = calls.quantize_channels(example.tensor(), front.qparams)
     try:
         actual = _codes(calls, from_end)

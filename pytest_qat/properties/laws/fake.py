@@ -209,7 +209,7 @@ def F7_learnable(ops: LearnableOps, example: AffineExample) -> None:
     skipped. The tolerance is 2^-18 of the sum of magnitudes, for the float32 sums.
     """
     params = example.qparams
-    kept = tuple(x for x in example.lanes if not _beside_tie(x, params))
+    kept = tuple(x for x in example.lanes if not _next_to_tie(x, params))
     if not kept:
         return
     x = torch.tensor(kept, requires_grad=True)
@@ -243,7 +243,7 @@ def F7_learnable(ops: LearnableOps, example: AffineExample) -> None:
                             expected=repr(float(exact)), actual=repr(actual))
 
 
-def _beside_tie(x: float, params: QParams) -> bool:
+def _next_to_tie(x: float, params: QParams) -> bool:
     away = abs(abs(step(x, params.scale)) % 1 - Fraction(1, 2))
     return away <= abs(step(x, params.scale)) * NEAR_TIE
 

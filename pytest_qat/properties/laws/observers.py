@@ -71,7 +71,7 @@ def _observed(ops: ObserverOps, batches: Iterable[Tensor], make: Callable[[], An
             before = seen.clone()
             result = observer(seen)
             if not torch.equal(torch.nan_to_num(result), torch.nan_to_num(before)):
-                raise LawBroken("the observer changed the data that it was given", expected=before.tolist(),
+                raise LawBroken("the observer returned different data than it was given", expected=before.tolist(),
                                 actual=result.tolist())
     except LawBroken:
         raise
@@ -95,7 +95,7 @@ def _qparams(observer: Any) -> Observed:
         raise LawBroken(f"calculate_qparams raised {type(error).__name__}: {headline(error)}",
                         expected="a scale and a zero point", actual=type(error).__name__) from error
     return Observed(tuple(torch.as_tensor(scale).double().reshape(-1).tolist()),
-                 tuple(int(value) for value in torch.as_tensor(zero_point).reshape(-1).tolist()))
+                    tuple(int(value) for value in torch.as_tensor(zero_point).reshape(-1).tolist()))
 
 
 def _qparams_after(ops: ObserverOps, batches: Iterable[Tensor]) -> Observed:
