@@ -26,7 +26,7 @@ _OVERFLOWS = Fraction(2)**128 * (1 - Fraction(1, 2**25))
 
 
 class Codes(NamedTuple):
-    """The correct codes: a single one, or both neighbors next to a tie.
+    """The correct codes: a single one, both neighbors next to a tie, or a range if the ops declare a tolerance.
 
     Attributes:
         low: The smallest.
@@ -40,7 +40,9 @@ class Codes(NamedTuple):
         return isinstance(code, int) and self.low <= code <= self.high
 
     def __str__(self) -> str:
-        return str(self.low) if self.low == self.high else f"{self.low} or {self.high}"
+        if self.low == self.high:
+            return str(self.low)
+        return f"{self.low} {'or' if self.high - self.low == 1 else 'to'} {self.high}"
 
 
 def _half_even(value: Fraction) -> int:
