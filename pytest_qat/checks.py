@@ -1,7 +1,7 @@
 """Make the checks of one run: compute the stages that a check needs, judge the numbers, and keep the record.
 
-The record is plain data in the form of `--qat-json`, so that it crosses to an xdist controller unchanged. Checks say
-what was measured and whether it is enough; why it is not is for `diagnosis`, which whoever makes a check asks next.
+The record is plain data in the form of `--qat-json`, so it reaches an xdist controller unchanged. A check says what was
+measured and whether that is enough. `diagnosis` finds out why it is not; callers run it after a failed check.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pytest_qat.workflows.observers import fake_quantizers
 __all__ = ["CheckResult", "ModelChecks", "error_text"]
 
 NEED_INT8 = frozenset({"parity", "accuracy", "size", "speedup", "roundtrip"})
-"""Checks that say nothing about a model in which nothing computes in int8."""
+"""Checks that are meaningless if nothing in the model computes in int8."""
 STAGE_OWNERS = {"inputs": "prepare", "prepare": "prepare", "convert": "convert", "deploy": "convert",
                 "coverage": "coverage"}
-"""The check that fails if a stage fails; other checks that need the stage are blocked."""
+"""The check that fails if a stage fails. Other checks that need the stage are blocked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +38,12 @@ class CheckResult:
     Attributes:
         check: Name of the check.
         verdict: Outcome and reasons.
-        tolerances: The bounds that it was made with.
-        judged: Name of the check whose numbers the verdict rests on: this one; or `coverage`, if nothing computes in
-            int8; or None, if a stage failed before there were any numbers.
-        findings: What stages that failed said about the model, and what diagnosis added.
-        error: What to raise for a failed check instead of `CheckFailed`: a tool error, or an unforeseen one with its
-            traceback.
+        tolerances: The tolerances that the check used.
+        judged: Name of the check whose numbers decided the verdict: this one, or `coverage` if nothing computes in
+            int8, or None if a stage failed before there were any numbers.
+        findings: Findings from failed stages and from diagnosis.
+        error: Exception to raise for a failed check instead of `CheckFailed`: a tool error, or an unexpected exception
+            with its traceback.
     """
 
     check: str
@@ -55,11 +55,11 @@ class CheckResult:
 
 
 class ModelChecks:
-    """The checks of one model by one recipe, and their record.
+    """The checks of one model with one recipe, and their record.
 
     Args:
-        run: The stages.
-        reference: The reference under which the model was asked for.
+        run: The stages of the model.
+        reference: The reference by which the user named the model.
     """
 
     def __init__(self, run: ModelRun, *, reference: str) -> None:
@@ -72,7 +72,7 @@ class ModelChecks:
 
     @property
     def reference(self) -> str:
-        """The reference under which the model was asked for."""
+        """The reference by which the user named the model."""
         return self._record["model"]
 
     def record(self) -> RunRecord:
@@ -80,7 +80,7 @@ class ModelChecks:
         return copy.deepcopy(self._record)
 
     def add_findings(self, findings: Iterable[Finding]) -> None:
-        """Add findings to the record; one that is there already is kept once."""
+        """Add findings to the record, except those that it already contains."""
         known = self._record["findings"]
         for finding in findings:
             entry = finding.as_dict()
@@ -93,9 +93,9 @@ class ModelChecks:
 
         Args:
             name: One of `CHECKS`.
-            selected: The checks that this session makes. A stage that fails blocks this check only if the check that
-                owns the stage is among them, so that no failure is lost.
-            tolerances: Bounds to use instead of the run's.
+            selected: The checks that this session makes. A failed stage blocks this check only if the check that owns
+                the stage is among them; otherwise this check fails, so that the failure is not lost.
+            tolerances: Tolerances to use instead of those of the run.
         """
         own = self.run.settings.tolerances
         bounds = tolerances or own
@@ -127,7 +127,7 @@ class ModelChecks:
 
     def _without_numbers(self, name: str, error: Exception, selected: Collection[str],
                          tolerances: Tolerances) -> CheckResult:
-        """Return what follows from an error that left nothing to judge."""
+        """Return the result of a check for which an error prevented the measurement."""
         owner = name
         if isinstance(error, StageFailed):
             owner, error = STAGE_OWNERS.get(error.stage, name), error.error
@@ -149,7 +149,7 @@ class ModelChecks:
     def _strictly(self, verdict: Verdict) -> Verdict:
         return judge.strictly(verdict, strict=self.run.settings.strict)
 
-    # -- one method a check ---------------------------------------------------------------------------------------
+    # -- one method per check -------------------------------------------------------------------------------------
 
     def _checks(self) -> Mapping[str, Callable[[Tolerances], Verdict]]:
         return {"prepare": self._prepare, "convert": self._convert, "coverage": self._coverage,
@@ -159,7 +159,7 @@ class ModelChecks:
     def _prepare(self, tolerances: Tolerances) -> Verdict:
         if self.run.case.converted is not None and self.run.case.prepared is None:
             self.run.inputs()
-            return _passed("the case brings its own converted model.")
+            return _passed("the case has its own converted model.")
         count = sum(1 for _ in fake_quantizers(self.run.prepared().module))
         return _passed(f"{count} fake-quantize modules inserted.")
 
@@ -170,10 +170,10 @@ class ModelChecks:
             "kind": done.kind, "steps": done.steps, "first_loss": done.first_loss, "last_loss": done.last_loss}
         return _passed({
             "data": f"fine-tuned for {done.steps} steps, loss {done.first_loss or 0:.4f} -> {done.last_loss or 0:.4f}.",
-            "own": "fine-tuned by the case's own train.",
-            "none": "not fine-tuned, only calibrated: the case gives neither train nor train_data.",
-            "given": "the case brings its own converted model." if self.run.case.converted is not None else
-                     "the case brings its own prepared model, which is converted as it is.",
+            "own": "fine-tuned by the train function of the case.",
+            "none": "calibrated but not fine-tuned, because the case has neither train nor train_data.",
+            "given": "the case has its own converted model." if self.run.case.converted is not None else
+                     "the case has its own prepared model, which is converted as it is.",
         }[done.kind])
 
     def _coverage(self, tolerances: Tolerances) -> Verdict:
@@ -200,7 +200,7 @@ class ModelChecks:
         return judge.judge_size(fp32.total_bytes, int8.total_bytes, tolerances)
 
     def _note_memory(self) -> None:
-        """Record peak memory if it can be measured, else the reason; no verdict depends on it."""
+        """Record the peak memory, or the reason why it cannot be measured; no verdict depends on it."""
         try:
             self._metrics["peak_memory_bytes"] = record.memory_metrics(self.run.memory())
         except NotApplicable as reason:
@@ -217,11 +217,11 @@ class ModelChecks:
     def _roundtrip(self, tolerances: Tolerances) -> Verdict:
         count, broken = self.run.roundtrip()
         if not count:
-            raise NotApplicable("the converted model has no qparams that can be read, so there is nothing to check.")
+            raise NotApplicable("the qparams of the converted model cannot be read, so there is nothing to check.")
         if broken:
             where = broken[0].module or "the model"
-            raise CheckFailed([f"quantize-dequantize breaks its law on the qparams of {where}."], findings=broken)
-        return _passed(f"quantize-dequantize keeps its law on {count} quantized tensors.")
+            raise CheckFailed([f"the round-trip law does not hold for the qparams of {where}."], findings=broken)
+        return _passed(f"the round-trip law holds for {count} quantized tensors.")
 
     @property
     def _metrics(self) -> Metrics:
@@ -229,7 +229,7 @@ class ModelChecks:
 
 
 def error_text(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return the message of an error, in one line."""
     if isinstance(error, CheckFailed):
         return error.reasons[0]
     if isinstance(error, QATError):

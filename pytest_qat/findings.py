@@ -1,4 +1,4 @@
-"""`Finding`: one observation about a model, with the module it concerns and one remedy."""
+"""`Finding`: one observation about a model, with the module that it concerns and one remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Severity = Literal["error", "warning", "note"]
 
 
 class FindingRecord(TypedDict):
-    """A finding as `--qat-json` has it."""
+    """A finding in the form of `--qat-json`."""
 
     code: str
     severity: Severity
@@ -28,12 +28,12 @@ class Finding:
     """One observation about a quantized model.
 
     Attributes:
-        code: Stable kebab-case name of the kind of finding.
-        severity: `error` fails a check, `warning` deserves a look, `note` is for the record.
+        code: Name of the kind of finding, in kebab case; it never changes.
+        severity: `error` fails a check, `warning` deserves attention, and `note` is for information.
         module: Qualified module name in the user's model, or None if it concerns the whole model.
-        message: What was seen, in one sentence.
+        message: What was observed, in one sentence.
         remedy: One thing to do about it, an imperative sentence; empty for a note that needs none.
-        evidence: Numbers and names behind the message; plain JSON values only.
+        evidence: Numbers and names that support the message, as plain JSON values.
     """
 
     code: str
@@ -56,5 +56,5 @@ class Finding:
 
 
 def json_number(value: Any) -> float | None:
-    """Return a finite number as it is, and None for anything that JSON has no number for."""
+    """Return a finite number unchanged, and None for anything that JSON cannot represent as a number."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None

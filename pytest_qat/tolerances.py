@@ -1,4 +1,4 @@
-"""`Tolerances`: what a quantized model must hold to pass. No torch, so that options are checked before it loads."""
+"""`Tolerances`: what a quantized model must meet to pass. Options use this before torch is loaded."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from pytest_qat.errors import InvalidOption
 __all__ = ["MIN_COVERAGE", "Tolerances"]
 
 MIN_COVERAGE = 0.1
-"""Share of the multiply-accumulates in int8 below which a model is not worth the name, where nobody says otherwise."""
+"""Default of `min_coverage`: with a smaller share of the multiply-accumulates in int8, a model is hardly quantized."""
 
 
 class _Builtin(float):
-    """A default of the class, which nobody has given."""
+    """A default value of the class, to distinguish it from the same value given by the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerances:
-    """What a quantized model must hold to pass. Fractions may be written as `0.01` or `"1%"`.
+    """What a quantized model must meet to pass. Fractions may be written as `0.01` or `"1%"`.
 
     Attributes:
-        accuracy_drop: Largest allowed `metric(float) - metric(int8)`, a fraction; of float's score where scores are
-            no shares (an error in pixels, a loss).
-        min_accuracy: Lowest allowed score of the float model and of the int8 model, a fraction; None: no floor.
+        accuracy_drop: Largest allowed `metric(float) - metric(int8)`, a fraction; relative to float's score if scores
+            are not fractions (an error in pixels, a loss).
+        min_accuracy: Lowest allowed score of the float model and of the int8 model, a fraction; None: no
+            lower bound.
         min_speedup: Lowest allowed `time(float) / time(int8)`, like for like.
         min_size_reduction: Lowest allowed `bytes(float artifact) / bytes(int8 artifact)`.
         min_coverage: Lowest allowed share of multiply-accumulates in int8, a fraction; None: 10 %.
 
     Raises:
-        InvalidOption: a value is not a number, not finite, negative, or a fraction over 1.
+        InvalidOption: a value is not a number, not finite or negative, or a fraction is over 1.
     """
 
     accuracy_drop: float = _Builtin(0.01)
@@ -47,11 +48,11 @@ class Tolerances:
             if value is not None and not isinstance(value, _Builtin):
                 object.__setattr__(self, field.name, _parser(field.name)(value, name=field.name))
             elif value is None and field.default is not None:
-                raise InvalidOption(f"{field.name} is None, but it needs a number.", hint="Leave it out instead.")
+                raise InvalidOption(f"{field.name} is None, expected a number.", hint=f"Remove {field.name}.")
 
     @property
     def coverage_floor(self) -> float:
-        """Lowest allowed share of multiply-accumulates in int8, whoever gave it."""
+        """Lowest allowed share of multiply-accumulates in int8: `min_coverage`, or the default."""
         return MIN_COVERAGE if self.min_coverage is None else self.min_coverage
 
     def as_dict(self) -> dict[str, float | None]:
@@ -60,11 +61,11 @@ class Tolerances:
         return {name: None if value is None else float(value) for name, value in values.items()}
 
     def override(self, **changes: Any) -> Tolerances:
-        """Return a copy in which every change that is not None takes the place of the value here."""
+        """Return a copy with the given values; a value of None keeps the current one."""
         return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def or_else(self, defaults: Tolerances) -> Tolerances:
-        """Return a copy in which values that nobody gave come from `defaults`; one given as the default stays."""
+        """Return a copy that takes the values that were not given from `defaults`; a given value always stays."""
         return Tolerances(**{
             field.name: getattr(self if _is_given(getattr(self, field.name)) else defaults, field.name)
             for field in dataclasses.fields(self)

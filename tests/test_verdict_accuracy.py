@@ -92,16 +92,16 @@ def test_a_floor_that_means_nothing_hides_no_failure() -> None:
 
 @pytest.mark.parametrize(("changes", "parts"), [
     ({"drop": 0.03, "int8": 0.87, "drop_ci": (0.01, 0.05), "p_value": 0.001},
-     ["3.00%", "90.00%", "87.00%", "[1.00%, 5.00%]", "1,000", "7 changed", "allowed is 1.00%", "3.33%"]),
+     ["3.00%", "90.00%", "87.00%", "[1.00%, 5.00%]", "1,000", "7 changed", "1.00% is allowed", "3.33%"]),
     ({"drop": 0.03, "drop_ci": (-0.01, 0.07), "p_value": 0.2}, ["not significant", "p = 0.20"]),
     ({"drop": 0.005, "drop_ci": (-0.01, 0.02), "provable_drop": 0.015},
      ["not proven", "1.50%", "about 9,000 samples"]),
     ({"drop": 0.01, "drop_ci": (-0.01, 0.03), "provable_drop": 0.02},
      ["not proven", "2.00%"]),
     ({"fp32": 31.25, "int8": 31.2, "drop": 0.05, "drop_ci": (-0.1, 0.2), "is_fraction": False},
-     ["worsens by 0.16% of 31.25 (to 31.2)", "[-0.32%, 0.64%]", "allowed is 1.00%"]),
+     ["worsens by 0.16% of 31.25 (to 31.2)", "[-0.32%, 0.64%]", "1.00% is allowed"]),
     ({"fp32": 0.043, "int8": 0.0452, "drop": 0.0022, "drop_ci": (0.001, 0.0034), "is_fraction": False, "p_value": 1e-4},
-     ["worsens by 5.12% of 0.043 (to 0.0452)", "allowed is 1.00%"]),
+     ["worsens by 5.12% of 0.043 (to 0.0452)", "1.00% is allowed"]),
     ({"fp32": 0.043, "int8": 0.0408, "drop": -0.0022, "drop_ci": (-0.0034, -0.001), "is_fraction": False},
      ["improves by 5.12% of 0.043"]),
     ({"drop": -0.02, "int8": 0.92, "drop_ci": (-0.04, 0.0)}, ["rises by 2.00%"]),
@@ -129,7 +129,7 @@ def test_strict_mode_says_what_proof_is_missing(changes: dict, needed: str) -> N
 
 @pytest.mark.parametrize(("changes", "tolerances", "missing"), [
     ({"drop": 0.03, "drop_ci": (-0.01, 0.07), "p_value": 0.2}, {}, "evaluate more samples"),
-    ({"at_chance": True, "majority": 0.9, "fp32": 0.9}, {}, "Give the trained model"),
+    ({"at_chance": True, "majority": 0.9, "fp32": 0.9}, {}, "the trained model"),
     ({"at_chance": True, "majority": 0.5}, {}, "too few"),
     ({"at_chance": True, "majority": 1.0}, {}, "only one class"),
     ({"kind": "agreement"}, {"min_accuracy": 0.5}, "without eval_data"),

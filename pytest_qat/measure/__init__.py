@@ -1,4 +1,4 @@
-"""What is measured, apart from what is concluded: latency, accuracy, coverage, parity, size, energy.
+"""Measurements of a model: latency, accuracy, coverage, parity, size, energy, memory.
 
-Nothing here judges a number by a tolerance (see `pytest_qat.verdict`), and nothing imports pytest.
+Nothing here compares a number with a tolerance (`pytest_qat.verdict` does that), and nothing imports pytest.
 """

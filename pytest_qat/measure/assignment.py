@@ -1,4 +1,7 @@
-"""Which kernel of an artifact does which product of the float model: by module, by size, and by what is left. Pure."""
+"""Match the kernels of an artifact with the products of the float model: by module, by size, then by what is left.
+
+This module is pure: it reads no files and needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ __all__ = ["Share", "assign"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What is known of one product.
+    """How much of one product runs in int8, and why the rest does not.
 
     Attributes:
-        int8: Share of it that int8 kernels do, in [0, 1]; None if unknown.
-        reason: Why the rest is in float, as the artifact tells; "" if it does not.
-        op: What the artifact calls a float kernel that does some of it, where nobody knows which product that does.
-        lost: Whether no kernel is known to do it at all.
+        int8: Share of the product that int8 kernels compute, in [0, 1]; None if unknown.
+        reason: Why the rest is in float, according to the artifact; "" if the artifact does not say.
+        op: The artifact's name for a float kernel that computes part of a group of products, where it is unknown
+            which of them; "" otherwise.
+        lost: Whether no known kernel computes the product at all.
     """
 
     int8: Fraction | None
@@ -30,12 +34,13 @@ class Share:
 
 
 def assign(products: Sequence[Product], kernels: Sequence[Kernel]) -> list[Share]:
-    """Return what is known of each product.
+    """Return the share of each product that runs in int8, in the order of the products.
 
-    A product takes the first kernel left of its module that has its MACs. What kernels of the module are left share its
-    other products; a kernel with nothing left to do there helps the nearest module around it that has, as the parts
-    of a recurrent layer or of attention do. Kernels of unknown modules take products of their size, in order, and the
-    rest in proportion to their MACs. Nothing that no kernel is known to do counts as int8.
+    Each product is matched with the first unused kernel that has its module and its number of MACs. The remaining
+    kernels of a module share the remaining products of that module. If a module has kernels left but no products, its
+    kernels are matched with the nearest enclosing module that still has some; this happens with the parts of recurrent
+    layers and of attention. Kernels of unknown modules are matched with products of the same size, in order, and what
+    remains is shared in proportion to the MACs. A product for which no kernel is known does not count as int8.
     """
     shares: dict[int, Share] = {}
     left = list(kernels)
@@ -43,7 +48,7 @@ def assign(products: Sequence[Product], kernels: Sequence[Kernel]) -> list[Share
         fits = next((kernel for kernel in left if (kernel.module, kernel.macs) == (product.module, product.macs)), None)
         if fits is not None:
             left.remove(fits)
-            shares[index] = _mixed([fits])
+            shares[index] = _combined([fits])
     _share_modules(products, left, shares)
     _share_sizes(products, left, shares)
     rest = [index for index in range(len(products)) if index not in shares]
@@ -56,7 +61,7 @@ def assign(products: Sequence[Product], kernels: Sequence[Kernel]) -> list[Share
 
 
 def _share_modules(products: Sequence[Product], left: list[Kernel], shares: dict[int, Share]) -> None:
-    """Let the kernels left of a module do its open products together, or those of the nearest module around it."""
+    """Match the remaining kernels of each module with its open products, or with those of an enclosing module."""
     open_ones: dict[str, list[int]] = {}
     for index, product in enumerate(products):
         if index not in shares:
@@ -67,13 +72,13 @@ def _share_modules(products: Sequence[Product], left: list[Kernel], shares: dict
         if home is not None:
             groups.setdefault(home, []).append(kernel)
     for home, group in groups.items():
-        shares.update(dict.fromkeys(open_ones[home], _mixed(group)))
+        shares.update(dict.fromkeys(open_ones[home], _combined(group)))
         for kernel in group:
             left.remove(kernel)
 
 
 def _home(module: str | None, homes: Collection[str]) -> str | None:
-    """The nearest module around a kernel, itself included, that is among these."""
+    """Return the module, or else its nearest enclosing module, that is in `homes`; None if there is none."""
     while module is not None:
         if module in homes:
             return module
@@ -82,25 +87,27 @@ def _home(module: str | None, homes: Collection[str]) -> str | None:
 
 
 def _share_sizes(products: Sequence[Product], left: list[Kernel], shares: dict[int, Share]) -> None:
-    """Let the kernels left do open products of their size; kernels of one size and two kinds share them."""
+    """Match the remaining kernels with open products of their size; int8 and float kernels of one size share them."""
     for macs in dict.fromkeys(kernel.macs for kernel in left if kernel.macs):
         group = [kernel for kernel in left if kernel.macs == macs]
         fits = [index for index, product in enumerate(products) if product.macs == macs and index not in shares]
         if len({kernel.int8 for kernel in group}) > 1 and len(fits) < len(group):
-            continue  # which of them do something else?
-        together = _mixed(group, unknown=True)
+            continue  # it is unknown which of these kernels do something else
+        together = _combined(group, unknown=True)
         done = group[:len(fits)]
         shares.update(dict.fromkeys(fits[:len(group)], together))
         for kernel in done:
             left.remove(kernel)
 
 
-def _mixed(group: Sequence[Kernel], *, unknown: bool = False) -> Share:
-    """What some kernels are together: by their own MACs where all are known, else each counts the same.
+def _combined(group: Sequence[Kernel], *, unknown: bool = False) -> Share:
+    """Return the share that a group of kernels has in int8.
+
+    Kernels are weighted by their MACs if all of these are known; otherwise each kernel counts the same.
 
     Args:
         group: The kernels.
-        unknown: Whether nobody knows which of them does which product.
+        unknown: Whether it is unknown which kernel computes which product.
     """
     sizes = [kernel.macs or 0 for kernel in group] if all(kernel.macs for kernel in group) else [1] * len(group)
     done = sum(size for size, kernel in zip(sizes, group, strict=True) if kernel.int8)
@@ -110,7 +117,7 @@ def _mixed(group: Sequence[Kernel], *, unknown: bool = False) -> Share:
 
 
 def _pooled(macs: int, kernels: Sequence[Kernel]) -> Share:
-    """What kernels of unknown modules do of so many MACs."""
+    """Return the share of `macs` multiply-accumulates that kernels of unknown modules compute in int8."""
     slow = next((kernel for kernel in kernels if not kernel.int8), None)
     reason, op = (slow.reason, slow.op) if slow else ("", "")
     if not any(kernel.int8 for kernel in kernels):

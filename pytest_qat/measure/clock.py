@@ -1,8 +1,8 @@
-"""The clock of a timing: monotonic time, and how long this thread was kept waiting for a CPU meanwhile.
+"""The clock for timings: monotonic time, and how long this thread has waited for a CPU.
 
-On Linux the scheduler counts, per thread, the nanoseconds it stood ready to run while other processes had the CPU
-(the second field of `/proc/thread-self/schedstat`). A neighbor's time slice is no part of a model's latency, so
-timings leave it out. Where the count is missing, waits are zero and timings are plain wall time.
+On Linux, the scheduler counts for each thread the nanoseconds in which it was ready to run while other processes had
+the CPU (the second field of `/proc/thread-self/schedstat`). These waits are not part of a model's latency, so timings
+subtract them. Where the count is not available, waits are zero and timings are plain wall time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Clock", "system_clock", "time_calls"]
 
 
 class Clock(Protocol):
-    """What a timing reads; tests script it."""
+    """The interface that timings use; tests replace it with scripted times."""
 
     def now_ns(self) -> int:
         """Return monotonic time in nanoseconds."""
@@ -28,7 +28,7 @@ class Clock(Protocol):
 
 
 def time_calls(call: Callable[[], object], *, times: int, clock: Clock) -> int:
-    """Call `times` times in a row and return the nanoseconds that took, less the waits for a CPU."""
+    """Make `times` calls in a row and return how many nanoseconds they took, without the waits for a CPU."""
     start, waited_before = _reading(clock)
     for _ in range(times):
         call()
@@ -37,7 +37,7 @@ def time_calls(call: Callable[[], object], *, times: int, clock: Clock) -> int:
 
 
 def _reading(clock: Clock) -> tuple[int, int]:
-    """Read time and waits as of one moment: once more if a wait fell in between."""
+    """Read the time and the waits at the same moment; read again if the thread had to wait in between."""
     waited = clock.waited_ns()
     while True:
         now, again = clock.now_ns(), clock.waited_ns()
@@ -47,7 +47,7 @@ def _reading(clock: Clock) -> tuple[int, int]:
 
 
 class _PlainClock:
-    """Wall time alone."""
+    """Wall time without waits."""
 
     def now_ns(self) -> int:
         return time.perf_counter_ns()
@@ -57,7 +57,7 @@ class _PlainClock:
 
 
 class _SchedulerClock(_PlainClock):
-    """Wall time, and the scheduler's count of this thread's waits."""
+    """Wall time, and the waits of this thread as the scheduler counts them."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -68,10 +68,10 @@ class _SchedulerClock(_PlainClock):
 
 @contextlib.contextmanager
 def system_clock(schedstat: str | None = None) -> Iterator[Clock]:
-    """Yield the best clock of this machine, for use in the calling thread only.
+    """Yield the best clock that this machine has. Use it in the calling thread only.
 
     Args:
-        schedstat: Path of the scheduler's count; default: this thread's.
+        schedstat: Path of the scheduler's statistics; default: those of this thread.
     """
     path = schedstat or f"/proc/self/task/{threading.get_native_id()}/schedstat"
     descriptor = None

@@ -1,8 +1,8 @@
-"""How much of a model runs in int8: by multiply-accumulates (MACs) and by weights, with every float leftover named.
+"""How much of a model runs in int8, by multiply-accumulates (MACs) and by weights, and which parts stay in float.
 
-What there is to compute is what one call of the float model multiplies; what of it is in int8 is told by the kernels
-that the artifact runs. A product that no int8 kernel is known to do counts as float. Weights that nothing reads are
-no part of either, and are listed apart.
+The products of one call of the float model are the whole; the kernels of the artifact tell how much of it is in int8.
+A product counts as float unless an int8 kernel is known to compute it. Weights that nothing reads count on neither
+side and are listed separately.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ __all__ = ["Coverage", "Idle", "Leftover", "coverage_of_kernels", "measure_cover
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
-    """A module that still computes in float.
+    """A part of the model that still computes in float.
 
     Attributes:
         module: Qualified name.
-        kind: Its class; where nobody knows whose product it is, the op.
-        weights: Number of its weights (tensors of two and more dimensions that a product multiplies, or a table).
+        kind: Class of the module; the name of the op if the module is unknown.
+        weights: Number of its weights in float: elements of tensors with two or more dimensions that a product
+            multiplies or a lookup reads.
         macs: Its multiply-accumulates in float on the example inputs.
         reason: Why it is in float.
-        place: `file:line` in the user's code that asks for it, where a module multiplies by itself.
+        place: `file:line` of the product in the user's code, if the module's own code computes it; else "".
     """
 
     module: str
@@ -48,7 +49,7 @@ class Leftover:
 
     @property
     def title(self) -> str:
-        """What to call it in a message."""
+        """Its name in messages."""
         if self.place:
             return f"{self.module} at {self.place}" if self.module else self.place
         return self.module or f"a {self.kind}"
@@ -60,9 +61,9 @@ class Idle:
 
     Attributes:
         module: Qualified name.
-        weights: Their number.
+        weights: Number of weights that nothing reads.
         called: Whether the module itself is called.
-        names: Of these weights.
+        names: Names of these weights.
     """
 
     module: str
@@ -73,17 +74,19 @@ class Idle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """Shares of a model that run in int8.
+    """How much of a model runs in int8.
 
     Attributes:
         weights: Number of weights that the float model multiplies or looks up.
-        int8_weights: Those in int8; None where an artifact does not tell whose kernels are whose.
+        int8_weights: How many of these are in int8; None if the artifact does not say which kernel belongs to which
+            module.
         macs: Multiply-accumulates of one call on the example inputs.
-        int8_macs: Those done on int8 operands; None where an artifact tells neither names nor shapes of its kernels.
-        int8_modules: Number of modules that compute in int8; a kernel of an unknown one counts for itself.
-        leftovers: What stays in float, most MACs first.
-        idle: Weights that nothing reads, most first; no part of `weights`.
-        reference: Whether nothing runs in int8 though the model is quantized: no runtime has lowered it.
+        int8_macs: How many of these have int8 operands; None if the artifact has neither names nor shapes of its
+            kernels.
+        int8_modules: Number of modules that compute in int8; each kernel of an unknown module counts as one.
+        leftovers: The parts that stay in float, the one with the most MACs first.
+        idle: Modules with weights that nothing reads, the largest first; `weights` does not include these.
+        reference: Whether the model is quantized but nothing runs in int8, because no runtime has lowered it.
     """
 
     weights: int
@@ -112,13 +115,13 @@ class Coverage:
 
 def measure_coverage(float_model: nn.Module, converted: nn.Module, example_inputs: tuple[Any, ...], *,
                      reasons: Mapping[str, str]) -> Coverage:
-    """Compare what a converted model runs in torch with the float model that it comes from.
+    """Measure the coverage of a converted model that runs in torch.
 
     Args:
-        float_model: In eval mode.
-        converted: Its converted form, in eval mode.
+        float_model: The float model, in eval mode.
+        converted: The same model converted, in eval mode.
         example_inputs: Positional arguments of one call.
-        reasons: Known reasons for staying in float, by module name (or a parent's).
+        reasons: Known reasons for staying in float, by the name of the module or of one of its parents.
     """
     counted = count_macs(float_model, example_inputs)
     known = {name for name, _ in float_model.named_modules()} & {product.module for product in counted.products}
@@ -128,13 +131,13 @@ def measure_coverage(float_model: nn.Module, converted: nn.Module, example_input
 
 def coverage_of_kernels(float_model: nn.Module, kernels: Sequence[Kernel], example_inputs: tuple[Any, ...], *,
                         reasons: Mapping[str, str]) -> Coverage:
-    """Compare what an artifact computes with what the float model asks for.
+    """Measure the coverage of an artifact from the kernels that it runs.
 
     Args:
-        float_model: In eval mode.
-        kernels: The artifact's products, in order.
+        float_model: The float model, in eval mode.
+        kernels: The kernels of the artifact, in order.
         example_inputs: Positional arguments of one call.
-        reasons: Known reasons for staying in float, by module name (or a parent's).
+        reasons: Known reasons for staying in float, by the name of the module or of one of its parents.
     """
     return _coverage(float_model, count_macs(float_model, example_inputs), kernels, reasons)
 
@@ -146,7 +149,7 @@ def _coverage(float_model: nn.Module, counted: MacCount, kernels: Sequence[Kerne
              if tensor.dim() > 1}
     shares = assign(counted.products, kernels)
     used = {name for product in counted.products for name in product.weights if name in sizes}
-    in_float: dict[str, int] = {}  # by weight, the first product that reads it in float
+    in_float: dict[str, int] = {}  # weight name to the index of the first product that reads it in float
     for index, (product, share) in enumerate(zip(counted.products, shares, strict=True)):
         if share.int8 != 1:
             for name in product.weights:
@@ -174,7 +177,7 @@ def _count_int8(kernels: Sequence[Kernel]) -> int:
 
 def _leftovers(modules: Mapping[str, nn.Module], counted: MacCount, shares: Sequence[Share],
                reasons: Mapping[str, str], *, weights: Mapping[int, int]) -> tuple[Leftover, ...]:
-    """One for each module, reason and user's line."""
+    """Return one leftover for each combination of module, reason and line of the user's code."""
     macs: Counter[tuple[str, str, str, str]] = Counter()
     sizes: Counter[tuple[str, str, str, str]] = Counter()
     parts = Fraction(0)
@@ -216,9 +219,9 @@ def _reason(product: Product, module: nn.Module | None, share: Share, reasons: M
     kind = type(module).__name__
     if share.lost:
         return "no kernel of the artifact is known to compute it" if product.macs else (
-            f"{kind} looks its table up in float")
+            f"{kind} looks up its table in float")
     if module is not None and has_int8_form(module):
-        return f"no int8 tensor reaches this {kind}: look at the operation before it"
+        return f"no int8 tensor reaches this {kind}; look at the operation before it"
     if type(module).__module__.startswith("torch.nn."):
         return f"{kind} has no int8 form in this workflow"
     return f"{kind} computes with its own parameters or functions, which this workflow does not quantize"

@@ -1,8 +1,9 @@
-"""Energy of a call from the machine's own counters, or the reason why there is none; never an estimate.
+"""Energy of a call from the machine's own counters, or the reason why it cannot be measured; never an estimate.
 
-The counters (RAPL for CPU packages and DRAM, NVML for GPUs) are read through zeus, which knows wrap-around, containers
-and its daemon for unprivileged reading. codecarbon was passed over because it falls back to guessed power where there
-is no counter, and pynvml because it sees GPUs alone. zeus loads slowly, so it is imported only where counters are.
+The counters (RAPL for CPU packages and DRAM, NVML for GPUs) are read through zeus, which handles wrap-around and
+containers and offers a daemon for unprivileged users. codecarbon is not used because it guesses the power where there
+is no counter, nor is pynvml because it only sees GPUs. zeus loads slowly, so it is imported only on machines that have
+counters.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 __all__ = ["NO_COUNTER", "Energy", "EnergyMeter", "find_meter", "measure_energy"]
 
 NO_COUNTER = "no counter on this machine"
-NO_READER = "counters are there, but their reader is not: pip install 'pytest-qat[energy]'"
-NO_PERMISSION = "counters are there, but only root may read them (or zeusd, see https://ml.energy/zeus)"
-NOT_MOVING = "counters are there, but stood still or wrapped around during the measurement"
+NO_READER = "the package that reads the energy counters is missing: pip install 'pytest-qat[energy]'"
+NO_PERMISSION = "only root may read the energy counters of this machine (or zeusd, see https://ml.energy/zeus)"
+NOT_MOVING = "the energy counters did not advance, or wrapped around, during the measurement"
 
 _PLACES = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
 _DAEMON = ("ZEUSD_SOCK_PATH", "ZEUSD_HOST_PORT")
@@ -32,9 +33,9 @@ class Energy:
     """Energy of one sample.
 
     Attributes:
-        joules: Package and DRAM together, in joules a sample, by side; where every model here runs. Everything else
-            that the machine did meanwhile is in it, on both sides.
-        domains: The parts by side: `package`, `dram`, and `gpu` (which is not in the sum).
+        joules: Package and DRAM together, which is where every model here runs, in joules per sample, by side. It
+            includes whatever else the machine did at the same time, on both sides.
+        domains: The parts by side: `package`, `dram`, and `gpu` (which `joules` does not include).
     """
 
     joules: dict[str, float]
@@ -42,7 +43,7 @@ class Energy:
 
 
 class EnergyMeter:
-    """Counts the energy of windows of time.
+    """Measures the energy that the machine uses during a piece of work.
 
     Args:
         monitor: A `zeus.monitor.ZeusMonitor`.
@@ -52,7 +53,7 @@ class EnergyMeter:
         self._monitor = monitor
 
     def joules(self, work: Callable[[], object]) -> dict[str, float]:
-        """Do the work and return the energy of each domain meanwhile, in joules."""
+        """Do the work and return the energy that each domain used during it, in joules."""
         self._monitor.begin_window("qat", sync_execution=False, restart=True)
         work()
         used = self._monitor.end_window("qat", sync_execution=False)
@@ -63,7 +64,7 @@ class EnergyMeter:
 def find_meter(places: tuple[Path, ...] = _PLACES) -> tuple[EnergyMeter | None, str]:
     """Return a meter of this machine's counters, or None and the reason."""
     packages = [int(zone.name.split(":")[1]) for place in places for zone in sorted(place.glob("intel-rapl:[0-9]*"))
-                if _name(zone).startswith("package")]  # the zone psys would count packages twice
+                if _name(zone).startswith("package")]  # psys would count packages twice
     daemon = any(name in os.environ for name in _DAEMON)
     if not packages and not daemon:
         return None, NO_COUNTER
@@ -73,8 +74,8 @@ def find_meter(places: tuple[Path, ...] = _PLACES) -> tuple[EnergyMeter | None, 
         return None, NO_READER
     try:
         monitor = ZeusMonitor()
-    except Exception as error:  # drivers and daemons fail in ways of their own; a report must not fail with them
-        return None, f"counters are there, but reading them fails: {error}"
+    except Exception as error:  # drivers and daemons can raise anything, and the report must survive that
+        return None, f"reading the energy counters failed: {error}"
     if not daemon:
         monitor.cpu_indices = [index for index in monitor.cpu_indices if index in packages]
     return (EnergyMeter(monitor), "") if monitor.cpu_indices else (None, NO_PERMISSION)
@@ -87,15 +88,15 @@ def measure_energy(meter: EnergyMeter, calls: Mapping[str, Callable[[], object]]
     Args:
         meter: The counters.
         calls: One call of `fp32` and of `int8`.
-        samples: Samples that a call computes.
+        samples: Number of samples in a call.
         seconds: Length of each of the four windows.
-        settle_s: Length of a window before them that does not count: the reader starts processes of its own when it
+        settle_s: Length of a first window that does not count, because the reader starts its own processes when it
             reads for the first time.
-        clock: Seconds.
+        clock: Returns seconds.
 
     Returns:
-        The energy of a sample; None if a counter did not advance, or by more than any machine draws, as it seems to
-        where it wraps around.
+        The energy of a sample; None if a counter did not advance, or advanced by more than any machine can draw,
+        which happens when it wraps around.
     """
     if settle_s > 0:
         meter.joules(_Repeated(calls["fp32"], settle_s, clock))
@@ -126,7 +127,7 @@ def _name(zone: Path) -> str:
 
 
 class _Repeated:
-    """Calls again and again for a while, and counts."""
+    """Repeats a call for a given time and counts the calls."""
 
     def __init__(self, call: Callable[[], object], seconds: float, clock: Callable[[], float]) -> None:
         self._call, self._seconds, self._clock = call, seconds, clock

@@ -1,7 +1,7 @@
-"""Outputs that vary from sample to sample in float, and no longer do in int8.
+"""Find outputs that vary from sample to sample in float but no longer do in int8.
 
-For outputs that no metric looks at. Errors are compared with how much an output varies from sample to sample, never
-with its level: a box at 600 pixels that moves by one has lost everything once the step of its scale is two.
+This is for outputs that no metric looks at. Errors are compared with how much an output varies from sample to sample,
+not with its size: if boxes around 600 pixels differ by one pixel, an int8 scale of two pixels loses all information.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pytest_qat.measure.paired_outputs import pair_outputs, with_rows
 __all__ = ["FlatOutput", "flat_outputs"]
 
 _FLAT = 0.1
-"""An output whose int8 spread is below this share of its float spread hardly varies any more."""
+"""An output whose int8 spread is below this share of its float spread counts as flat."""
 _LIVE = 0.1
-"""A column whose spread is below this share of the largest column's carries no information worth checking."""
+"""A column whose spread is below this share of the largest column's is not checked."""
 _LEAST_FLAT_SHARE = 0.1
 """Share of the live columns that must be flat before the output is reported."""
 _FEW_VALUES, _COARSE = 4, 0.5
-"""So few distinct values, with noise of this share of float's spread: the steps are coarser than the signal."""
+"""With at most this many distinct values, and noise of this share of float's spread, the steps hide the signal."""
 _FEWEST_SAMPLES = 8
 _FAINT = 0.2
 """An output that varies by less than this share of its own size is too faint for eight bits to show."""
@@ -33,7 +33,7 @@ _NAMED_COLUMNS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlatOutput:
-    """An output that varies from sample to sample in float, and hardly, or in a few coarse steps, in int8.
+    """An output that varies from sample to sample in float, but hardly at all or in a few coarse steps in int8.
 
     Attributes:
         output: Its place, such as `['boxes']`; "" for a lone tensor.
@@ -56,7 +56,7 @@ class FlatOutput:
 
     @property
     def faint(self) -> bool:
-        """Whether it hardly follows its input in float either, as in a network with random weights."""
+        """Whether the output hardly depends on its input in float either, as in a network with random weights."""
         return self.relative < _FAINT
 
     @property
@@ -72,10 +72,10 @@ class FlatOutput:
 
 def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples: Sequence[int],
                  but: str | None = None) -> tuple[FlatOutput, ...]:
-    """Return the outputs of which at least a tenth of the columns went flat.
+    """Return the outputs in which at least a tenth of the columns went flat.
 
     Args:
-        reference: Outputs of the float model, one a batch.
+        reference: Outputs of the float model, one per batch.
         candidate: Outputs of the int8 model on the same batches.
         samples: Number of samples in each batch.
         but: Place of an output to leave out, because a metric looks at it.
@@ -97,7 +97,7 @@ def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples:
 
 
 def _flat_output(place: str, before: Tensor, after: Tensor) -> FlatOutput | None:
-    """Look at one output, given as `(rows, columns)`."""
+    """Check one output, given as `(rows, columns)`; return None if it is fine."""
     spread, left, noise = before.std(dim=0), after.std(dim=0), (before - after).std(dim=0)
     values = torch.tensor([len(column.unique()) for column in after.T])
     live = (spread >= _LIVE * spread.max()) & (spread > 1e-6 * before.abs().max())
@@ -112,7 +112,7 @@ def _flat_output(place: str, before: Tensor, after: Tensor) -> FlatOutput | None
 
 
 def _columns(tensor: Tensor) -> Tensor:
-    """Return an output as `(rows, columns)`: classes, coordinates or channels; others have one column."""
+    """Return an output as `(rows, columns)`; columns are classes, coordinates or channels, else there is one column."""
     if tensor.dim() == 2:
         return tensor
     if tensor.dim() >= 4:

@@ -1,10 +1,10 @@
 """Paired latency of two callables, side by side in one process.
 
-Short blocks of both sides come in pairs, so that a slow moment of the machine hits both; a coin decides which side
-goes first, so that no rhythm of the machine can favor one. Each block throws its first calls away, because they pay
-for the switch of sides (caches, thread pools). The estimate is the median of the pairs' log ratios. Its interval holds
-over all looks at once (`statistics.median_interval`), so stopping as soon as the answer is sure costs no error rate.
-Clock and callables are seams: tests script the times.
+Short blocks of both sides are timed in pairs, so that a slow moment of the machine affects both. The order within each
+pair is random, so that no periodic disturbance can favor one side. Each block discards its first calls, because they
+pay for switching sides (caches, thread pools). The estimate is the median of the pairs' log ratios. Its interval is
+valid at every look (`statistics.median_interval`), so stopping as soon as the answer is clear does not raise the error
+rate. The clock is a parameter, so that tests can script the times.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from pytest_qat.measure.statistics import median_interval
 __all__ = ["Latency", "Speedup", "TimingSettings", "compare_latency"]
 
 _LEAST_SAMPLES = 3
-_SHORTEST_SAMPLE_NS = 200_000  # keeps the clock's own cost, about 2 µs, to a percent
+_SHORTEST_SAMPLE_NS = 200_000  # keeps the cost of reading the clock, about 2 µs, at one percent
 _MOST_CALLS = 2**20
 _LEAST_NS = 1e-3
 _DISCARDED, _DISCARDED_BLOCKS = 2, 34
 _COIN_SEED = 0
 _CLEAR = 2.0
-"""Factor from the floor from which on a ratio is called after the fewest pairs."""
+"""A ratio that is at least this factor away from the floor is decided after the fewest possible pairs."""
 _MOST_OVER = 5.0
-"""Largest multiple of the time budget that such pairs may take."""
+"""These pairs may take at most this multiple of the time budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimingSettings:
-    """How long and how surely to measure.
+    """How long to measure, and with what confidence.
 
     Attributes:
-        max_time_s: Budget for one comparison, in seconds. Each side is called at least once whatever it says.
+        max_time_s: Budget for one comparison, in seconds. Each side is called at least once, whatever the budget.
         confidence: Confidence of the interval, over all looks at it.
-        block_s: Aimed length of a block's timed part; at least three calls.
-        discard_s: Aimed length of the calls thrown away at a block's head; at least two calls, or one where two
-            take longer than 34 times `block_s`.
-        margin: An interval whose near end is this factor away from the floor is clear: measuring stops.
-        precision: Nearer to the floor it goes on until the interval is within this fraction of the estimate, so that
-            two runs agree within twice as much.
-        least_s: Once the answer is sure, go on for the sake of the estimate until so many seconds have gone into the
-            comparison: what a tenth of a second shows, another one may not.
-        max_pairs: Stop after so many pairs whatever they show; None: only time limits.
+        block_s: Target length of the timed part of a block, in seconds; a block has at least three timings.
+        discard_s: Target length of the calls that a block discards first, in seconds; at least two calls, or one if
+            two would take longer than 34 times `block_s`.
+        margin: Measuring stops when the whole interval is at least this factor away from the floor.
+        precision: If the interval is closer to the floor than `margin`, measuring continues until the interval is
+            within this fraction of the estimate, so that two runs agree within twice that.
+        least_s: Measure for at least this many seconds even if the answer is already clear, because an estimate from
+            a tenth of a second is not repeatable.
+        max_pairs: Stop after this many pairs, whatever they show; None: only the time is limited.
 
     Raises:
-        InvalidOption: a time or count is not positive, `margin` under 1, or the confidence not inside (0, 1).
+        InvalidOption: a time or count is not positive, `margin` is below 1, or the confidence is not between 0 and 1.
     """
 
     max_time_s: float = 20.0
@@ -73,19 +73,19 @@ class TimingSettings:
                                       ("precision", 0, False), ("least_s", 0, True), ("margin", 1, True)):
             value = getattr(self, name)
             if not math.isfinite(value) or value < least or (value == least and not included):
-                bound = f"{'at least' if included else 'over'} {least}"
-                raise InvalidOption(f"{name} is {value}, expected a number of {bound}.", hint="Leave it out, say.")
+                bound = f"of at least {least}" if included else f"greater than {least}"
+                raise InvalidOption(f"{name} is {value}, expected a number {bound}.", hint=f"Remove {name}.")
         if self.max_pairs is not None and self.max_pairs < 1:
-            raise InvalidOption(f"max_pairs is {self.max_pairs}, expected at least 1.", hint="Leave it out, say.")
+            raise InvalidOption(f"max_pairs is {self.max_pairs}, expected at least 1.", hint="Remove max_pairs.")
         if not 0 < self.confidence < 1:
-            raise InvalidOption(f"confidence is {self.confidence}, expected a value inside (0, 1).", hint="Give 0.95.")
+            raise InvalidOption(f"confidence is {self.confidence}, expected a value between 0 and 1.", hint="Use 0.95.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
     """The time of one call of one side, in seconds.
 
-    Calls under 0.2 ms are timed several at once, which evens their percentiles out.
+    Calls that take less than 0.2 ms are timed several at a time, which moves their percentiles closer together.
 
     Attributes:
         p50: Median.
@@ -104,7 +104,7 @@ class Speedup:
 
     Attributes:
         estimate: Median of time(baseline) / time(candidate).
-        ci: Its interval; (0, inf) if there were too few pairs for one.
+        ci: Interval of the estimate; (0, inf) if there were too few pairs for one.
         pairs: Number of paired blocks.
         confidence: Confidence of the interval.
         baseline: Latency of the baseline.
@@ -121,14 +121,14 @@ class Speedup:
     elapsed_s: float
 
     def settles(self, floor: float) -> bool:
-        """Whether the interval lies on one side of a ratio."""
+        """Whether the whole interval is on one side of `floor`."""
         low, high = self.ci
         return low >= floor or high < floor
 
     def seconds_to_settle(self, floor: float) -> float:
-        """Return about how long a comparison must take to settle a ratio; infinity if no time is enough.
+        """Return roughly how many seconds a comparison needs to settle a ratio; infinity if no time is enough.
 
-        Intervals narrow with the square root of time, and the noise is taken to stay as it was.
+        This assumes that the interval narrows with the square root of time and that the noise stays the same.
         """
         low, high = self.ci
         if low == 0 or math.isinf(high):
@@ -152,12 +152,12 @@ def compare_latency(baseline_fn: Callable[[], object], candidate_fn: Callable[[]
         baseline_fn: One call of the slower side, without arguments.
         candidate_fn: One call of the faster side.
         settings: Budget and confidence.
-        floor: A ratio to decide about: measuring stops once the answer is sure. None: stop once the interval is
-            within `settings.precision` of the estimate.
-        clock: Monotonic time and waits; default: this machine's.
+        floor: A ratio to decide about; measuring stops once it is clear on which side the speedup is. None: measuring
+            stops once the interval is within `settings.precision` of the estimate.
+        clock: The clock to read; default: the best one of this machine.
 
     Returns:
-        The estimate and its interval. Whether it settles the floor is for the caller to conclude.
+        The estimate and its interval. The caller decides whether that settles the floor.
 
     Raises:
         MeasurementError: a side is too fast for the clock.
@@ -178,7 +178,7 @@ def _compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], objec
     candidate = _calibrated(candidate_fn, "candidate", settings, clock, deadline=deadline)
     ratios: list[float] = []
     interval: tuple[float, float] | None = None
-    coin = random.Random(_COIN_SEED)  # noqa: S311 - shuffles blocks, guards nothing
+    coin = random.Random(_COIN_SEED)  # noqa: S311 - only orders blocks
     longest_ns = baseline.block_ns + candidate.block_ns
     while len(ratios) != settings.max_pairs and (began := clock.now_ns()) + longest_ns <= deadline:
         order = (baseline, candidate) if coin.random() < 0.5 else (candidate, baseline)
@@ -200,10 +200,10 @@ def _compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], objec
 
 def _decide_clear_ratio(ratios: list[float], sides: tuple[_Side, _Side], floor: float, settings: TimingSettings,
                         clock: Clock) -> tuple[float, float] | None:
-    """Take the fewest pairs that an interval needs, over the time budget, where calls are slow and the ratio is clear.
+    """Measure the fewest pairs that an interval needs, over the time budget, if the ratio is clear but calls are slow.
 
-    A ratio below half of the floor, or above twice it, needs no long blocks: each is one call. Where even that would
-    take over five times the budget, or the ratio turns out to be less clear, there is no interval.
+    A ratio below half the floor or above twice the floor needs no long blocks, so each block is one call. There is no
+    interval (None) if even these calls would take over five times the budget, or if the ratio is less clear than that.
     """
     baseline, candidate = sides
     middle = plain.median(ratios) if ratios else baseline.first_ns / candidate.first_ns
@@ -222,7 +222,7 @@ def _decide_clear_ratio(ratios: list[float], sides: tuple[_Side, _Side], floor: 
 
 def _enough(interval: tuple[float, float] | None, floor: float | None, settings: TimingSettings, *,
             elapsed_s: float) -> bool:
-    """Whether there is no need for more pairs."""
+    """Whether no more pairs are needed."""
     if interval is None:
         return False
     low, high = interval
@@ -235,11 +235,11 @@ def _enough(interval: tuple[float, float] | None, floor: float | None, settings:
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class _Side:
-    """One side's calibrated block: `discard` calls thrown away, then `samples` timings of `inner` calls each.
+    """One side and its calibrated block: `discard` discarded calls, then `samples` timings of `inner` calls each.
 
     Attributes:
-        first_ns: Time of a call while calibrating.
-        times: Every timing so far, in nanoseconds a call.
+        first_ns: Time of a call during calibration.
+        times: All timings so far, in nanoseconds per call.
     """
 
     call: Callable[[], object]
@@ -251,11 +251,11 @@ class _Side:
 
     @property
     def block_ns(self) -> float:
-        """About how long a block takes."""
+        """Expected duration of a block in nanoseconds."""
         return (self.discard + self.samples * self.inner) * self.first_ns
 
     def run(self, clock: Clock) -> float:
-        """Run a block and return its median time of one call in nanoseconds."""
+        """Run a block and return the median time of a call in nanoseconds."""
         for _ in range(self.discard):
             self.call()
         times = [time_calls(self.call, times=self.inner, clock=clock) / self.inner for _ in range(self.samples)]
@@ -263,7 +263,7 @@ class _Side:
         return max(plain.median(times), _LEAST_NS)
 
     def run_once(self, clock: Clock) -> float:
-        """Run a block of one timing and none thrown away, and return its time of one call in nanoseconds."""
+        """Run a block of a single timing, discarding nothing, and return the time of a call in nanoseconds."""
         self.times.append(time_calls(self.call, times=self.inner, clock=clock) / self.inner)
         return max(self.times[-1], _LEAST_NS)
 
@@ -276,17 +276,17 @@ class _Side:
 
 def _calibrated(call: Callable[[], object], name: str, settings: TimingSettings, clock: Clock, *,
                 deadline: float) -> _Side:
-    """Find how many calls make a block, from calls that also warm the side up; at least one is made.
+    """Find out how many calls make a block, by making calls that also warm the side up; at least one call is made.
 
     Raises:
-        MeasurementError: the clock does not move during a million calls.
+        MeasurementError: the clock does not advance during a million calls.
     """
-    per_call_ns, calls, spent_ns = float(time_calls(call, times=1, clock=clock)), 1, 0.0  # the first one is cold
+    per_call_ns, calls, spent_ns = float(time_calls(call, times=1, clock=clock)), 1, 0.0  # this first call is cold
     while spent_ns < settings.block_s * 1e9 and clock.now_ns() + calls * per_call_ns <= deadline:
         if calls > _MOST_CALLS and spent_ns == 0:
             raise MeasurementError(
-                f"{calls - 1:,} calls of the {name} took no time that the clock could tell, expected a model that "
-                "computes something.", hint="Time several calls, or larger inputs, in one callable.")
+                f"{calls - 1:,} calls of the {name} took less time than the clock can measure, expected a callable "
+                "that computes something.", hint="Time several calls, or larger inputs, in one callable.")
         passed = time_calls(call, times=calls, clock=clock)
         per_call_ns, spent_ns, calls = passed / calls, spent_ns + passed, calls * 2
     per_call_ns = max(per_call_ns, 1.0)
@@ -298,17 +298,17 @@ def _calibrated(call: Callable[[], object], name: str, settings: TimingSettings,
 
 
 def _least_discarded(per_call_ns: float, *, block_ns: float) -> int:
-    """Return how many calls a side needs after the other one until its own time is steady again.
+    """Return how many calls a side needs, after calls of the other side, until its time is steady again.
 
-    Measured on MobileNetV2 in ExecuTorch and LiteRT, calls of 1 to 9 ms: the first takes up to 27 % longer, the second
-    14 %, and float suffers more than int8; the third 6 %, which the median of three leaves out. What caches lose
-    weighs little in a call of 100 ms.
+    Measured on MobileNetV2 in ExecuTorch and LiteRT with calls of 1 to 9 ms: the first call takes up to 27 % longer and
+    the second up to 14 %, and float suffers more than int8. The third takes up to 6 % longer, which the median of three
+    removes. In a call of 100 ms, cold caches matter little.
     """
     return max(1, min(_DISCARDED, int(_DISCARDED_BLOCKS * block_ns / per_call_ns)))
 
 
 def _fewest_pairs(confidence: float) -> int:
-    """Return the number of pairs that an interval takes at least."""
+    """Return the smallest number of pairs that gives an interval."""
     pairs = 1
     while median_interval(range(pairs), alpha=1 - confidence) is None:
         pairs += 1

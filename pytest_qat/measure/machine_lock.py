@@ -1,4 +1,4 @@
-"""One timing at a time on a machine: a timing holds a lock exclusively, heavy stages of other processes share it.
+"""One timing at a time on a machine: a timing holds a lock exclusively, and heavy stages of other processes share it.
 
 The lock is a read-write lock on an SQLite file (filelock's), which the operating system releases when its holder
 dies. A process must hold the gate, a second lock, while it waits for the first: so stages that start later do not
@@ -56,7 +56,7 @@ class MachineLock:
         except Timeout:
             self._continue_without()
         except OSError:
-            pass  # no place for a lock: measuring without one is better than not measuring
+            pass  # measuring without a lock is better than not measuring at all
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -86,7 +86,7 @@ class MachineLock:
             return
         try:
             with self._gate.acquire(timeout=0):
-                return  # nobody waits
+                return  # nobody is waiting
         except Timeout:
             self._held.close()
             self._enter(self._held, self._lock.read_lock)
@@ -109,7 +109,7 @@ class MachineLock:
 
 def _lock_at(path: Path) -> ReadWriteLock | None:
     """Return the lock on a file, or None where SQLite cannot use the file."""
-    import sqlite3  # Python can be built without, see can_lock
+    import sqlite3  # Python can be built without it, see can_lock
 
     from filelock import ReadWriteLock
 

@@ -1,8 +1,7 @@
-"""Multiply-accumulates (MACs) of one call: each product that runs, with the module and the weights that it is made of.
+"""Multiply-accumulates (MACs) of one call: every product that runs, with its module and its weights.
 
-What counts is defined in `pytest_qat.core.products`, by the formulas of `torch.utils.flop_counter`. Its own mode is
-not used: it asks to be left out of compilation, which alone imports torch's compiler and takes longer than a small
-model's checks.
+`pytest_qat.core.products` defines what counts, by the formulas of `torch.utils.flop_counter`. torch's own counting mode
+is not used because it imports torch's compiler, which takes longer than all checks of a small model.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ __all__ = ["MacCount", "count_macs", "products_of_converted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MacCount:
-    """What one call did.
+    """What one call of a model computed.
 
     Attributes:
-        products: What was multiplied and looked up, in order.
+        products: The multiplications and table lookups, in order.
         called: Names of the modules that were called, the model itself as "".
         read: Names of the model's parameters and buffers that any op read.
     """
@@ -40,7 +39,7 @@ class MacCount:
 
     @property
     def by_module(self) -> dict[str, int]:
-        """MACs of each module, without those of the modules inside it; only where there are any."""
+        """MACs of each module that has any, without those of the modules inside it."""
         counts: Counter[str] = Counter()
         for product in self.products:
             counts[product.module] += product.macs
@@ -48,14 +47,14 @@ class MacCount:
 
 
 def count_macs(model: nn.Module, inputs: Any) -> MacCount:
-    """Call a float model once and count.
+    """Call a float model once and count its products.
 
     Args:
-        model: In eval mode; its buffers may change if it changes them.
+        model: The model, in eval mode; its buffers may change if its forward changes them.
         inputs: Arguments of one call.
     """
     running, called = [""], set[str]()
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # a shared one goes by its first name
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])  # a shared tensor keeps its first name
     mode = ProductMode(running, tensors=tensors, places=True)
     with torch.no_grad(), in_parts(), noting_modules(model, running, called), mode:
         call(model, inputs)
@@ -64,14 +63,14 @@ def count_macs(model: nn.Module, inputs: Any) -> MacCount:
 
 def products_of_converted(converted: nn.Module, inputs: Any, *, names: dict[str, str],
                           owner: Callable[[str, torch.fx.Node], str]) -> list[Product]:
-    """Call a converted model once and return what it multiplied.
+    """Call a converted model once and return its products.
 
     Args:
-        converted: In eval mode.
+        converted: The converted model, in eval mode.
         inputs: Arguments of one call.
-        names: The user's own names of its modules, by their actual names.
-        owner: Tells, from the name of a graph module and a node in it that calls no module, the user's module that the
-            node's products are booked on.
+        names: Names of its modules in the user's model, by their names in the converted model.
+        owner: Returns the module of the user's model that a node's products belong to, given the name of the graph
+            module and a node in it that does not call a module.
     """
     running = [""]
     mode = ProductMode(running)
@@ -87,8 +86,8 @@ def products_of_converted(converted: nn.Module, inputs: Any, *, names: dict[str,
 @contextlib.contextmanager
 def _run_by_node(part: torch.fx.GraphModule, owner: Callable[[torch.fx.Node], str], running: list[str],
                  ) -> Iterator[None]:
-    """Run a traced graph node by node meanwhile, and note for whom each is run."""
-    class Booking(torch.fx.Interpreter):
+    """Make a traced graph run node by node, and record the owner of each node while it runs."""
+    class OwnerInterpreter(torch.fx.Interpreter):
         def run_node(self, node: torch.fx.Node) -> Any:
             if node.op not in ("call_function", "call_method"):
                 return super().run_node(node)
@@ -103,7 +102,7 @@ def _run_by_node(part: torch.fx.GraphModule, owner: Callable[[torch.fx.Node], st
     def forward(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        return Booking(part, garbage_collect_values=False).run(*bound.args)
+        return OwnerInterpreter(part, garbage_collect_values=False).run(*bound.args)
 
     part.forward = forward
     try:

@@ -1,6 +1,6 @@
-"""Peak resident memory of each side, in a fresh process that does nothing but run it.
+"""Peak resident memory of each side, measured in a fresh process that only runs that side.
 
-Run as a script, this module is such a process: `python -m pytest_qat.measure.memory RUNTIME` reads the path of a
+This module is also the script of that process: `python -m pytest_qat.measure.memory RUNTIME` reads the path of a
 program from its standard input.
 """
 
@@ -35,8 +35,9 @@ class Memory:
     """Peak resident set sizes.
 
     Attributes:
-        peak_bytes: Of the whole process that runs each side.
-        idle_bytes: Of a process that has imported the runtime and no model yet; the larger of the two.
+        peak_bytes: Peak of the process that runs each side, in bytes, by side.
+        idle_bytes: Peak of a process that has imported the runtime but loaded no model, in bytes; the larger of the
+            two sides.
     """
 
     peak_bytes: dict[str, int]
@@ -48,7 +49,7 @@ class MemoryProbes:
 
     Args:
         runtime: Name of the runtime.
-        threads: Intra-op threads.
+        threads: Number of intra-op threads.
     """
 
     def __init__(self, runtime: RuntimeName, *, threads: int) -> None:
@@ -58,7 +59,7 @@ class MemoryProbes:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for side in SIDES}
 
     def wait_until_ready(self, *, timeout_s: float = 120.0) -> None:
-        """Wait until both have imported the runtime, so that they do not disturb a timing that follows.
+        """Wait until both processes have imported the runtime, so that they do not disturb a later timing.
 
         A process that takes longer than `timeout_s` is killed, and `measure` then raises.
         """
@@ -72,11 +73,11 @@ class MemoryProbes:
                 reader.join()
 
     def measure(self, programs: Mapping[str, Path], *, timeout_s: float = 120.0) -> Memory:
-        """Run each program in its process and return the peaks; can be called once.
+        """Run each program in its process and return the peaks. This can be called only once.
 
         Args:
             programs: Files that the runtime's `Deployed.save_program` wrote, by side.
-            timeout_s: Most seconds for each.
+            timeout_s: Most seconds that each process may take.
 
         Raises:
             MeasurementError: a process crashed, raised or took too long, or the system reports no peaks.
@@ -84,7 +85,7 @@ class MemoryProbes:
         try:
             if peak_memory_bytes() is None:
                 raise MeasurementError("this system does not report a process's peak memory.",
-                                       hint="Measure memory on Linux or macOS, or give --qat-memory=off.")
+                                       hint="Measure memory on Linux or macOS, or use --qat-memory=off.")
             figures = {side: _figures(side, self._processes[side], programs[side], timeout_s) for side in SIDES}
         finally:
             self.close()
@@ -95,22 +96,22 @@ class MemoryProbes:
         """End the processes."""
         for process in self._processes.values():
             process.kill()
-            with contextlib.suppress(ValueError):  # communicated with before
+            with contextlib.suppress(ValueError):  # communicate() was called before
                 process.communicate()
 
 
 def _figures(side: str, child: subprocess.Popen[str], program: Path, timeout_s: float) -> dict[str, int]:
     try:
-        said, complaint = child.communicate(f"{program}\n", timeout=timeout_s)
+        output, errors = child.communicate(f"{program}\n", timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        raise MeasurementError(f"{_CALLS} calls of the {side} model in a process of its own took more than "
+        raise MeasurementError(f"{_CALLS} calls of the {side} model in a separate process took more than "
                                f"{timeout_s:g} s.", hint="Use smaller example_inputs.") from None
     try:
-        found: dict[str, int] = json.loads(said.splitlines()[-1])
+        found: dict[str, int] = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
-        reason = (complaint.strip().splitlines() or [f"exit status {child.returncode}"])[-1].partition(". ")[0]
-        raise MeasurementError(f"the {side} model cannot run in a process of its own: {reason.rstrip('.')}.",
-                               hint="Leave out --qat-memory; no check needs it.") from None
+        reason = (errors.strip().splitlines() or [f"exit status {child.returncode}"])[-1].partition(". ")[0]
+        raise MeasurementError(f"the {side} model cannot run in a separate process: {reason.rstrip('.')}.",
+                               hint="Remove --qat-memory; no check needs it.") from None
     return found
 
 
@@ -133,7 +134,7 @@ def _measure(name: RuntimeName) -> None:
         run = runtime.load_program(Path(program))
         for _ in range(_CALLS):
             run()
-    except Exception as error:  # whatever it is, the parent reports its first line
+    except Exception as error:  # the parent reports the first line of any error
         sys.exit(headline(error))
     sys.stdout.write(json.dumps({"idle": idle, "peak": peak_memory_bytes()}) + "\n")
 

@@ -1,4 +1,4 @@
-"""The outputs of two models on the same batches, side by side: each output by its place in what the model returns."""
+"""Pair the outputs of two models on the same batches, by the place of each output in what the model returns."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["PairedOutput", "pair_outputs", "with_rows"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedOutput:
-    """One output over all batches.
+    """One output of both models over all batches.
 
     Attributes:
-        before: The float model's, one tensor a batch.
-        after: The int8 model's, of the same shapes.
+        before: Values of the float model, one tensor per batch.
+        after: Values of the int8 model, of the same shapes.
     """
 
     before: list[Tensor]
@@ -32,11 +32,11 @@ def pair_outputs(reference: Sequence[Any], candidate: Sequence[Any]) -> dict[str
     """Return each floating-point output of two models by its place, such as `['boxes']`; "" for a lone tensor.
 
     Args:
-        reference: Outputs of the float model, one a batch.
+        reference: Outputs of the float model, one per batch.
         candidate: Outputs of the int8 model on the same batches.
 
     Raises:
-        DataError: there is no floating-point output, or the two models' outputs differ in shape.
+        DataError: there is no floating-point output, or the outputs of the two models differ in shape.
     """
     found: dict[str, PairedOutput] = {}
     for one, other in zip(reference, candidate, strict=True):
@@ -59,7 +59,7 @@ def with_rows(outputs: Mapping[str, PairedOutput], samples: Sequence[int]) -> di
     """Return the outputs that have one row per sample in every batch.
 
     Args:
-        outputs: By place.
+        outputs: The outputs by place.
         samples: Number of samples in each batch.
     """
     found = {place: PairedOutput(before=[torch.atleast_1d(tensor) for tensor in output.before],

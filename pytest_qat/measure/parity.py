@@ -1,4 +1,4 @@
-"""How far two models that should agree do: signal-to-quantization-noise ratio (SQNR) of their outputs."""
+"""How well the prepared and the converted model agree: signal-to-quantization-noise ratio (SQNR) of their outputs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ __all__ = ["Parity", "compare_parity", "sqnr_db"]
 
 
 HEALTHY_DB = 25.0
-"""Prepared against converted, end to end: rounding ties travel, and 25 to 35 dB is what healthy models show."""
+"""End-to-end SQNR that a converted model should reach; rounding differences add up, so healthy models have 25 to 35."""
 MARGIN_DB = 6.0
-"""How much louder than quantization's own noise the conversion's may be: a factor of two."""
+"""Conversion may add up to twice as much noise as quantization itself, which is 6 dB."""
 _FEWEST = 64
-"""Values from which on an output is looked at by itself: a ratio of few values is chance."""
+"""Outputs with fewer values than this are not checked on their own, because their SQNR is mostly chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """Prepared against converted, end to end, at the output where they differ most.
+    """Agreement of the prepared and the converted model, end to end, at the output where they differ most.
 
     Attributes:
-        sqnr_db: SQNR of the converted model's outputs, the prepared model's being the signal.
-        quantization_sqnr_db: SQNR of the prepared model's outputs, those with fake-quantize off being the signal:
-            how much noise quantization itself adds, which traveling rounding ties may equal.
+        sqnr_db: SQNR of the converted model's outputs; the signal is the prepared model's outputs.
+        quantization_sqnr_db: SQNR of the prepared model's outputs; the signal is its outputs with fake-quantize off.
+            It shows how much noise quantization itself adds, and accumulated rounding differences can add as much.
         finite: Whether every output of the converted model is finite.
-        prepared_finite: The same of the prepared model.
-        output: Place of that output, such as `['scores']`; "" where all outputs together are meant.
+        prepared_finite: Whether every output of the prepared model is finite.
+        output: Place of that output, such as `['scores']`; "" if the figures cover all outputs together.
     """
 
     sqnr_db: float
@@ -45,14 +45,14 @@ class Parity:
 
     @property
     def limit_db(self) -> float:
-        """The SQNR that conversion must keep: 25 dB, or half of quantization's own noise if that is louder."""
+        """The SQNR that conversion must reach: 25 dB, or 6 dB less than quantization itself leaves if that is lower."""
         return min(HEALTHY_DB, self.quantization_sqnr_db - MARGIN_DB)
 
 
 def sqnr_db(signal: Tensor, noisy: Tensor) -> float:
     """Return `20 log10(|x| / |x - y|)` in dB; inf if the tensors are equal.
 
-    A signal of zeros with noise on it, and anything that is not finite, gives -inf.
+    The result is -inf if the signal is all zeros but the other tensor is not, and if either is not finite.
     """
     signal, noisy = signal.detach().double(), noisy.detach().double()
     noise = float((signal - noisy).norm())
@@ -75,11 +75,12 @@ def compare_parity(unquantized: Callable[[Any], Any], prepared: Callable[[Any], 
         batches: Inputs.
 
     Raises:
-        DataError: the model returns no floating-point tensor, or its forms not as many.
+        DataError: the model returns no floating-point tensor, or its forms return different numbers of them.
     """
     plain, fake, real = (_outputs(run, batches) for run in (unquantized, prepared, converted))
     if not len(plain) == len(fake) == len(real):
-        raise DataError(f"the model's forms return {len(plain)}, {len(fake)} and {len(real)} floating-point tensors.",
+        raise DataError(f"the unquantized, prepared and converted model return {len(plain)}, {len(fake)} and "
+                        f"{len(real)} floating-point tensors, expected the same number.",
                         hint="Look for an output that depends on the mode or the dtype.")
     whole = tuple(torch.cat(list(outputs.values())) for outputs in (plain, fake, real))
     parts = {"": whole}
@@ -101,6 +102,6 @@ def _outputs(run: Callable[[Any], Any], batches: Sequence[Any]) -> dict[str, Ten
         for place, tensor in named_float_tensors(run(inputs)).items():
             found.setdefault(place, []).append(tensor.flatten())
     if not found:
-        raise DataError("the model returned no floating-point tensor, so its forms cannot be compared.",
+        raise DataError("the model returned no floating-point tensor, so prepared and converted cannot be compared.",
                         hint="Return the logits as a tensor, or in a tuple or dict.")
     return {place: torch.cat(tensors) for place, tensors in found.items()}

@@ -1,8 +1,8 @@
-"""The round-trip law on a model's own qparams: half a step of error inside the range, saturation outside.
+"""The round-trip law on a model's own qparams: at most half a step of error inside the range, saturation outside.
 
-Hypothesis draws positions in steps (codes, ties, values beyond both ends), which are mapped onto every quantized
-tensor of the model at once, so that each example covers each tensor. The slack of 2^-22 covers the three float32
-roundings of x * (1/s), of the sum, and of (q - z) * s.
+Hypothesis draws positions in steps (codes, ties, values beyond both ends), which are mapped to every quantized tensor
+of the model, so that each example covers each tensor. The slack of 2^-22 covers the three float32 roundings of
+x * (1/s), of the sum, and of (q - z) * s.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Quantize = Callable[["QuantizedTensor", Tensor], Tensor]
 _SLACK = 2.0**-22
 _EXAMPLES = 30
 _LANES = 67
-"""Odd and longer than four vectors: values reach vector lanes and the scalar tail."""
+"""An odd number of elements, more than four vectors hold: values reach vector lanes and the scalar tail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,9 +39,9 @@ class QuantizedTensor:
     Attributes:
         name: Module and role, such as `fc.weight` or `fc.output`.
         module: Qualified module name.
-        scale: Shape `(channels,)`, or `(1,)` per tensor; float32.
-        zero_point: The same shape; int64.
-        per_channel: Whether the qparams belong to channels.
+        scale: float32 tensor of shape `(channels,)`, or `(1,)` if the qparams are per tensor.
+        zero_point: int64 tensor of the same shape.
+        per_channel: Whether the qparams are per channel.
         dtype: torch.quint8, torch.qint8 or torch.qint32.
     """
 
@@ -115,11 +115,11 @@ def torch_quantize(tensor: QuantizedTensor, values: Tensor) -> Tensor:
 
 def check_roundtrip(tensors: Sequence[QuantizedTensor], *, seed: int, quantize: Quantize = torch_quantize,
                     examples: int = _EXAMPLES) -> list[Finding]:
-    """Check the law on all tensors and return what breaks it; nothing if it holds.
+    """Check the law on all tensors and return a finding if it is broken, or an empty list if it holds.
 
     Args:
-        tensors: The qparams to drive.
-        seed: Hypothesis's seed.
+        tensors: The qparams to check.
+        seed: Seed of Hypothesis.
         quantize: The kernel under test.
         examples: Number of examples to draw.
     """
@@ -136,11 +136,11 @@ def check_roundtrip(tensors: Sequence[QuantizedTensor], *, seed: int, quantize: 
         for tensor in tensors:
             finding = _violation(tensor, positions, quantize)
             if finding is not None:
-                caught["last"] = finding  # Hypothesis ends on the smallest example
+                caught["last"] = finding  # Hypothesis runs the smallest example last
                 raise _Broken
 
     try:
-        with threads(1):  # small tensors: handing them to a thread pool costs more than the work
+        with threads(1):  # for small tensors, a thread pool costs more than the work
             law()
     except _Broken:
         return [caught["last"]]
@@ -152,7 +152,7 @@ class _Broken(Exception):
 
 
 def _positions() -> st.SearchStrategy[tuple[float, float]]:
-    """A place between the smallest code (0) and the largest (1), and an offset from it in steps."""
+    """Draw a place between the smallest code (0) and the largest (1), and an offset from it in steps."""
     place = st.sampled_from([0.0, 1.0]) | st.floats(0, 1)
     offset = st.sampled_from([0.0, 0.5, -0.5]) | st.floats(-3, 3) | st.floats(-1e4, 1e4)
     return st.tuples(place, offset)
@@ -170,7 +170,7 @@ def _bad_qparams(tensor: QuantizedTensor) -> list[Finding]:
         code="bad-qparams", severity="error", module=tensor.module or None,
         message=f"{tensor.name} has scale {scale:g} and zero_point {zero_point}, expected a finite scale over 0 and "
                 f"a zero_point in [{low}, {high}].",
-        remedy="calibrate on finite data, and check the layer's weights for NaN, infinity or nothing but zeros.",
+        remedy="calibrate on finite data, and check whether the layer's weights are NaN, infinite or all zero.",
         evidence={"channel": channel, "scale": scale if math.isfinite(scale) else None, "zero_point": zero_point})]
 
 
@@ -194,11 +194,11 @@ def _violation(tensor: QuantizedTensor, positions: list[tuple[float, float]], qu
         return None
     channel, lane = (int(index) for index in (too_far | unsaturated).nonzero()[0])
     x, code, result = float(exact[channel, lane]), int(codes[channel, lane]), float(back[channel, lane])
-    law = "errs by more than half a step" if bool(too_far[channel, lane]) else "does not saturate"
+    law = "is off by more than half a step" if bool(too_far[channel, lane]) else "does not saturate"
     return Finding(
         code="roundtrip-broken", severity="error", module=tensor.module or None,
-        message=f"{tensor.name}: quantize-dequantize of {x:g} {law}: code {code}, back {result:g}, "
+        message=f"{tensor.name}: quantize-dequantize of {x:g} {law}: it gives code {code} and {result:g} with "
                 f"scale {float(tensor.scale[channel]):g}, zero_point {int(tensor.zero_point[channel])}.",
-        remedy="look at the quantize kernel of this dtype: rounding, zero_point order, clamping.",
+        remedy="check the quantize kernel of this dtype: how it rounds, when it adds zero_point, and where it clamps.",
         evidence={"value": x, "code": code, "dequantized": result, "channel": channel,
                   "scale": float(tensor.scale[channel]), "zero_point": int(tensor.zero_point[channel])})

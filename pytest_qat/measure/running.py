@@ -1,4 +1,4 @@
-"""What a converted model multiplies in torch, as kernels with the names of the float model's modules."""
+"""The products that a converted model computes in torch, as kernels named after the modules of the float model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def kernels_that_ran(converted: nn.Module, example_inputs: Any, *, known: Abstra
     """Call a converted model once and return the kernels that ran.
 
     Args:
-        converted: In eval mode.
+        converted: The converted model, in eval mode.
         example_inputs: Arguments of one call.
-        known: Names of the float model's modules. If the converted model holds the model under another name, as
-            QuantWrapper does, that name is left out of the kernels'.
+        known: Names of the float model's modules. If the converted model wraps the model in another module, as
+            QuantWrapper does, the name of that wrapper is removed from the names of the kernels.
     """
     products = products_of_converted(converted, example_inputs, names=user_names(converted),
                                      owner=_owners_of(converted))
@@ -42,7 +42,7 @@ def kernels_that_ran(converted: nn.Module, example_inputs: Any, *, known: Abstra
 
 
 def _wrapper_of(names: AbstractSet[str], known: AbstractSet[str]) -> str:
-    """Return the parent of all these names without which most of them are known; "" where it makes no difference."""
+    """Return the common parent whose removal makes the most names known; "" if no removal helps."""
     parents = [frozenset(with_parents(name)) for name in names]
     common = frozenset.intersection(*parents) if parents else frozenset()
     return max(["", *sorted(common, key=len)],
@@ -54,13 +54,13 @@ def _without(name: str, wrapper: str) -> str:
 
 
 def with_parents(name: str) -> list[str]:
-    """Return the name and those of the modules around it, the model itself excepted."""
+    """Return the name and the names of its enclosing modules, without the model itself."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
 
 
 def _owners_of(converted: nn.Module) -> Callable[[str, torch.fx.Node], str]:
-    """Return what tells, from a graph module's name and a node in it, the user's module that made the node."""
+    """Return a function from a graph module's name and a node in it to the user's module that the node comes from."""
     own = user_names(converted)
     inside = {place: _flat_names(part) for place, part in converted.named_modules()
               if isinstance(part, torch.fx.GraphModule)}
@@ -68,14 +68,14 @@ def _owners_of(converted: nn.Module) -> Callable[[str, torch.fx.Node], str]:
 
 
 def _flat_names(part: torch.fx.GraphModule) -> dict[str, str]:
-    """Names of the modules in a graph, and of those that tracing dissolved, by how attributes of theirs begin."""
-    dissolved = {str(name) for node in part.graph.nodes for name in node.meta.get("nn_module_stack") or {}}
+    """Return the names of a graph's modules, and of modules that tracing inlined, by the prefix of their attributes."""
+    inlined = {str(name) for node in part.graph.nodes for name in node.meta.get("nn_module_stack") or {}}
     return {name.replace(".", "_"): user for name, user in {
-        **{name: name for name in dissolved}, **user_names(part)}.items()}
+        **{name: name for name in inlined}, **user_names(part)}.items()}
 
 
 def _owner(node: torch.fx.Node, flat: Mapping[str, str]) -> str:
-    """The module that made a functional int8 call: its output's scale is an attribute named after it."""
+    """Return the module that made a functional int8 call; the attribute of its output's scale is named after it."""
     for argument in node.all_input_nodes:
         place, found, _ = str(argument.target).rpartition("_scale_")
         if argument.op == "get_attr" and found and place in flat:

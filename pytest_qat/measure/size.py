@@ -1,4 +1,4 @@
-"""What the bytes of an artifact are, by dtype, by tensor and by kind, so that what keeps it large can be named."""
+"""What the bytes of an artifact consist of, by dtype, tensor and kind, to name what keeps it large."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pytest_qat.runtimes.base import Deployed, StoredTensor
 __all__ = ["Kind", "SizeCensus", "census_of", "take_census"]
 
 Kind = Literal["int8", "float_weights", "dead", "duplicates", "qparams", "other", "unknown", "structure"]
-"""Integer weights; float ones of two and more dimensions; tensors of modules whose weights nothing reads; values stored
-again; scales and zero points; biases and the like; data that the artifact says nothing of; all that is no tensor."""
+"""In this order: integer weights; float weights of two or more dimensions; tensors that nothing reads; values that are
+stored more than once; scales and zero points; biases and other small tensors; data that the artifact does not describe;
+everything that is not a tensor."""
 
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
@@ -24,7 +25,7 @@ class SizeCensus:
 
     Attributes:
         total_bytes: Size of the file.
-        by_dtype: Bytes of the tensors by dtype, most first.
+        by_dtype: Bytes of the tensors by dtype, the largest first.
         tensors: The tensors, largest first.
     """
 
@@ -34,14 +35,14 @@ class SizeCensus:
 
     @property
     def container_bytes(self) -> int:
-        """What is not tensors: the container, names, qparams, code."""
+        """Bytes that do not belong to tensors: the container, names, qparams, code."""
         return max(0, self.total_bytes - sum(self.by_dtype.values()))
 
     def kinds(self, *, dead: Collection[str] = ()) -> dict[Kind, tuple[StoredTensor, ...]]:
         """Return the tensors by kind, each once.
 
         Args:
-            dead: Names of tensors that nothing reads; with a dot at the end, how such names begin.
+            dead: Names of tensors that nothing reads; a name that ends in a dot matches all names that start with it.
         """
         found: dict[Kind, list[StoredTensor]] = {}
         seen: set[tuple[str, str]] = set()
@@ -53,14 +54,17 @@ class SizeCensus:
         return {kind: tuple(tensors) for kind, tensors in found.items()}
 
     def bytes_by_kind(self, *, dead: Collection[str] = ()) -> dict[Kind, int]:
-        """Return the bytes of each kind, most first; they add up to the file, or to the tensors if it packs them."""
+        """Return the bytes of each kind, the largest first.
+
+        They add up to the size of the file, or to the size of the tensors if the file compresses them.
+        """
         counts = Counter[Kind]({kind: sum(tensor.size_bytes for tensor in tensors)
                                 for kind, tensors in self.kinds(dead=dead).items()})
         counts["structure"] = self.container_bytes
         return {kind: size for kind, size in counts.most_common() if size}
 
     def float_weights(self, *, least_share: float) -> tuple[StoredTensor, ...]:
-        """Return float tensors of two or more dimensions with at least `least_share` of the file, largest first."""
+        """Return the float tensors of two or more dimensions that take at least `least_share` of the file."""
         return tuple(tensor for tensor in self.tensors
                      if tensor.dtype in _FLOATS and len(tensor.shape) > 1
                      and tensor.size_bytes >= least_share * self.total_bytes)

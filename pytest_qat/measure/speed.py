@@ -1,6 +1,7 @@
 """The latency figures of one run: like for like, over eager, float against itself, by batch size, and energy.
 
-All of it shares one budget. A model too slow for it is called once or twice a side, and the rest is left out.
+All comparisons share one budget. If the model is too slow for it, each side is called only once or twice, and the
+other figures are skipped.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from pytest_qat.runtimes.base import Deployed
 __all__ = ["BatchSpeed", "Speed", "bound", "faster_layout", "measure_speed", "overhead_share"]
 
 _SIDE_SHARE = 0.1
-"""Share of the budget for each comparison beside the main one."""
+"""Share of the budget for each comparison other than the main one."""
 SIDE_PAIRS = 12
 LAYOUT_PAIRS = 40
 _LAYOUT_GAIN = 1.03
-"""What channels_last must gain to be chosen: of two layouts as good as equal, every run takes the same one."""
+"""channels_last is chosen only if it is faster by this factor, so that repeated runs choose the same layout."""
 _TOO_SLOW_SHARE = 0.25
 _ENERGY_WINDOW_S, _ENERGY_SETTLE_S = 0.5, 2.0
 
@@ -40,8 +41,8 @@ class BatchSpeed:
 
     Attributes:
         batch: Number of samples.
-        speedup: What was found; None if the model does not take this batch.
-        problem: Why it does not.
+        speedup: Result of the comparison; None if the model cannot run this batch size.
+        problem: Why it cannot.
         overhead: Share of an int8 call that does not grow with the batch; None if only one size could be run.
     """
 
@@ -53,17 +54,18 @@ class BatchSpeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What timing found, on the example inputs.
+    """The timings of one run on the example inputs.
 
     Attributes:
         like_for_like: Deployed int8 against deployed float, same runtime and threads.
-        over_eager: Deployed int8 against the user's model as written; None if there was no time for it.
-        noise: Float against itself, which is 1 on a steady machine; None if there was no time for it.
-        layouts: Memory layout chosen for each side: contiguous, unless channels_last is faster by 3 %.
+        over_eager: Deployed int8 against the user's model as written, in eager fp32; None if there was no time for it.
+        noise: Float against itself, which gives 1 on a steady machine; None if there was no time for it.
+        layouts: Memory layout chosen for each side: contiguous, unless channels_last is at least 3 % faster.
         samples: Batch size.
-        batches: The comparison at other batch sizes, where asked for, smallest first; the own size among them.
+        batches: The comparison by batch size, smallest first, including the example inputs' own size; empty if no other
+            sizes were requested.
         energy: Energy of a sample; None where it cannot be counted.
-        energy_note: Why not.
+        energy_note: Why it cannot.
     """
 
     like_for_like: Speedup
@@ -77,7 +79,7 @@ class Speed:
 
     @property
     def noise_floor(self) -> float | None:
-        """The largest difference that float against itself leaves possible, a fraction; None if unknown."""
+        """The largest difference from 1 in the interval of float against itself, a fraction; None if unknown."""
         return None if self.noise is None else max(self.noise.ci[1] - 1, 1 - self.noise.ci[0])
 
 
@@ -85,9 +87,9 @@ def overhead_share(latency_s: Mapping[int, float], batch: int) -> float:
     """Return the share of a call at `batch` that does not grow with the batch.
 
     Args:
-        latency_s: Seconds of a call by batch size, at least two; a straight line is laid through the smallest and
-            the largest.
-        batch: One of them.
+        latency_s: Seconds of a call by batch size, for at least two sizes; the overhead is read from a straight line
+            through the smallest and the largest.
+        batch: One of these batch sizes.
     """
     small, large = min(latency_s), max(latency_s)
     per_sample = (latency_s[large] - latency_s[small]) / (large - small)
@@ -97,7 +99,7 @@ def overhead_share(latency_s: Mapping[int, float], batch: int) -> float:
 
 def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed], eager: Call, inputs: tuple[Any, ...],
                   floor: float, settings: TimingSettings, batches: Sequence[int] = ()) -> Speed:
-    """Time both sides; call it with threads pinned and the machine's lock held.
+    """Time both sides. Call this with the number of threads set and the machine's lock held.
 
     Args:
         fp32: The deployed float model, by layout.
@@ -105,8 +107,8 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
         eager: One call of the user's model as written.
         inputs: The example inputs.
         floor: The speedup to decide about.
-        settings: Budget of everything but the batch sweep and energy.
-        batches: Further batch sizes to compare at.
+        settings: Budget of everything except the batch sizes and the energy.
+        batches: Other batch sizes to compare at.
     """
     ends = time.monotonic() + settings.max_time_s
     brief = replace(settings, max_time_s=settings.max_time_s * _SIDE_SHARE, max_pairs=SIDE_PAIRS, least_s=0.0)
@@ -118,7 +120,7 @@ def measure_speed(*, fp32: Mapping[str, Deployed], int8: Mapping[str, Deployed],
         if first.elapsed_s > settings.max_time_s * _TOO_SLOW_SHARE:
             return Speed(like_for_like=first, over_eager=None, noise=None, samples=samples, batches=(), energy=None,
                          layouts=dict.fromkeys(("fp32", "int8"), "contiguous"),
-                         energy_note="no time left for it: see --qat-max-time")
+                         energy_note="not measured: --qat-max-time leaves no time for it")
         choice = replace(brief, max_pairs=LAYOUT_PAIRS, margin=1.0)
         float_layout, slow = faster_layout(fp32, float_call, inputs, choice, "float")
         int8_layout, fast = faster_layout(int8, int8_call, inputs, choice, "int8")
@@ -143,7 +145,7 @@ def _at_batch(forms: Mapping[str, Deployed], inputs: tuple[Any, ...], batch: int
         sides = [bound(forms[side], resized, side) for side in ("fp32", "int8")]
         for call in sides:
             call()
-    except Exception as error:  # a model or runtime that is made for one batch size says so in its own way
+    except Exception as error:  # models and runtimes for a fixed batch size raise all kinds of errors
         cause = error.__cause__ if isinstance(error, MeasurementError) and error.__cause__ else error
         return BatchSpeed(batch=batch, speedup=None, problem=f"{type(cause).__name__}: {headline(cause)}")
     return BatchSpeed(batch=batch, speedup=compare_latency(*sides, settings=settings, floor=floor))
@@ -165,14 +167,14 @@ def _energy(calls: Mapping[str, Call], samples: int) -> tuple[Energy | None, str
     try:
         energy = measure_energy(meter, calls, samples=samples, seconds=_ENERGY_WINDOW_S,
                                 settle_s=_ENERGY_SETTLE_S)
-    except Exception as error:  # a counter that vanishes must not cost the speed verdict
-        return None, f"counting failed: {type(error).__name__}: {headline(error)}"
+    except Exception as error:  # a counter that fails must not cost the speed verdict
+        return None, f"reading the energy counters failed: {type(error).__name__}: {headline(error)}"
     return energy, NOT_MOVING if energy is None else None
 
 
 def faster_layout(forms: Mapping[str, Deployed], contiguous: Call, inputs: tuple[Any, ...], settings: TimingSettings,
                   side: str) -> tuple[str, Call]:
-    """Return the faster memory layout and the call of it."""
+    """Return the name of the faster memory layout, and the call in that layout."""
     if "channels_last" not in forms:
         return "contiguous", contiguous
     channels_last = bound(forms["channels_last"], inputs, side)
@@ -183,16 +185,16 @@ def faster_layout(forms: Mapping[str, Deployed], contiguous: Call, inputs: tuple
 
 
 def _same_answers(one: object, other: object) -> bool:
-    """Whether two layouts compute the same, but for rounding ties: what nobody checked must not be timed."""
+    """Whether two layouts give the same outputs up to rounding; a layout with other outputs must not be timed."""
     pairs = zip(float_tensors(one), float_tensors(other), strict=True)
     return all(sqnr_db(signal, noisy) >= HEALTHY_DB for signal, noisy in pairs)
 
 
 def bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:
-    """Return one call of a deployed model on these inputs, which nobody has called yet.
+    """Return a function that makes one call of a deployed model on these inputs; this function does not call the model.
 
-    Kernels that settle with their first call settle with the first call of what is returned: make it with the number
-    of threads that it is timed with.
+    Some kernels choose their implementation in their first call, so make the first call with the number of threads
+    that will be used for the timing.
     """
     adapted, model = form.adapt(inputs), form.run if form.fresh is None else form.fresh()
 
@@ -201,6 +203,6 @@ def bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:
             return model(adapted)
         except Exception as error:
             raise MeasurementError(f"the {side} model raised {type(error).__name__} while it was timed: "
-                                   f"{headline(error)}.", hint="Call it many times in a shell.") from error
+                                   f"{headline(error)}.", hint="Call the model several times in a row.") from error
 
     return run

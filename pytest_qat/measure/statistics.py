@@ -1,7 +1,7 @@
 """Statistics on plain numbers: no torch, no clock, no files.
 
-scipy.special is enough for nearly all of it and loads ten times faster than scipy.stats, which only scores other than
-0 and 1 need.
+Nearly everything uses scipy.special, which loads ten times faster than scipy.stats; only scores other than 0 and 1 need
+the latter.
 
 Sources: confidence sequence of a median: Darling & Robbins, PNAS 58 (1967), 66-68, with the mixture of Robbins, Annals
 of Mathematical Statistics 41 (1970), 1397-1409; for quantiles at large Howard & Ramdas, Bernoulli 28 (2022), 1704-1728.
@@ -27,21 +27,21 @@ _PERMUTATIONS = 4999
 _MOST_PERMUTED = 1000
 _MOST_TIMES = 1e4
 _BATCH = 2**20
-"""Most numbers that a resampling holds at a time: 8 MB."""
+"""Resampling holds at most this many numbers at a time, which is 8 MB."""
 
 
 def median_interval(ordered: Sequence[float], *, alpha: float) -> tuple[float, float] | None:
-    """Return an interval of the median that stays valid however often one looks (a confidence sequence).
+    """Return an interval of the median that stays valid however often one looks at it (a confidence sequence).
 
-    A value m is left out below once so many observations lie above it that the evidence against "the median is at
-    most m", a mixture of likelihood ratios for the chance of lying above, reaches 2 / alpha; and likewise above. Under
-    a median of m that evidence is a supermartingale, so by Ville's inequality it ever gets there with a chance of at
-    most alpha / 2. Observations may be skewed and of any spread, which may change; each must be as likely to lie
-    above the median as below it, whatever came before.
+    The lower end excludes a value m once so many observations lie above m that the evidence against "the median is at
+    most m" reaches 2 / alpha; the upper end works the same way. The evidence is a mixture of likelihood ratios for the
+    probability of lying above m. If the median is m, the evidence is a supermartingale, so by Ville's inequality it
+    ever reaches 2 / alpha with a probability of at most alpha / 2. Observations may be skewed, and their spread may
+    change; each must be as likely to lie above the median as below it, whatever came before.
 
     Args:
         ordered: The observations so far, ascending.
-        alpha: Error rate over both sides and all looks together.
+        alpha: Error rate of both ends and all looks together.
 
     Returns:
         The interval, from two order statistics; None while there are too few observations at this rate.
@@ -73,8 +73,8 @@ def mcnemar_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
 def paired_p(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
     """Return the two-sided p-value that the means of paired scores differ.
 
-    0/1 scores: McNemar's exact test. Others: a permutation test that swaps the two scores of a sample; over a
-    thousand samples Student's paired test, which then says the same in a thousandth of the time.
+    0/1 scores get McNemar's exact test. Other scores get a permutation test that swaps the two scores of a sample; with
+    more than a thousand samples they get Student's paired test, which then agrees and takes a thousandth of the time.
     """
     if is_binary(before) and is_binary(after):
         return mcnemar_p(before, after)
@@ -96,10 +96,10 @@ def paired_drop_interval(before: NDArray[np.float64], after: NDArray[np.float64]
                          confidence: float) -> tuple[float, float]:
     """Return an interval of `mean(before) - mean(after)` for paired scores of shape `(N,)`.
 
-    0/1 scores get Agresti and Min's adjusted Wald interval, which stays honest when nothing flipped; so do others
-    where most samples did not change or all by the same, with the range of the scores in place of one. The rest get
-    a percentile bootstrap over pairs with a fixed seed, or Student's interval where that is wider: a bootstrap of few
-    samples is too narrow.
+    0/1 scores get Agresti and Min's adjusted Wald interval, which keeps its coverage even if no sample changed. Other
+    scores get the same interval, scaled by the range of the scores, if most samples did not change or all changed by
+    the same amount. The rest get a percentile bootstrap over pairs with a fixed seed, or Student's interval if that is
+    wider, because a bootstrap of few samples is too narrow.
     """
     differences = before - after
     count = len(differences)
@@ -122,7 +122,7 @@ def paired_drop_interval(before: NDArray[np.float64], after: NDArray[np.float64]
 def _adjusted_wald(differences: NDArray[np.float64], confidence: float, *, span: float) -> tuple[float, float]:
     """Return Agresti and Min's interval of a mean difference.
 
-    It is as if two more pairs had been seen, of which half a pair got worse by the whole span and half a pair better.
+    It adds two pairs to the observed ones, of which half a pair gets worse by the whole span and half a pair better.
     """
     adjusted = len(differences) + 2
     center = float(differences.sum()) / adjusted
@@ -132,22 +132,23 @@ def _adjusted_wald(differences: NDArray[np.float64], confidence: float, *, span:
 
 
 def _span(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    """Return how far two scores can be apart: 1 for fractions, else the range of those seen."""
+    """Return how far apart two scores can be: 1 for fractions, otherwise the range of the observed scores."""
     seen = np.concatenate([before, after])
     low, high = float(seen.min()), float(seen.max())
     return 1.0 if low >= 0 and high <= 1 else (high - low or abs(high))
 
 
 def samples_to_prove(*, reach: float, samples: int, distance: float) -> int | None:
-    """Return about how many samples an interval needs to reach no further than `distance`.
+    """Return roughly how many samples an interval needs to reach no further than `distance`.
 
     Args:
-        reach: How far the interval of `samples` samples reaches to that side; it shrinks with their square root.
-        samples: Number of samples seen.
-        distance: How far the bound is from the estimate.
+        reach: Distance from the estimate to that end of the interval of `samples` samples; it shrinks with their square
+            root.
+        samples: Number of samples so far.
+        distance: Distance from the estimate to the bound.
 
     Returns:
-        The number; None if the estimate is at or over the bound, or so near that no number is enough.
+        The number; None if the estimate is at or beyond the bound, or so close to it that no number is enough.
     """
     if distance <= 0:
         return None
@@ -158,7 +159,7 @@ def samples_to_prove(*, reach: float, samples: int, distance: float) -> int | No
 
 
 def above_chance(hits: int, *, samples: int, chance: float, alpha: float) -> bool:
-    """Whether `hits` of `samples` is significantly more than guessing with probability `chance` gives."""
+    """Whether `hits` of `samples` are significantly more than guessing with probability `chance` would give."""
     if chance >= 1:
         return False
     return bool(special.bdtrc(hits - 1, samples, chance) < alpha) if hits > 0 else False

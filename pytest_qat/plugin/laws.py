@@ -167,7 +167,7 @@ class ReplayItem(CommandLineItem):
             QATError: the file or its implementation cannot be used.
         """
         from pytest_qat.properties.replay import read_saved
-        from pytest_qat.properties.runner import hold
+        from pytest_qat.properties.runner import check_example
 
         saved = read_saved(self.file)
         found = {ops.name: ops for ops in self.parent.qat.implementations(saved.reference)}
@@ -180,7 +180,7 @@ class ReplayItem(CommandLineItem):
         ops = found[saved.ops]
 
         def check(law: Law) -> list[Failure]:
-            failure = hold(law, ops, saved.example)
+            failure = check_example(law, ops, saved.example)
             return [] if failure is None else [failure]
 
         for failure in _failures(check, saved.law, ops, reference=saved.reference, timeout_s=_MOST_S):
@@ -195,10 +195,10 @@ def _failures(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, refe
 
     PyTorch's own operators are checked in this process: they do not crash it, and their laws share built modules.
     """
-    from pytest_qat.properties.forked import contained
+    from pytest_qat.properties.forked import check_in_child
     from pytest_qat.properties.targets import TORCH
 
-    return check(law) if reference == TORCH else contained(check, law, ops, timeout_s=timeout_s)
+    return check(law) if reference == TORCH else check_in_child(check, law, ops, timeout_s=timeout_s)
 
 
 def _short(path: Path, config: pytest.Config) -> str:

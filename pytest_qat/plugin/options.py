@@ -1,4 +1,4 @@
-"""The table of options, from which argparse, the ini file and the README's list are made.
+"""The table of options, which argparse, the ini file and the reference page are made from.
 
 Every pytest session loads this module, so it imports almost nothing; `settings` parses the values.
 """
@@ -16,13 +16,13 @@ class Option(NamedTuple):
     """One option of the command line.
 
     Attributes:
-        name: Without the leading dashes.
-        metavar: What the help shows as its value; empty for a switch.
-        help: One sentence.
+        name: Name without the leading dashes.
+        metavar: Placeholder for the value in the help; empty for a switch.
+        help: Description in one sentence.
         parse: Name of its parser in `settings`.
-        default: Value when neither the command line nor the ini file gives one.
+        default: Value if neither the command line nor the ini file sets the option.
         repeat: Whether it may be given several times.
-        bare: Value when the option is given without one; None: a value is required.
+        bare: Value if the option is given without a value; None: a value is required.
         ini: Whether there is an ini key of the same name, with underscores.
     """
 
@@ -51,7 +51,7 @@ OPTIONS = (
     Option(name="qat-accuracy-drop", metavar="F", parse="fraction",
            help="Largest allowed drop in accuracy, as 0.01 or 1% (default: 1%)."),
     Option(name="qat-min-accuracy", metavar="F", parse="fraction",
-           help="Lowest allowed accuracy of the float and of the int8 model (default: none)."),
+           help="Lowest allowed accuracy of the float model and of the int8 model (default: none)."),
     Option(name="qat-min-speedup", metavar="X", parse="ratio",
            help="Lowest allowed time(float) / time(int8), like for like (default: 1.0)."),
     Option(name="qat-min-size-reduction", metavar="X", parse="ratio",
@@ -59,29 +59,29 @@ OPTIONS = (
     Option(name="qat-min-coverage", metavar="F", parse="fraction",
            help="Lowest allowed share of the multiply-accumulates in int8, as 0.5 or 50% (default: 10%)."),
     Option(name="qat-threads", metavar="N", parse="count", default=1,
-           help="Intra-op threads while timing, on both sides (default: 1)."),
+           help="Number of intra-op threads during timings, the same on both sides (default: 1)."),
     Option(name="qat-stage-timeout", metavar="S", parse="seconds", default=900.0,
-           help="Most seconds that a runtime may take to build both artifacts (default: 900)."),
+           help="Maximum time for a runtime to build both artifacts, in seconds (default: 900)."),
     Option(name="qat-max-time", metavar="S", parse="seconds", default=20.0,
-           help="Most seconds to spend on one comparison of speed (default: 20)."),
+           help="Maximum time for one comparison of speed, in seconds (default: 20)."),
     Option(name="qat-batches", metavar="N,N", parse="counts", bare="1,8,32",
            help="Also compare latencies at these batch sizes; without a value at 1, 8 and 32 (default: none)."),
     Option(name="qat-memory", metavar="on|off", parse="switch",
-           help="Whether to measure peak memory, which takes two processes (default: on with --qat-json, else off)."),
+           help="Whether to measure peak memory, in two extra processes (default: on with --qat-json, else off)."),
     Option(name="qat-seed", metavar="N", parse="natural", default=0,
-           help="Seed of fine-tuning, calibration order and Hypothesis (default: 0)."),
+           help="Seed for fine-tuning, the order of calibration and Hypothesis (default: 0)."),
     Option(name="qat-device", metavar="DEVICE", parse="text", default="cpu",
            help="Where to fine-tune, such as cuda:0 (default: cpu); int8 always runs on the CPU."),
     Option(name="qat-probe", metavar="", parse="switch", default=False, ini=False,
-           help="Only try which recipes take the model, without training, and print a table."),
+           help="Only find out which recipes work with the model, without training, and print a table."),
     Option(name="qat-diagnose", metavar="auto|off", parse="diagnose", default="auto",
-           help="Whether to look for what helps after a check has failed, by trying it (default: auto)."),
+           help="Whether to diagnose failed checks and try remedies (default: auto)."),
     Option(name="qat-diagnose-time", metavar="S", parse="seconds", default=120.0,
-           help="Most seconds to look for what helps, for each model (default: 120)."),
+           help="Maximum time to diagnose and try remedies, in seconds for each model (default: 120)."),
     Option(name="qat-strict", metavar="", parse="switch", default=False,
-           help="Count an inconclusive check as failed."),
+           help="Count inconclusive checks as failed."),
     Option(name="qat-ops", metavar="REF", repeat=True, ini=False, parse="text",
-           help="Test an implementation of quantization against the laws: a function that gives a QuantOps; or torch."),
+           help="Test quantization ops against the laws; REF is a function that returns a QuantOps, or torch."),
     Option(name="qat-fuzz", metavar="S", parse="seconds",
            help="Fuzz the laws of --qat-ops for this many seconds in total, instead of a fixed number of examples."),
     Option(name="qat-replay", metavar="PATH", repeat=True, ini=False, parse="text",
@@ -95,7 +95,7 @@ def add_options(parser: pytest.Parser) -> None:
     """Declare the options and their ini keys."""
     group = parser.getgroup("qat", "quantized models (pytest-qat)")
     for option in OPTIONS:
-        text = option.help.replace("%", "%%")  # argparse formats it; pytest prints an ini key's help as it is
+        text = option.help.replace("%", "%%")  # argparse formats it; pytest prints the help of an ini key unchanged
         if not option.metavar:
             group.addoption(f"--{option.name}", dest=option.key, action="store_true", default=None, help=text)
         else:

@@ -1,1 +1,1 @@
-"""Laws of quantize and dequantize, driven by Hypothesis."""
+"""Laws of quantization, and the Hypothesis strategies and the runner that test them."""

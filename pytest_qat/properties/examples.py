@@ -1,6 +1,6 @@
-"""Examples as plain data: what a law is tried on, how it becomes a tensor, how it gets smaller, how it is written down.
+"""Examples of laws as plain data, with their conversion to tensors, their simplification and their form in JSON.
 
-Values are exact: floats are written as hexadecimal text, so a saved example is the same number everywhere.
+Floats are saved as hexadecimal text, so a saved example is exactly the same number on every machine.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["FLOAT32_MAX", "LAYOUTS", "TAILS", "AffineExample", "ChannelExample",
            "NetExample", "StreamExample", "decode", "encode", "laid_out", "simpler"]
 
 LAYOUTS = ("contiguous", "strided", "offset", "transposed", "channels_last")
-"""How the elements lie in memory: every second one of a storage, from its second element on, and so on."""
+"""Memory layouts; "strided" uses every second element of its storage, and "offset" starts at the second element."""
 TAILS = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
-"""Numbers of elements beside the lengths of vector registers."""
+"""Numbers of elements at and next to multiples of the lengths of vector registers."""
 _MOST_ELEMENTS = 10**6
 FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 _Example = TypeVar("_Example")
@@ -37,8 +37,8 @@ class AffineExample:
 
     Attributes:
         qparams: The qparams.
-        values: float32 numbers; repeated if `size` asks for more elements.
-        size: Number of elements; 0: as many as values.
+        values: float32 numbers; they are repeated if `size` is larger than their number.
+        size: Number of elements; 0 stands for the number of values.
         layout: One of `LAYOUTS`.
     """
 
@@ -51,7 +51,7 @@ class AffineExample:
         if self.layout not in LAYOUTS or not 0 <= self.size <= _MOST_ELEMENTS or not (self.values or not self.size):
             raise ValueError(f"layout {self.layout!r}, {len(self.values)} values, size {self.size}")
         if any(abs(value) > FLOAT32_MAX and not math.isinf(value) for value in self.values):
-            raise ValueError("a value is no float32 number")
+            raise ValueError("a value is not a float32 number")
 
     @property
     def lanes(self) -> tuple[float, ...]:
@@ -70,7 +70,7 @@ class ChannelExample:
 
     Attributes:
         qparams: The qparams.
-        rows: The values of each channel, all of one length.
+        rows: The values of each channel; all channels have the same number of values.
         ndim: Number of axes of the tensor.
     """
 
@@ -80,15 +80,15 @@ class ChannelExample:
 
     @property
     def axis(self) -> int:
-        """The axis of the channels, counted from the front."""
+        """The axis of the channels as a nonnegative number."""
         return self.qparams.axis % self.ndim
 
     def tensor(self) -> Tensor:
-        """Return the tensor: channels along `axis`, the values of a channel spread over the other axes."""
+        """Return the values as a tensor with channels along `axis`."""
         return self.spread(torch.tensor(self.rows, dtype=torch.float32))
 
     def spread(self, rows: Tensor) -> Tensor:
-        """Bring `(channels, n)` into the form of the tensor."""
+        """Reshape a tensor of shape `(channels, n)` to `ndim` axes, with channels along `axis`."""
         if self.ndim == 1:
             return rows[:, 0]
         channels, count = rows.shape
@@ -97,17 +97,17 @@ class ChannelExample:
         return rows.reshape(channels, *rest).movedim(0, self.axis)
 
     def gathered(self, tensor: Tensor) -> Tensor:
-        """Bring a tensor of that form back to `(channels, n)`."""
+        """Reshape a tensor that `spread` has made back to `(channels, n)`."""
         return tensor.movedim(self.axis, 0).reshape(tensor.shape[self.axis], -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamExample:
-    """Batches that an observer sees one after the other.
+    """Batches that an observer receives one after the other.
 
     Attributes:
         batches: The values of each batch.
-        exponent: A power of two for laws about scaling.
+        exponent: Exponent of the power of two that laws about scaling use.
     """
 
     batches: tuple[tuple[float, ...], ...]
@@ -115,7 +115,7 @@ class StreamExample:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """All values in their order."""
+        """The values of all batches, in order."""
         return tuple(value for batch in self.batches for value in batch)
 
     def tensors(self) -> list[Tensor]:
@@ -125,12 +125,12 @@ class StreamExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegerExample:
-    """Codes and qparams of a small linear layer; convolutions and sums take their parts.
+    """Codes and qparams of a small linear layer; laws of convolution, addition and so on use some of them.
 
     Attributes:
-        x: Activations, uint8 codes, one tuple a sample.
-        weight: int8 codes, one tuple an output channel, each as long as a sample.
-        bias: One float32 number per output channel; empty: none.
+        x: Activations as uint8 codes, one tuple per sample.
+        weight: int8 codes, one tuple per output channel, each as long as a sample.
+        bias: One float32 number per output channel; empty if there is no bias.
         x_scale: Scale of the activations.
         x_zero_point: Zero point of the activations.
         weight_scales: One per output channel.
@@ -150,7 +150,7 @@ class IntegerExample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleExample:
-    """A fake-quantize module's configuration and the batches that it sees.
+    """The configuration of a fake-quantize module and the batches that it receives.
 
     Attributes:
         batches: The values of each batch.
@@ -170,8 +170,8 @@ class NetExample:
     """A small network.
 
     Attributes:
-        layers: Kinds of layers in their order, from `laws.nets.LAYERS`.
-        seed: Of its weights and inputs.
+        layers: Kinds of layers in order, from `laws.nets.LAYERS`.
+        seed: Seed of its weights and inputs.
     """
 
     layers: tuple[str, ...]
@@ -199,7 +199,7 @@ def laid_out(flat: Tensor, layout: str) -> Tensor:
 
 
 def simpler(example: Any) -> Iterator[Any]:
-    """Yield smaller forms of an example, the smallest first; what Hypothesis found is small already."""
+    """Yield smaller forms of an example; only AffineExample has any, because Hypothesis shrinks the others."""
     if not isinstance(example, AffineExample):
         return
     values = example.values
@@ -217,7 +217,7 @@ def simpler(example: Any) -> Iterator[Any]:
 
 
 def encode(value: Any) -> Any:
-    """Return an example as what JSON can hold."""
+    """Return an example as values that JSON can represent."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, float):
@@ -231,13 +231,13 @@ def decode(kind: type[_Example], data: Any) -> _Example:
     """Return the example that `encode` wrote.
 
     Raises:
-        DataError: the data have another form.
+        DataError: the data do not describe an example of this kind.
     """
     try:
         return typing.cast("_Example", _decode(kind, data))
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-        raise DataError(f"a saved example is no {getattr(kind, '__name__', kind)}: {error}.",
-                        hint="Fuzz again: the file is damaged, or from another version.") from error
+        raise DataError(f"a saved example is not a valid {getattr(kind, '__name__', kind)}: {error}.",
+                        hint="The file is damaged or from another version; run --qat-ops again.") from error
 
 
 def _decode(kind: Any, data: Any) -> Any:
@@ -258,5 +258,5 @@ def _decode(kind: Any, data: Any) -> Any:
     if kind is float:
         return float.fromhex(data)
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise ValueError(f"{data!r:.40} is no {kind.__name__}")
+        raise ValueError(f"{data!r:.40} is not of type {kind.__name__}")
     return data

@@ -1,8 +1,8 @@
-"""Hold an implementation to a law in a child process: a kernel that crashes or hangs fails its law, and no more.
+"""Test a law in a child process, so that a kernel that crashes or hangs fails its law but not the session.
 
-The child tells each example before it tries it, so that the last one is known when it dies, and hands what it found
-back. What Python can catch is not contained: the law is tried again in this process, where it raises as it would. Nor
-are laws about threads, which a forked process cannot have.
+The child writes each example before it tests it, so that the last one is known if the child dies, and it returns what
+it found. If the check raises an exception in the child, it is repeated in this process, where the exception can be
+reported. Laws about threads run in this process, because a forked process cannot use several threads.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from pytest_qat.properties.examples import decode, encode, simpler
 from pytest_qat.properties.law import Law
 from pytest_qat.properties.runner import Failure
 
-__all__ = ["contained"]
+__all__ = ["check_in_child"]
 
 _MOST_SMALLER = 200
 _SMALLER_S = 10.0
 
 
-def contained(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, timeout_s: float) -> list[Failure]:
-    """Return what a check of a law finds; a child that dies or hangs is a failure, too, made smaller where it died.
+def check_in_child(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, timeout_s: float) -> list[Failure]:
+    """Run a check of a law in a child process and return its failures.
+
+    If the child hangs, that is a failure too. If it dies, that is a failure with the smallest example that kills it.
 
     Args:
-        check: Tries the law that it is given, and returns failures.
+        check: Tests the law that it is given, and returns the failures.
         law: The law.
         ops: The implementation.
-        timeout_s: Most seconds.
+        timeout_s: Most seconds that the child may take.
     """
     if law.threaded:
         return check(law)
@@ -48,17 +50,17 @@ def contained(check: Callable[[Law], list[Failure]], law: Law, ops: Any, *, time
         return check(law) if found is None else found
     if died.hung:
         forked = () if died.written.count(b"\n") > 1 else (
-            "it was the first example: if it hangs in a forked process alone, start no threads before the first call",)
+            "this was the first example; if it only hangs in a forked process, start no threads before the first call",)
         return [Failure(law=law.name, ops=ops.name, example=example, lines=(
-            f"the implementation does not return: it was ended after {timeout_s:g} s", *_told(example), *forked))]
+            f"the implementation did not return within {timeout_s:g} s", *_example_lines(example), *forked))]
     example = _smallest(law, ops, example)
     return [Failure(law=law.name, ops=ops.name, example=example, lines=(
-        f"the implementation ends the process with {died.by.name} ({died.by.meaning})", *_told(example)))]
+        f"the implementation killed the process with {died.by.name} ({died.by.meaning})", *_example_lines(example)))]
 
 
 @cache
 def _warm_up() -> None:
-    """Let Hypothesis load here what it loads with its first example, which each child would do anew."""
+    """Let Hypothesis load its modules here, so that each child does not have to load them with its first example."""
     @hypothesis.settings(max_examples=1, database=None, phases=(hypothesis.Phase.generate,))
     @hypothesis.seed(0)
     @hypothesis.given(st.tuples(st.floats(width=32), st.sampled_from((0, 1)), st.lists(st.integers())))
@@ -68,13 +70,13 @@ def _warm_up() -> None:
     nothing()
 
 
-def _told(example: Any) -> tuple[str, ...]:
+def _example_lines(example: Any) -> tuple[str, ...]:
     return () if example is None else (f"on {example}",)
 
 
 def _in_child(check: Callable[[Law], list[Failure]], law: Law, *,
               timeout_s: float) -> tuple[list[Failure] | None, ChildDeath | None, Any]:
-    """Return what the check found (None: it raised), how the child died, and the last example that it tried."""
+    """Return what the check found (None if it raised), how the child died, if it did, and the last example tested."""
     with tempfile.TemporaryFile() as results:
         def work(writer: int) -> None:
             def statement(ops: Any, example: Any) -> None:
@@ -89,25 +91,25 @@ def _in_child(check: Callable[[Law], list[Failure]], law: Law, *,
             return None, died, _last_example(law, died.written)
         results.seek(0)
         try:
-            return pickle.load(results), None, None  # noqa: S301 - written by this module a moment ago
+            return pickle.load(results), None, None  # noqa: S301 - this module has just written it
         except (EOFError, pickle.UnpicklingError):
             return None, None, None
 
 
-def _last_example(law: Law, said: bytes) -> Any:
-    """Return the last example that was told; None if it is too long to be told, or none was."""
+def _last_example(law: Law, written: bytes) -> Any:
+    """Return the last example that the child wrote; None if there is none, or if it was too long to be written."""
     try:
-        return decode(law.example, json.loads(said.split(b"\n")[-2]))
+        return decode(law.example, json.loads(written.split(b"\n")[-2]))
     except (IndexError, ValueError):
         return None
 
 
 def _smallest(law: Law, ops: Any, example: Any) -> Any:
-    """Return a smaller example that is as deadly, or the same."""
+    """Return the smallest example that still kills the child."""
     if example is None:
         return None
 
-    def deadly(smaller: Any) -> bool:
+    def kills(smaller: Any) -> bool:
         def tried(law: Law) -> list[Failure]:
             law(ops, smaller)
             return []
@@ -119,7 +121,7 @@ def _smallest(law: Law, ops: Any, example: Any) -> Any:
     while left > 0:
         tried = list(itertools.islice(simpler(example), left))
         left -= len(tried)
-        smaller = next(filter(deadly, tried), None)
+        smaller = next(filter(kills, tried), None)
         if smaller is None:
             return example
         example = smaller

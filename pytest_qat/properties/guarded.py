@@ -1,4 +1,4 @@
-"""Calls of a user's functions under watch: what they raise, change or return in a wrong form is a broken law."""
+"""Calls of a user's functions, with checks: exceptions, changed arguments and results of a wrong form break the law."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def watched_call(function: Any, name: str, *arguments: Any) -> Tensor:
     """Call a function and return its tensor.
 
     Raises:
-        Raised: it raised.
-        LawBroken: it returned no tensor, or changed an argument.
+        Raised: the function raised an exception.
+        LawBroken: the function did not return a tensor, or changed an argument.
     """
     before = [value.detach().clone() if isinstance(value, Tensor) else value for value in arguments]
     try:
@@ -37,7 +37,7 @@ def watched_call(function: Any, name: str, *arguments: Any) -> Tensor:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal in shape, dtype and every bit that counts: NaN is NaN, and -0.0 equals 0.0."""
+    """Whether two tensors have the same shape, dtype and values; NaN equals NaN, and -0.0 equals 0.0."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if one.is_floating_point():
@@ -46,7 +46,7 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 class Watched:
-    """An implementation's functions, each with its result's form checked.
+    """The functions of an implementation, with a check of the shape and dtype of each result.
 
     Args:
         ops: The implementation.
@@ -56,38 +56,38 @@ class Watched:
         self.ops = ops
 
     def params(self, *, scale: float = 1.0, zero_point: int = 0) -> QParams:
-        """Return qparams with the implementation's codes."""
+        """Return qparams with the implementation's range of codes."""
         return QParams(scale=scale, zero_point=zero_point, quant_min=self.ops.quant_min, quant_max=self.ops.quant_max)
 
     def quantize(self, x: Tensor, params: QParams) -> Tensor:
-        """Return the codes, of x's shape and an integer dtype.
+        """Return the codes of x, as an integer tensor of the same shape.
 
         Raises:
-            LawBroken: the call failed, or the result has another form.
+            LawBroken: the call failed, or the result has the wrong type, shape or dtype.
         """
         codes = watched_call(self.ops.quantize, "quantize", x, params.scale, params.zero_point, params.quant_min,
                              params.quant_max)
         return _codes(codes, x, name="quantize")
 
     def dequantize(self, codes: Tensor, params: QParams) -> Tensor:
-        """Return the float32 numbers of codes.
+        """Return the float32 values of codes.
 
         Raises:
-            LawBroken: the call failed, or the result has another form.
+            LawBroken: the call failed, or the result has the wrong type, shape or dtype.
         """
         return _floats(watched_call(self.ops.dequantize, "dequantize", codes, params.scale, params.zero_point), codes,
                        name="dequantize", dtype=torch.float32)
 
     def codes(self, values: list[int], params: QParams) -> Tensor:
-        """Return given codes in the dtype that the implementation's `quantize` returns."""
+        """Return codes as a tensor of the dtype that the implementation's `quantize` returns."""
         like = self.quantize(torch.zeros(1, dtype=torch.float32), params)
         return torch.tensor(values, dtype=torch.int64).to(like.dtype)
 
     def fake_quantize(self, x: Tensor, params: QParams) -> Tensor:
-        """Return the float numbers, of x's shape and dtype.
+        """Return the fake-quantized values of x, in its shape and dtype.
 
         Raises:
-            LawBroken: the call failed, or the result has another form.
+            LawBroken: the call failed, or the result has the wrong type, shape or dtype.
         """
         result = watched_call(self.ops.fake_quantize, "fake_quantize", x, params.scale, params.zero_point,
                               params.quant_min, params.quant_max)
@@ -97,12 +97,12 @@ class Watched:
         """Return the gradient of sum(fake_quantize(x) * upstream) at x.
 
         Raises:
-            LawBroken: the call failed, nothing reaches x, or the gradient has another form.
+            LawBroken: the call failed, no gradient reaches x, or the gradient has the wrong shape or dtype.
         """
         leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
         result = self.fake_quantize(leaf, params)
         if not result.requires_grad:
-            raise LawBroken("fake_quantize gives a result without gradient", expected="a differentiable tensor",
+            raise LawBroken("the result of fake_quantize has no gradient", expected="a differentiable tensor",
                             actual="one with requires_grad=False")
         try:
             result.backward(upstream)
@@ -115,10 +115,10 @@ class Watched:
 
     def quantize_channels(self, x: Tensor, params: ChannelQParams, *,
                           zero_dtype: torch.dtype = torch.int64) -> Tensor:
-        """Return the codes of a tensor with channels.
+        """Return the codes of a tensor that is quantized per channel.
 
         Raises:
-            LawBroken: the call failed, or the result has another form.
+            LawBroken: the call failed, or the result has the wrong type, shape or dtype.
         """
         codes = watched_call(self.ops.quantize_per_channel, "quantize_per_channel", x,
                              *_along(params, zero_dtype), params.axis, params.quant_min, params.quant_max)
@@ -126,10 +126,10 @@ class Watched:
 
     def dequantize_channels(self, codes: Tensor, params: ChannelQParams, *,
                             zero_dtype: torch.dtype = torch.int64) -> Tensor:
-        """Return the float32 numbers of codes with channels.
+        """Return the float32 values of codes that are quantized per channel.
 
         Raises:
-            LawBroken: the call failed, or the result has another form.
+            LawBroken: the call failed, or the result has the wrong type, shape or dtype.
         """
         result = watched_call(self.ops.dequantize_per_channel, "dequantize_per_channel", codes,
                               *_along(params, zero_dtype), params.axis)

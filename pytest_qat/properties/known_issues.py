@@ -1,4 +1,4 @@
-"""What the laws find in released torch and torchao: known issues, each tied to versions and to its upstream thread."""
+"""Known issues: laws that released versions of torch and torchao break, with the upstream thread of each."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["KNOWN", "KnownIssue", "known_issue"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownIssue:
-    """A law that a release breaks.
+    """A law that a release of torch or torchao breaks.
 
     Attributes:
-        law: Its name.
-        ops: Names of the implementations; a name that ends in `*` stands for all that begin so.
+        law: Name of the law.
+        ops: Names of the implementations; a name that ends in `*` matches all names that start with it.
         reason: What happens, in one sentence.
-        issue: Where it is discussed upstream; empty if nowhere yet.
-        since: The first release of torch that has it.
+        issue: The upstream issue; empty if there is none yet.
+        since: The first release of torch that has the issue.
         without_vnni: Whether only x86 CPUs without AVX-512 VNNI instructions have it.
     """
 
@@ -60,36 +60,36 @@ _OVERFLOW = "pytorch/pytorch#17458"
 KNOWN: tuple[KnownIssue, ...] = (
     KnownIssue(
         law="P13_nan_and_infinity", ops=("quint8", "qint8"), issue="pytorch/pytorch#133557",
-        reason="torch.quantize_per_tensor sends inf to the other end of the codes if the zero point is over 0 (-inf if "
-               "it is under 0): an int32 sum wraps around"),
+        reason="torch.quantize_per_tensor sends inf to the wrong end of the range if the zero point is positive (-inf "
+               "if it is negative), because an int32 sum wraps around"),
     KnownIssue(
         law="P14_huge_finite", ops=("quint8", "qint8"), issue="pytorch/pytorch#111471",
-        reason="torch.quantize_per_tensor sends values over 2^31 steps to the other end of the codes, as with inf"),
+        reason="torch.quantize_per_tensor sends values beyond 2^31 steps to the wrong end of the range"),
     KnownIssue(
         law="F5_gradient_mask", ops=("torchao *",), issue="pytorch/ao#4806", since="2.14",
-        reason="torchao's fake-quantize has no gradient where values round to quant_min or quant_max: the gradient of "
-               "torch.clamp at its own ends became 0"),
+        reason="torchao's fake-quantize has no gradient where values round to quant_min or quant_max, because the "
+               "gradient of torch.clamp at its bounds became 0"),
     KnownIssue(
         law="F7_learnable", ops=("learnable",), issue="pytorch/pytorch#52038",
-        reason="the backward pass of torch's learnable fake-quantize takes another zero point than the forward pass if "
-               "it is negative: it adds 0.5 and truncates"),
+        reason="the backward pass of torch's learnable fake-quantize uses a different zero point than the forward pass "
+               "if it is negative, because it adds 0.5 and truncates"),
     KnownIssue(
         law="F9_fused", ops=("FusedMovingAvgObsFakeQuantize",), issue="pytorch/pytorch#194816",
-        reason="the fused kernel's qparams are not those of its observer, which convert reads: for data of zeros, and "
-               "for symmetric codes"),
+        reason="the fused kernel uses other qparams than those of its observer, which convert reads, if all data are "
+               "zero and if the codes are symmetric"),
     KnownIssue(
         law="F12_nan", ops=("quint8", "qint8"), issue="pytorch/pytorch#153340",
-        reason="quantize and fake-quantize send NaN to different ends of the codes"),
+        reason="quantize and fake-quantize send NaN to different ends of the range"),
     KnownIssue(
         law="O1_valid_qparams", issue="pytorch/pytorch#100051",
         ops=("MinMaxObserver affine", "MovingAverageMinMaxObserver affine", "PerChannelMinMaxObserver affine",
              "MovingAveragePerChannelMinMaxObserver affine", "HistogramObserver", "PT2E *"),
-        reason="observers give an infinite or NaN scale for data that span more than float32's largest number"),
+        reason="observers give an infinite or NaN scale if the range of the data exceeds float32's largest number"),
     KnownIssue(
         law="O8_not_a_number",
         ops=("MinMaxObserver *", "MovingAverageMinMaxObserver *", "PerChannelMinMaxObserver *",
              "MovingAveragePerChannelMinMaxObserver *"),
-        reason="one NaN makes an observer's scale NaN, in silence"),
+        reason="a single NaN makes an observer's scale NaN without a warning"),
     *(KnownIssue(law=law, ops=ops, issue=_OVERFLOW, reason=_SATURATES, without_vnni=True) for law, ops in (
         ("R1_exact_accumulation", (*_ENGINES, "engine onednn")), ("R2_requantization", (*_ENGINES, "engine onednn")),
         ("R3_linear", (*_ENGINES, "engine onednn")), ("R5_padding", _ENGINES))),
@@ -97,5 +97,5 @@ KNOWN: tuple[KnownIssue, ...] = (
 
 
 def known_issue(ops: str, law: str, *, issues: Sequence[KnownIssue] = KNOWN) -> KnownIssue | None:
-    """Return the known issue of PyTorch's own implementation with a law, if there is one."""
+    """Return the known issue of one of PyTorch's own implementations with a law, or None."""
     return next((issue for issue in issues if issue.concerns(ops, law)), None)

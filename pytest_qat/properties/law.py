@@ -1,4 +1,4 @@
-"""What a law is: a named statement, the examples it is tried on, and how it says that it is broken."""
+"""`Law`: a named statement about implementations, the examples that it is tested on, and how it reports a failure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class LawBroken(AssertionError):
     """A law does not hold for an example.
 
     Args:
-        what: What was seen, one sentence.
-        expected: What the law demands.
-        actual: What came instead.
+        what: What was observed, one sentence.
+        expected: What the law requires.
+        actual: What the implementation gave instead.
     """
 
     def __init__(self, what: str, *, expected: object = None, actual: object = None) -> None:
@@ -29,30 +29,30 @@ class LawBroken(AssertionError):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The sentence, and below it what was expected and what came."""
+        """The sentence, and a second line with the expected and the actual value if there are any."""
         compared = () if self.expected is None else (f"expected {self.expected}, got {self.actual}",)
         return (self.what, *compared)
 
 
 class Raised(LawBroken):
-    """A function of the implementation raised; some laws allow that."""
+    """A function of the implementation raised an exception, which some laws allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Law:
-    """A statement about implementations.
+    """A statement that correct implementations satisfy.
 
     Attributes:
-        name: Such as `P1_round_trip`.
-        statement: `(ops, example)`; raises `LawBroken`.
-        kind: The record of functions that it is about.
-        example: The type of its examples, which a saved one is read back as.
-        examples: From ops to the strategy of examples.
-        sweep: From ops to examples that are tried in every run, besides those that Hypothesis draws.
-        needs: Fields of ops that must be given.
-        when: Whether it speaks about these ops at all.
-        share: From ops to which part of the usual number of examples it is worth: some are dear.
-        threaded: Whether it takes several threads, which a forked process cannot have.
+        name: Name of the law, such as `P1_round_trip`.
+        statement: Function of `(ops, example)` that raises `LawBroken` if the law does not hold.
+        kind: The type of ops that the law applies to, such as `QuantOps`.
+        example: The type of its examples; saved examples are read back as this type.
+        examples: Returns the strategy of examples for given ops.
+        sweep: Returns the examples for given ops that every run tests, in addition to those that Hypothesis draws.
+        needs: Fields of ops that must not be None.
+        when: Whether the law applies to given ops.
+        share: Returns the fraction of the usual number of examples that Hypothesis draws; slow laws get fewer.
+        threaded: Whether the law needs several threads, which a forked process cannot use.
     """
 
     name: str
@@ -67,21 +67,21 @@ class Law:
     threaded: bool = False
 
     def __call__(self, ops: Any, example: Any) -> None:
-        """State the law about one example.
+        """Test the law on one example.
 
         Raises:
-            LawBroken: it does not hold.
+            LawBroken: the law does not hold.
         """
         self.statement(ops, example)
 
     def applies(self, ops: Any) -> bool:
-        """Whether the law speaks about these ops."""
+        """Whether the law applies to these ops."""
         return isinstance(ops, self.kind) and all(getattr(ops, need) is not None for need in self.needs) and (
             self.when(ops))
 
     @property
     def summary(self) -> str:
-        """First sentence of its description."""
+        """The first paragraph of its docstring, on one line."""
         return (inspect.getdoc(self.statement) or self.name).split("\n\n", maxsplit=1)[0].replace("\n", " ")
 
 
@@ -90,7 +90,7 @@ def law(*, kind: type, example: type, examples: Callable[[Any], SearchStrategy[A
         when: Callable[[Any], bool] = lambda _: True,
         share: float | Callable[[Any], float] = 1.0,
         threaded: bool = False) -> Callable[[Callable[..., None]], Law]:
-    """Make a law of a function `(ops, example)`."""
+    """Return a decorator that turns a function of `(ops, example)` into a law; see `Law` for the arguments."""
     def make(statement: Callable[..., None]) -> Law:
         return Law(name=statement.__name__, statement=statement, kind=kind, example=example, examples=examples,
                    sweep=sweep, needs=needs, when=when, share=share if callable(share) else lambda _: share,

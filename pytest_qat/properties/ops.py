@@ -1,7 +1,7 @@
-"""What the laws are held against: implementations of quantization, as plain records of functions.
+"""Implementations of quantization that laws can test, as plain records of functions.
 
-PyTorch's own are wrapped in the same records (`properties.targets`), so a user's implementation and PyTorch's meet the
-same laws.
+`properties.targets` wraps PyTorch's own implementations in the same records, so they and a user's implementation are
+tested against the same laws.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class QParams:
     """Scale and zero point of one tensor, and the range of its codes.
 
     Attributes:
-        scale: Width of a step; a float32 number over 0.
+        scale: Width of a step; a positive float32 number.
         zero_point: The code of 0.0.
         quant_min: Smallest code.
         quant_max: Largest code.
@@ -81,25 +81,25 @@ class QuantOps:
     their arguments.
 
     Attributes:
-        name: Name in reports.
-        quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a tensor of codes: any integer dtype, and the
+        name: Name of the implementation in reports.
+        quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a tensor of codes, of any integer dtype and the
             shape of x.
-        dequantize: `(codes, scale, zero_point)` returns a float32 tensor of the codes' shape, and exactly 0.0 for
-            zero_point: padding relies on it, so fma(codes, scale, -zero_point * scale) is refused. The codes have the
-            dtype that `quantize` returns.
+        dequantize: `(codes, scale, zero_point)` returns a float32 tensor of the codes' shape. The codes have the dtype
+            that `quantize` returns. zero_point must give exactly 0.0 because padding relies on it, so
+            fma(codes, scale, -zero_point * scale) breaks the law.
         fake_quantize: `(x, scale, zero_point, quant_min, quant_max)` returns a float tensor, differentiable in x by the
             clipped straight-through estimator.
         quantize_per_channel: `(x, scales, zero_points, axis, quant_min, quant_max)`; scales is a float32 tensor and
             zero_points an int32 or int64 tensor, both of shape `(channels,)`.
-        dequantize_per_channel: `(codes, scales, zero_points, axis)`.
-        quant_min: Smallest code to hold it to.
-        quant_max: Largest code to hold it to.
-        rounding: What happens to exact ties: "half_even", "half_away" or "half_up".
-        nan: The code that NaN is promised to get ("quant_min", "quant_max", "zero_point"), "raises", or None where
-            nothing is promised.
+        dequantize_per_channel: `(codes, scales, zero_points, axis)`; the inverse of `quantize_per_channel`.
+        quant_min: Smallest code to test.
+        quant_max: Largest code to test.
+        rounding: How exact ties are rounded: "half_even", "half_away" or "half_up".
+        nan: What `quantize` does with NaN: "quant_min", "quant_max" or "zero_point" if NaN gets that code, "raises" if
+            it raises, or None if it may do anything.
 
     Raises:
-        InvalidCase: a field has a form that no law can work with.
+        InvalidCase: a field has a value that the laws cannot work with.
     """
 
     name: str
@@ -121,15 +121,15 @@ class QuantOps:
             if getattr(self, field) is not None:
                 _check_callable(self, field)
         if (self.quantize_per_channel is None) != (self.dequantize_per_channel is None):
-            raise InvalidCase(f"QuantOps {self.name!r} has one of quantize_per_channel and dequantize_per_channel, "
-                              "expected both or neither.", hint="Give the other one too.")
+            raise InvalidCase(f"QuantOps {self.name!r} has only one of quantize_per_channel and "
+                              "dequantize_per_channel, expected both or neither.", hint="Give the other one too.")
         _check_codes(self)
         if self.rounding not in ROUNDINGS:
             raise InvalidCase(f"QuantOps {self.name!r} has rounding {self.rounding!r}, expected one of "
-                              f"{', '.join(ROUNDINGS)}.", hint="PyTorch's own is half_even.")
+                              f"{', '.join(ROUNDINGS)}.", hint="PyTorch rounds half_even.")
         if self.nan is not None and self.nan not in NAN_PROMISES:
             raise InvalidCase(f"QuantOps {self.name!r} has nan {self.nan!r}, expected one of "
-                              f"{', '.join(NAN_PROMISES)}, or None.", hint="Leave it out if nothing is promised.")
+                              f"{', '.join(NAN_PROMISES)}, or None.", hint="Remove nan if any result is acceptable.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,17 +137,18 @@ class ObserverOps:
     """One kind of observer.
 
     Attributes:
-        name: Name in reports.
-        make: Returns a fresh observer: called with a float tensor it records and returns it, `calculate_qparams()`
-            gives (scale, zero_point) tensors.
+        name: Name of the implementation in reports.
+        make: Returns a new observer. Calling it with a float tensor records and returns the tensor, and its
+            `calculate_qparams()` returns the tensors (scale, zero_point).
         kind: "minmax" (all data), "moving_average" or "histogram".
         quant_min: Smallest code.
         quant_max: Largest code.
         symmetric: Whether the zero point is fixed in the middle of the codes.
-        eps: Smallest scale that it gives.
-        averaging_constant: Weight of the newest batch; moving averages only.
-        per_slice: Makes the same observer for a single channel; given, `make`'s has channels along axis 0.
-        reduced: Makes the same observer with half of the codes (`reduce_range=True`).
+        eps: Smallest scale that the observer returns.
+        averaging_constant: Weight of the newest batch; only for moving averages.
+        per_slice: Returns a new observer of a single channel. If it is given, the observers of `make` have channels
+            along axis 0.
+        reduced: Returns a new observer with half as many codes (`reduce_range=True`).
     """
 
     name: str
@@ -167,7 +168,7 @@ class ObserverOps:
         _check_codes(self)
         if self.kind not in ("minmax", "moving_average", "histogram"):
             raise InvalidCase(f"ObserverOps {self.name!r} has kind {self.kind!r}, expected minmax, moving_average or "
-                              "histogram.", hint="Take the kind whose promise it makes.")
+                              "histogram.", hint="Use the kind that describes how it combines batches.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,18 +176,19 @@ class IntegerOps:
     """Operations on codes: unsigned 8-bit activations, signed 8-bit weights, int32 accumulators.
 
     Attributes:
-        name: Name in reports.
+        name: Name of the implementation in reports.
         linear: `(x, x_scale, x_zero_point, weight, weight_scales, bias, scale, zero_point)` with x uint8 `(n, k)`,
             weight int8 `(m, k)`, weight_scales float32 `(m,)` and bias float32 `(m,)`; returns uint8 codes `(n, m)`.
         conv2d: `(x, x_scale, x_zero_point, weight, weight_scales, bias, padding, scale, zero_point)` with x
             `(n, c, h, w)` and weight `(m, c, kh, kw)`, stride 1.
         add: `(a, a_scale, a_zero_point, b, b_scale, b_zero_point, scale, zero_point)` returns codes.
-        mul: The product, with the same arguments.
-        cat: Both one after the other along axis 0, with the same arguments.
-        relu: `(x, scale, zero_point)` returns codes of the same qparams.
-        tolerance: How many codes a result may be away from the exact one (0: only exact or a near-tie's neighbor).
-        activation_max: The largest activation code that `linear` and `conv2d` are exact for: 255, or 127 where
-            the activations are meant to leave one bit free (PyTorch's `reduce_range`).
+        mul: Returns the codes of the product, with the same arguments.
+        cat: Returns the codes of both tensors, concatenated along axis 0, with the same arguments.
+        relu: `(x, scale, zero_point)` returns codes with the same qparams.
+        tolerance: By how many codes a result may differ from the exact one. With 0, a result must be exact, but next
+            to a tie both neighbors are accepted.
+        activation_max: The largest activation code for which `linear` and `conv2d` are exact: 255, or 127 if the
+            activations are meant to leave one bit free (PyTorch's `reduce_range`).
     """
 
     name: str
@@ -212,7 +214,7 @@ class LearnableOps:
     """A fake-quantize whose scale and zero point are trained (LSQ).
 
     Attributes:
-        name: Name in reports.
+        name: Name of the implementation in reports.
         fake_quantize: `(x, scale, zero_point, quant_min, quant_max, grad_factor)`; scale and zero_point are float32
             tensors of shape `(1,)`, and gradients flow into all three.
         quant_min: Smallest code.
@@ -232,7 +234,7 @@ class LearnableOps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeQuantizeConfig:
-    """How a fake-quantize module is made.
+    """The configuration of a fake-quantize module.
 
     Attributes:
         quant_min: Smallest code.
@@ -252,9 +254,11 @@ class FakeQuantizeModules:
     """Fake-quantize modules with an observer inside.
 
     Attributes:
-        name: Name in reports.
-        make: From a config to a fresh module, which has torch's `disable_observer`, `enable_fake_quant` etc.
-        observer: From a config to the observer that it should behave like, for modules that fuse both steps.
+        name: Name of the implementation in reports.
+        make: Returns a new module for a config. The module has torch's methods `disable_observer`, `enable_fake_quant`
+            and so on.
+        observer: Returns the observer for a config that the module must agree with; only for modules that fuse
+            observing and fake-quantizing.
     """
 
     name: str
@@ -268,10 +272,10 @@ class FakeQuantizeModules:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedTensors:
-    """torch's quantized tensors; there is one implementation of them.
+    """torch's quantized tensors, of which there is only one implementation.
 
     Attributes:
-        name: Name in reports.
+        name: Name of the implementation in reports.
     """
 
     name: str = "quantized tensors"
@@ -282,12 +286,12 @@ class QuantizedTensors:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowOps:
-    """A way from a float network to a quantized one.
+    """A workflow from a float network to a quantized one.
 
     Attributes:
-        name: Name in reports.
+        name: Name of the implementation in reports.
         recipe: The recipe whose workflow prepares and converts.
-        layers: Kinds of layers that its networks are drawn from.
+        layers: Kinds of layers that the tested networks may have.
     """
 
     name: str
@@ -315,5 +319,5 @@ def _check_codes(ops: Any) -> None:
     low, high = ops.quant_min, ops.quant_max
     whole = all(isinstance(code, int) and not isinstance(code, bool) for code in (low, high))
     if not whole or not low < high or max(abs(low), math.fabs(high)) > _WIDEST:
-        raise InvalidCase(f"{type(ops).__name__} {ops.name!r} has codes from {low!r} to {high!r}, expected whole "
-                          "numbers, the smaller first, within 32 bits.", hint="Eight signed bits are -128 to 127.")
+        raise InvalidCase(f"{type(ops).__name__} {ops.name!r} has codes from {low!r} to {high!r}, expected "
+                          "integers of at most 32 bits, the smaller one first.", hint="For int8, use -128 and 127.")

@@ -1,9 +1,10 @@
-"""The exact answer, in `fractions.Fraction`: which codes a quantizer may return, and what a code stands for.
+"""Exact results in `fractions.Fraction`: which codes a quantizer may return, and which value a code represents.
 
-Specification: q = clamp(round(x / scale) + zero_point, quant_min, quant_max), and back (q - zero_point) * scale.
-Kernels in float32 multiply by fl(1 / scale), which differs from x / scale by up to two roundings of 2^-24 each; where
-that can turn a tie (757.5 / 15 * ... lands beside 50.5), both neighbors are right. This module is the only place that
-says where: within |x / scale| * 2^-22 of a tie, and nowhere for powers of two as scale, whose products are exact.
+Specification: q = clamp(round(x / scale) + zero_point, quant_min, quant_max), and dequantized (q - zero_point) * scale.
+Kernels in float32 multiply by fl(1 / scale), which differs from x / scale by up to two roundings of 2^-24 each. Next to
+a tie this can change the code (757.5 * fl(1 / 15) is slightly more than 50.5), so both neighbors are accepted there.
+This module alone defines "next to a tie": within |x / scale| * 2^-22 of it, and never if the scale is a power of two,
+because then the products are exact.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _OVERFLOWS = Fraction(2)**128 * (1 - Fraction(1, 2**25))
 
 
 class Codes(NamedTuple):
-    """The codes that are right: one, or two neighbors beside a tie.
+    """The correct codes: a single one, both neighbors next to a tie, or a range if the ops declare a tolerance.
 
     Attributes:
         low: The smallest.
@@ -39,7 +40,9 @@ class Codes(NamedTuple):
         return isinstance(code, int) and self.low <= code <= self.high
 
     def __str__(self) -> str:
-        return str(self.low) if self.low == self.high else f"{self.low} or {self.high}"
+        if self.low == self.high:
+            return str(self.low)
+        return f"{self.low} {'or' if self.high - self.low == 1 else 'to'} {self.high}"
 
 
 def _half_even(value: Fraction) -> int:
@@ -60,7 +63,7 @@ _ROUND: dict[str, Callable[[Fraction], int]] = {
 
 
 def is_power_of_two(scale: float) -> bool:
-    """Whether multiplying by 1 / scale is exact."""
+    """Whether a scale is a power of two, so that multiplying by 1 / scale is exact."""
     return math.frexp(scale)[0] == 0.5
 
 
@@ -70,7 +73,7 @@ def step(x: float, scale: float) -> Fraction:
 
 
 def unclamped(x: float, qparams: QParams, rounding: str = "half_even") -> Codes:
-    """Return round(x / scale) + zero_point before it is clamped, for finite x."""
+    """Return the correct values of round(x / scale) + zero_point, without clamping, for finite x."""
     return _unclamped(x, qparams.scale, qparams.zero_point, rounding)
 
 
@@ -83,7 +86,7 @@ def _unclamped(x: float, scale: float, zero_point: int, rounding: str) -> Codes:
 
 
 def codes_of(x: float, qparams: QParams, rounding: str = "half_even") -> Codes:
-    """Return the codes that are right for x, which may be infinite but not NaN."""
+    """Return the correct codes for x, which may be infinite but not NaN."""
     low, high = qparams.quant_min, qparams.quant_max
     if math.isinf(x):
         return Codes(high, high) if x > 0 else Codes(low, low)
@@ -92,21 +95,21 @@ def codes_of(x: float, qparams: QParams, rounding: str = "half_even") -> Codes:
 
 
 def dequantized(code: int, qparams: QParams) -> Fraction:
-    """Return what a code stands for, exactly."""
+    """Return the exact value of a code."""
     return (code - qparams.zero_point) * Fraction(qparams.scale)
 
 
 def back_slack(code: int, qparams: QParams) -> Fraction:
     """Return how far float32 arithmetic may be from `dequantized`.
 
-    One rounding of the product, and one of zero_point * scale in kernels that compute fma(code, scale,
-    -fl(zero_point * scale)); 2^-24 each, doubled.
+    The product is rounded once, and so is zero_point * scale in kernels that compute fma(code, scale,
+    -fl(zero_point * scale)). Each rounding is 2^-24, and the bound is twice their sum.
     """
     return (abs(code - qparams.zero_point) + abs(qparams.zero_point)) * Fraction(qparams.scale) / 2**23
 
 
 def stands_for(number: float, code: int, qparams: QParams, *, relative: Fraction = Fraction(0)) -> bool:
-    """Whether a number is what a code stands for, within `back_slack` and a further relative error."""
+    """Whether a number is the value of a code, within `back_slack` and an additional relative error."""
     product = (code - qparams.zero_point) * qparams.scale  # exact in float64 for codes within 2^29
     if abs(number - product) <= abs(product) * 2.0**-24:
         return True
@@ -118,10 +121,10 @@ def stands_for(number: float, code: int, qparams: QParams, *, relative: Fraction
 
 
 def round_trip_bound(x: float, qparams: QParams) -> Fraction:
-    """Return the most that quantize and dequantize together may move an x inside the range.
+    """Return by how much quantize and dequantize together may change an x inside the range.
 
-    Half a step; a near-tie's |x| * 2^-22; one rounding of the product, at most (|x| + scale) * 2^-24; and that of
-    zero_point * scale.
+    This is the sum of half a step, |x| * 2^-22 for values next to a tie, one rounding of the product, which is at most
+    (|x| + scale) * 2^-24, and the rounding of zero_point * scale.
     """
     scale = Fraction(qparams.scale)
     return scale / 2 + (abs(Fraction(x)) + scale) / 2**22 + abs(qparams.zero_point) * scale / 2**23

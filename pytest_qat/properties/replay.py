@@ -1,4 +1,4 @@
-"""Failing examples as files: written by a failure, read back by `--qat-replay`."""
+"""Failing examples as files: a failed law writes one, and `--qat-replay` reads it back."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from pytest_qat.properties.runner import Failure
 __all__ = ["SavedExample", "read_saved", "saved_files", "write_saved"]
 
 SCHEMA_VERSION = 1
-_FUZZ_AGAIN = "Give a file that a failed law has written, or a folder of them."
+_EXPECTED = "Pass a file that a failed law has written, or a folder of such files."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedExample:
-    """A failing example that was read back.
+    """A failing example that was read from a file.
 
     Attributes:
-        reference: The reference of the implementation.
-        ops: Its name.
+        reference: The reference that names the implementation.
+        ops: Name of the implementation.
         law: The law that it broke.
         example: The example.
-        lines: What was seen then.
-        versions: Versions of the packages then.
+        lines: What the failure said.
+        versions: Versions of Python and the packages when it failed.
     """
 
     reference: str
@@ -46,7 +46,7 @@ class SavedExample:
 
 
 def write_saved(failure: Failure, folder: Path, *, reference: str, seed: int) -> Path:
-    """Write a failure to a file of its own, named after the law and the example, and return its path.
+    """Write a failure to a new file, named after the law and the example, and return its path.
 
     Raises:
         StageError: the disk is full, or the folder cannot be written.
@@ -61,21 +61,21 @@ def write_saved(failure: Failure, folder: Path, *, reference: str, seed: int) ->
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StageError(f"cannot write to {folder}: {error.strerror or error}.",
-                         hint="Choose another cache_dir.") from error
+                         hint="Set cache_dir to a writable folder.") from error
     path = folder / f"{name}-{digest[:8]}.json"
     write_whole(text.encode(), path)
     return path
 
 
 def saved_files(path: Path) -> list[Path]:
-    """Return the files of a folder, or the file itself.
+    """Return the saved examples in a folder, or the file itself.
 
     Raises:
-        DataError: there is none.
+        DataError: there are none.
     """
     found = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
     if not found:
-        raise DataError(f"there are no saved examples at {path}.", hint=_FUZZ_AGAIN)
+        raise DataError(f"there are no saved examples at {path}.", hint=_EXPECTED)
     return found
 
 
@@ -83,18 +83,18 @@ def read_saved(path: Path) -> SavedExample:
     """Read a file that `write_saved` wrote.
 
     Raises:
-        DataError: it is no such file, or names a law that does not exist.
+        DataError: it is not such a file, or it names a law that does not exist.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema_version"] != SCHEMA_VERSION:
             raise DataError(f"{path.name} has schema version {document['schema_version']!r}, expected "
-                            f"{SCHEMA_VERSION}.", hint="Fuzz again with this version.")
+                            f"{SCHEMA_VERSION}.", hint="Run --qat-ops again with this version.")
         law = get_law(document["law"])
         return SavedExample(
             reference=str(document["reference"]), ops=str(document["ops"]), law=law,
             example=decode(law.example, document["example"]), lines=tuple(map(str, document["lines"])),
             versions=dict(document["versions"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path.name} is no saved example: {type(error).__name__}: {error}.",
-                        hint=_FUZZ_AGAIN) from error
+        raise DataError(f"{path.name} is not a saved example: {type(error).__name__}: {error}.",
+                        hint=_EXPECTED) from error

@@ -1,4 +1,4 @@
-"""Hold an implementation to a law: once in a bounded, repeatable way (CI), or for as long as asked (fuzz)."""
+"""Test an implementation against a law: on a fixed, repeatable number of examples (CI), or for a given time (fuzz)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pytest_qat.core.torch_state import preserved_torch_state, threads
 from pytest_qat.properties.examples import encode, simpler
 from pytest_qat.properties.law import Law, LawBroken
 
-__all__ = ["EXAMPLES", "Failure", "check_law", "fuzz_law", "hold"]
+__all__ = ["EXAMPLES", "Failure", "check_example", "check_law", "fuzz_law"]
 
 EXAMPLES = 20
-"""Examples drawn for a law in CI mode, besides its sweep."""
+"""Number of examples drawn for a law in CI mode, in addition to its sweep."""
 _FEWEST = 1
 _FUZZ_EXAMPLES = 50
 _MOST_FAILURES = 5
@@ -30,9 +30,9 @@ class Failure:
     """A law that does not hold.
 
     Attributes:
-        law: Its name.
+        law: Name of the law.
         ops: Name of the implementation.
-        lines: What was seen, and what was expected.
+        lines: What was observed, and what was expected.
         example: The smallest example that was found.
     """
 
@@ -42,44 +42,44 @@ class Failure:
     example: Any
 
 
-def hold(law: Law, ops: Any, example: Any) -> Failure | None:
-    """Try a law on one example."""
+def check_example(law: Law, ops: Any, example: Any) -> Failure | None:
+    """Test a law on one example; return None if it holds."""
     with preserved_torch_state(), threads(1):
-        return _tried(law, ops, example)
+        return _check_one(law, ops, example)
 
 
 def check_law(law: Law, ops: Any, *, seed: int = 0, examples: int = EXAMPLES) -> Failure | None:
-    """Try a law on drawn examples and on its sweep; the same seed tries the same.
+    """Test a law on drawn examples and on its sweep; the same seed draws the same examples.
 
     Args:
-        law: One that applies to the ops.
+        law: A law that applies to the ops.
         ops: The implementation.
-        seed: Of what Hypothesis draws.
-        examples: How many it draws for a law of the usual price.
+        seed: Seed of Hypothesis.
+        examples: Number of examples to draw; a law with a `share` gets that part of it.
     """
-    with preserved_torch_state(), threads(1):  # small tensors: handing them to a thread pool costs more than the work
-        return _drawn(law, ops, seed=_seed(law, seed), examples=max(_FEWEST, round(examples * law.share(ops)))) or (
-            _swept(law, ops))
+    with preserved_torch_state(), threads(1):  # for small tensors, a thread pool costs more than the work
+        count = max(_FEWEST, round(examples * law.share(ops)))
+        return _check_drawn(law, ops, seed=_seed(law, seed), examples=count) or _check_sweep(law, ops)
 
 
 def fuzz_law(law: Law, ops: Any, *, seconds: float, seed: int = 0,
              clock: Callable[[], float] = time.monotonic) -> list[Failure]:
-    """Try a law on new examples until the time is over, and go on after a failure.
+    """Test a law on new examples until the time is over, and continue after a failure.
 
-    What CI mode sweeps is left to CI mode.
+    The law's sweep is not run; CI mode does that.
 
     Args:
-        law: One that applies to the ops.
+        law: A law that applies to the ops.
         ops: The implementation.
-        seconds: For how long; the last example may take longer.
-        seed: Of what Hypothesis draws.
-        clock: Seconds that pass.
+        seconds: How long to draw examples; the last example may take longer.
+        seed: Seed of Hypothesis.
+        clock: Returns seconds.
     """
     found: dict[str, Failure] = {}
     ends, number = clock() + seconds, 0
     with preserved_torch_state(), threads(1):
         while clock() < ends and len(found) < _MOST_FAILURES:
-            failure = _drawn(law, ops, seed=_seed(law, seed) + number, examples=_FUZZ_EXAMPLES,
+            failure = _check_drawn(law, ops, seed=_seed(law, seed) + number, examples=_FUZZ_EXAMPLES,
                              over=lambda: clock() >= ends)
             if failure is not None:
                 found.setdefault(str(encode(failure.example)), failure)
@@ -88,13 +88,13 @@ def fuzz_law(law: Law, ops: Any, *, seconds: float, seed: int = 0,
 
 
 def _seed(law: Law, seed: int) -> int:
-    """Return a seed that differs between laws, but not between the laws of networks, which share what they build."""
+    """Return a seed that differs between laws; only the laws of networks have the same one, to share built networks."""
     return seed * 2**32 + (zlib.crc32(law.name.encode()) if law.name[0] != "M" else 0)
 
 
-def _drawn(law: Law, ops: Any, *, seed: int, examples: int,
+def _check_drawn(law: Law, ops: Any, *, seed: int, examples: int,
            over: Callable[[], bool] = lambda: False) -> Failure | None:
-    seen: list[Failure | None] = []  # None: an exception that is no broken law
+    seen: list[Failure | None] = []  # None stands for an exception other than a broken law
 
     @hypothesis.settings(max_examples=examples, deadline=None, database=None, derandomize=False, print_blob=False,
                          phases=(Phase.generate, Phase.shrink), suppress_health_check=(), report_multiple_bugs=False,
@@ -116,27 +116,27 @@ def _drawn(law: Law, ops: Any, *, seed: int, examples: int,
     try:
         holds()
     except LawBroken:
-        return seen[-1]  # Hypothesis ends on the smallest example
+        return seen[-1]  # Hypothesis runs the smallest example last
     except Flaky:
         last = next(filter(None, reversed(seen)), None)
         if last is None:
             raise
         return Failure(law=law.name, ops=ops.name, example=last.example, lines=(
-            *last.lines, "the same example gave another result when it was tried again"))
+            *last.lines, "the same example gave a different result when it was tested again"))
     except Unsatisfiable:
         return None
     return None
 
 
-def _swept(law: Law, ops: Any) -> Failure | None:
+def _check_sweep(law: Law, ops: Any) -> Failure | None:
     for example in law.sweep(ops):
-        failure = _tried(law, ops, example)
+        failure = _check_one(law, ops, example)
         if failure is not None:
             return _smallest(law, ops, failure)
     return None
 
 
-def _tried(law: Law, ops: Any, example: Any) -> Failure | None:
+def _check_one(law: Law, ops: Any, example: Any) -> Failure | None:
     try:
         law(ops, example)
     except LawBroken as broken:
@@ -145,9 +145,9 @@ def _tried(law: Law, ops: Any, example: Any) -> Failure | None:
 
 
 def _smallest(law: Law, ops: Any, failure: Failure) -> Failure:
-    """Shrink a failing example of a sweep: drop values while the law stays broken."""
+    """Shrink a failing example of a sweep by dropping values as long as the law stays broken."""
     while True:
-        smaller = next(filter(None, (_tried(law, ops, example) for example in simpler(failure.example))), None)
+        smaller = next(filter(None, (_check_one(law, ops, example) for example in simpler(failure.example))), None)
         if smaller is None:
             return failure
         failure = smaller

@@ -1,4 +1,4 @@
-"""Examples that every run tries: all codes with their ties, the edges, vector tails, layouts; a few qparams each."""
+"""Examples that every run tests, for a few qparams each: all codes with their ties, edges, vector tails, layouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_CODES = 300
 
 
 def qparams_grid(ops: QuantOps | LearnableOps) -> Iterator[QParams]:
-    """Yield a few qparams: zero points in the middle, odd, and at both ends of the codes."""
+    """Yield a few qparams, with zero points in the middle, at odd codes, and at both ends of the range."""
     low, high = max(ops.quant_min, -WIDE), min(ops.quant_max, WIDE)
     zero_points = list(dict.fromkeys(code for code in (0, 3, low, high, 1) if low <= code <= high))
     for index, scale in enumerate(_SCALES):
@@ -27,20 +27,20 @@ def qparams_grid(ops: QuantOps | LearnableOps) -> Iterator[QParams]:
 
 
 def grids(ops: QuantOps) -> Iterator[AffineExample]:
-    """Yield every code, exactly and at and beside its ties, with the edges of the range."""
+    """Yield the values of the codes, their ties and the neighbors of these, and the edges of the range."""
     for params in qparams_grid(ops):
         yield AffineExample(qparams=params, values=_grid(params))
 
 
 def tie_grids(ops: QuantOps) -> Iterator[AffineExample]:
-    """Yield the same with powers of two as scales, where each answer is exact."""
+    """Yield the same as `grids`, with scales that are powers of two, for which there is one correct code."""
     for params, scale in zip(qparams_grid(ops), (1.0, 0.5, 2.0**-20, 2.0**-100, MAX_SCALE), strict=True):
         exact = dataclasses.replace(params, scale=min(scale, params.scale) if scale == MAX_SCALE else scale)
         yield AffineExample(qparams=exact, values=_grid(exact))
 
 
 def huge_grids(ops: QuantOps) -> Iterator[AffineExample]:
-    """Yield magnitudes from the range's end to float32's largest, by powers of two."""
+    """Yield powers of two from the end of the range to float32's largest number."""
     for params in qparams_grid(ops):
         for zero_point in (params.quant_min, params.quant_max):
             placed = dataclasses.replace(params, zero_point=min(max(zero_point, -WIDE), WIDE))
@@ -50,7 +50,7 @@ def huge_grids(ops: QuantOps) -> Iterator[AffineExample]:
 
 
 def tails(ops: QuantOps) -> Iterator[AffineExample]:
-    """Yield every size beside a vector's length, in every layout."""
+    """Yield tensors of all sizes in `TAILS`, and in every layout for the first qparams."""
     for index, params in enumerate(qparams_grid(ops)):
         values = tuple(place_of(code, PLACES[code % len(PLACES)], params.scale) for code in range(-3, 4))
         for layout in LAYOUTS if index == 0 else LAYOUTS[:1]:
@@ -59,7 +59,7 @@ def tails(ops: QuantOps) -> Iterator[AffineExample]:
 
 
 def channel_grids(ops: QuantOps) -> Iterator[ChannelExample]:
-    """Yield three channels whose scales and zero points differ, along every axis of up to four."""
+    """Yield tensors of up to four axes with channels along each axis, with different scales and zero points."""
     middle = (max(ops.quant_min, -WIDE) + min(ops.quant_max, WIDE)) // 2
     for ndim in (1, 2, 4):
         for axis in range(ndim):
@@ -85,7 +85,7 @@ def _grid(params: QParams) -> tuple[float, ...]:
     last = min(params.quant_max - params.zero_point, WIDE)
     every = max(1, (last - first) // _MOST_CODES)
     codes = range(first - 1, last + 2, every)
-    closely = {*range(max(first, -3), min(last, 3) + 1), first, first + 1, last - 1, last, last + 1, *codes[::16]}
+    dense = {*range(max(first, -3), min(last, 3) + 1), first, first + 1, last - 1, last, last + 1, *codes[::16]}
     values = [place_of(code, place, params.scale) for code in codes for place in PLACES[:2]]
-    values += [place_of(code, place, params.scale) for code in sorted(closely) for place in PLACES]
+    values += [place_of(code, place, params.scale) for code in sorted(dense) for place in PLACES]
     return tuple(dict.fromkeys([*values, *edges(params)[:-HUGE_EDGES]]))

@@ -1,4 +1,4 @@
-"""PyTorch's and torchao's quantization as targets of the laws, and the user's own from a reference."""
+"""The implementations that laws test: those of PyTorch and torchao, and those that a user's reference names."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from pytest_qat.references import load_value
 __all__ = ["KINDS", "TORCH", "load_ops", "torch_targets"]
 
 TORCH = "torch"
-"""The reference that stands for PyTorch's own."""
+"""The reference that stands for PyTorch's own implementations."""
 KINDS = (QuantOps, ObserverOps, IntegerOps, LearnableOps, FakeQuantizeModules, QuantizedTensors, FlowOps)
 _QUANTIZED = {torch.quint8: (0, 255), torch.qint8: (-128, 127), torch.qint32: (-2**31, 2**31 - 1)}
 
 
 def load_ops(reference: str, *, root: Path, seed: int = 0) -> tuple[Any, ...]:
-    """Return the implementations that a reference names: `torch`, or a function of the user's.
+    """Return the implementations that a reference names, which is `torch` or a function of the user.
 
     Raises:
-        ReferenceNotFound: module, file or attribute does not exist.
-        InvalidCase: what the function gave is no QuantOps, nor a list of them.
+        ReferenceNotFound: the module, file or attribute does not exist.
+        InvalidCase: the function returned neither a QuantOps nor a list of them.
     """
     if reference == TORCH:
         with quiet_loggers():
@@ -59,13 +59,13 @@ def load_ops(reference: str, *, root: Path, seed: int = 0) -> tuple[Any, ...]:
                           "dequantize=...) from the function.")
     names = [item.name for item in found]
     if len(set(names)) < len(names):
-        raise InvalidCase(f"{reference} gave two ops of one name: {', '.join(sorted(names))}.",
-                          hint="Give each a name of its own.")
+        raise InvalidCase(f"{reference} gave two implementations of the same name: {', '.join(sorted(names))}.",
+                          hint="Give each implementation a different name.")
     return found
 
 
 def torch_targets() -> Iterator[Any]:
-    """Yield everything of PyTorch's, and of torchao's where it is installed."""
+    """Yield all implementations of PyTorch, and those of torchao if it is installed."""
     yield from map(_kernels, _QUANTIZED)
     for name, low, high, dtype in (("int8", -128, 127, torch.int8), ("uint8", 0, 255, torch.uint8),
                                    ("int4", -8, 7, torch.int8), ("int2", -2, 1, torch.int8),
@@ -84,12 +84,12 @@ def torch_targets() -> Iterator[Any]:
     yield FlowOps(name="eager", recipe="eager-x86", layers=LAYERS)
     yield FlowOps(name="fx", recipe="fx-x86", layers=LAYERS)
     if importlib.util.find_spec("torchao") is not None:
-        # Its Conv-BatchNorm patterns take seconds a layer to convert.
+        # Converting its Conv-BatchNorm patterns takes seconds per layer.
         yield FlowOps(name="pt2e", recipe="pt2e-torch", layers=tuple(kind for kind in LAYERS if "bn" not in kind))
 
 
 def _promise(quantize: Callable[..., Tensor], low: int, high: int) -> str | None:
-    """Return what one NaN gets here: where it goes is no part of any promise, that it is the same in every lane is."""
+    """Return what `quantize` does with one NaN: the result may be anything, but must be the same in every lane."""
     code = int(quantize(torch.tensor([math.nan]), 1.0, 1, low, high))
     return {low: "quant_min", high: "quant_max", 1: "zero_point"}.get(code)
 
@@ -159,7 +159,7 @@ def _torchao(name: str, low: int, high: int, dtype: torch.dtype) -> QuantOps:
         return back
 
     def fake_quantize(x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int) -> Tensor:
-        back: Tensor = primitives._fake_quantize_affine(  # noqa: SLF001 - what its QAT modules call
+        back: Tensor = primitives._fake_quantize_affine(  # noqa: SLF001 - its QAT modules call this
             x, tuple(x.shape), *whole(scale, zero_point), dtype, quant_min, quant_max)
         return back
 
@@ -241,7 +241,7 @@ def _weights(codes: Tensor, scales: Tensor) -> Tensor:
         codes, scales.double(), torch.zeros(len(scales), dtype=torch.long), 0)
 
 
-def _of_two(engine: str, kind: str) -> Callable[..., Tensor]:
+def _binary(engine: str, kind: str) -> Callable[..., Tensor]:
     """Return an engine's add, mul or cat."""
     function: Any = getattr(torch.ops.quantized, kind)
 
@@ -267,7 +267,7 @@ def _engines() -> Iterator[IntegerOps]:
 
 
 def _integer(engine: str) -> IntegerOps | None:
-    """Return an engine's operations, or None where the machine lacks it or dies of it."""
+    """Return an engine's operations, or None if the machine does not have the engine or the engine crashes on it."""
     if engine not in torch.backends.quantized.supported_engines:
         return None
     ops: Any = torch.ops.quantized
@@ -279,12 +279,12 @@ def _integer(engine: str) -> IntegerOps | None:
             result: Tensor = ops.linear(_quantized(x, x_scale, x_zero), packed, scale, zero_point)
             return result.int_repr()
 
-    def conv2d(x: Tensor, x_scale: float, x_zero: int,  # noqa: PLR0917 - IntegerOps says so
+    def conv2d(x: Tensor, x_scale: float, x_zero: int,  # noqa: PLR0917 - IntegerOps has this signature
                weight: Tensor, weight_scales: Tensor, bias: Tensor,
                padding: int, scale: float, zero_point: int) -> Tensor:
         with quantized_engine(engine):
-            ends: Sequence[int] = (padding, padding)
-            packed = ops.conv2d_prepack(_weights(weight, weight_scales), bias, (1, 1), ends, (1, 1),
+            paddings: Sequence[int] = (padding, padding)
+            packed = ops.conv2d_prepack(_weights(weight, weight_scales), bias, (1, 1), paddings, (1, 1),
                                         1)
             result: Tensor = ops.conv2d(_quantized(x, x_scale, x_zero), packed, scale, zero_point)
             return result.int_repr()
@@ -298,8 +298,8 @@ def _integer(engine: str) -> IntegerOps | None:
             linear(torch.ones(3, size, dtype=torch.uint8), 1.0, 0, torch.ones(3, size, dtype=torch.int8),
                    torch.ones(3), torch.zeros(3), 1.0, 0)
 
-    if signal_of(every_shape) is not None:  # onednn's linear takes an instruction that some CPUs lack
+    if signal_of(every_shape) is not None:  # onednn's linear uses an instruction that some CPUs lack
         return None
     return IntegerOps(name=f"engine {engine}", linear=linear, conv2d=conv2d, relu=relu,
-                      add=_of_two(engine, "add"), mul=_of_two(engine, "mul"), cat=_of_two(engine, "cat"),
+                      add=_binary(engine, "add"), mul=_binary(engine, "mul"), cat=_binary(engine, "cat"),
                       tolerance=1 if engine in ("qnnpack", "onednn") else 0)

@@ -1,6 +1,6 @@
-"""The record as rows and lines of text, each with the kind of thing it is; how they look is for each view to decide.
+"""The record as rows and lines of text, which the views print each in their own way.
 
-Pure: from the record's types to strings.
+This module is pure: it turns types of the record into strings.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["COLUMNS", "PROBE_COLUMNS", "RANKING_COLUMNS", "Line", "RankingRow", 
 
 COLUMNS = ("", "fp32", "PTQ", "int8", "ratio", "required", "verdict")
 RANKING_COLUMNS = ("", "recipe", "int8 latency", "speedup", "accuracy", "size", "")
-PROBE_COLUMNS = ("recipe", "takes it", "MACs in int8", "smaller", "tried in")
+PROBE_COLUMNS = ("recipe", "works", "MACs in int8", "size reduction", "time")
 _NOTHING = "-"
 _NAMED_BY_COVERAGE = "left-in-float"
-"""Findings of this code are not listed: the reason of the coverage check names the modules."""
+"""Findings with this code are not listed, because the reason of the coverage check names the same modules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +30,10 @@ class Row:
     """One figure of a run.
 
     Attributes:
-        label: What it is.
-        cells: Float, control, int8, ratio and requirement as text; "-" where there is none.
-        check: The check that judges it; None if none does.
-        outcome: What that check concluded; None if it was not made.
+        label: Name of the figure.
+        cells: Float, PTQ control, int8, ratio and requirement as text; "-" where there is none.
+        check: The check that judges the figure; None if there is none.
+        outcome: Outcome of that check; None if it was not made.
     """
 
     label: str
@@ -48,7 +48,7 @@ class RankingRow:
 
     Attributes:
         cells: Place, recipe, latency, speedup, accuracy and size as text.
-        holds: Whether it holds the tolerances.
+        holds: Whether the recipe meets the tolerances.
         state: The same in words.
     """
 
@@ -62,9 +62,9 @@ class Line:
     """A line of text below a table.
 
     Attributes:
-        kind: What decides its color: an outcome, a severity, or "" for none.
-        head: The part that is colored.
-        text: The rest.
+        kind: An outcome or a severity, which determines the color; "" for no color.
+        head: The colored part at the beginning.
+        text: The rest of the line.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Line:
 
 
 def title(run: RunRecord) -> tuple[str, str]:
-    """Return what was run (name and recipe), and what its figures depend on."""
+    """Return the name and recipe of a run, and the conditions that its figures depend on."""
     threads = f"{run['threads']} thread{'s' if run['threads'] != 1 else ''}"
     batch = f", batch {run['batch']}" if run["batch"] else ""
     return f"{run['name']} [{run['recipe']}]", f"{run['model']}, {_where(run)}, {threads}{batch}"
@@ -103,10 +103,10 @@ def note_lines(run: RunRecord) -> list[str]:
 
 
 def check_lines(run: RunRecord) -> list[Line]:
-    """Return the checks with their reasons; those that share outcome and reason share a line."""
+    """Return the checks with their reasons; checks with the same outcome and reason share a line."""
     lines: dict[tuple[OutcomeName, str], list[str]] = {}
     for name, entry in run["checks"].items():
-        if entry["outcome"] != "passed" or name != "size":  # the table shows all of it when size passed
+        if entry["outcome"] != "passed" or name != "size":  # the table shows everything about a size that passed
             lines.setdefault((entry["outcome"], " ".join(entry["reasons"])), []).append(name)
     return [Line(kind=outcome, head=f"{', '.join(names)} {outcome}: ", text=reason)
             for (outcome, reason), names in lines.items()]
@@ -125,7 +125,7 @@ def _advice(message: str, remedy: str) -> str:
 
 
 def _where(run: RunRecord) -> str:
-    """Name what runs the model: torch's engine, or another runtime."""
+    """Return the engine of torch or the other runtime that runs the model."""
     if run["runtime"] == "torch" and run["engine"]:
         return f"engine {run['engine']}"
     return f"runtime {run['runtime']}, engine {run['engine']}" if run["engine"] else f"runtime {run['runtime']}"
@@ -134,7 +134,7 @@ def _where(run: RunRecord) -> str:
 # -- figures --------------------------------------------------------------------------------------------------------
 
 Figure = tuple[str, Sequence[str], str | None]
-"""Label, cells (fewer than five: the rest is empty) and check."""
+"""Label, cells and check; if there are fewer than five cells, the rest are empty."""
 
 
 def _row(run: RunRecord, label: str, cells: Sequence[str], check: str | None) -> Row:
@@ -221,7 +221,7 @@ def _coverage(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Itera
 
 def ranking_title(ranking: Ranking) -> str:
     """Return the heading of a ranking."""
-    return f"recipes for {ranking['model']}, fastest first; those that miss the tolerances come last"
+    return f"recipes for {ranking['model']}, fastest first; recipes that miss the tolerances come last"
 
 
 def ranking_rows(ranking: Ranking) -> list[RankingRow]:
@@ -230,7 +230,7 @@ def ranking_rows(ranking: Ranking) -> list[RankingRow]:
 
 
 def ranking_notes(ranking: Ranking) -> list[str]:
-    """Return why each of the other recipes does not hold."""
+    """Return the reason for each recipe that does not meet the tolerances."""
     return [f"{entry['recipe']}: {entry['note']}" for entry in ranking["entries"] if not entry["holds"]]
 
 
@@ -238,7 +238,7 @@ def _ranking_row(place: int, entry: RankingEntry) -> RankingRow:
     latency, speedup, accuracy, size = entry["latency_s"], entry["speedup"], entry["accuracy"], entry["size_bytes"]
     return RankingRow(
         holds=entry["holds"],
-        state="holds" if entry["holds"] else "does not hold" if entry["judged"] else "not judged",
+        state="passed" if entry["holds"] else "not passed" if entry["judged"] else "not judged",
         cells=(str(place) if entry["holds"] else "", entry["recipe"],
                _NOTHING if latency is None else _time(latency), _NOTHING if speedup is None else _ratio(speedup),
                _NOTHING if accuracy is None else percent(accuracy, digits=2),
@@ -273,20 +273,20 @@ def _bytes(count: int) -> str:
     return f"{count} B"
 
 
-# -- which recipes take a model -------------------------------------------------------------------------------------
+# -- which recipes work with a model ----------------------------------------------------------------------------------
 
 
 def probe_rows(probes: Probes) -> list[tuple[str, str, str, str, str]]:
-    """Return a row for each recipe: its name, whether it takes the model, coverage, size reduction and seconds."""
-    takes = {True: "yes", False: "no", None: "unknown"}
-    return [(found["recipe"], takes[found["takes"]],
+    """Return a row for each recipe: its name, whether it works, coverage, size reduction and seconds."""
+    works = {True: "yes", False: "no", None: "unknown"}
+    return [(found["recipe"], works[found["takes"]],
              _NOTHING if found["mac_share"] is None or not found["takes"] else percent(found["mac_share"]),
              _NOTHING if found["size_reduction"] is None else f"{found['size_reduction']:.2f}x",
              f"{found['seconds']:.0f} s" if found["seconds"] else _NOTHING) for found in probes["probes"]]
 
 
 def probe_notes(probes: Probes) -> list[str]:
-    """Return why recipes do not take the model, and the command that checks it by the best one that does."""
+    """Return why recipes do not work, and the command that checks the model with the best recipe that does."""
     lines: dict[str, list[str]] = {}
     for found in probes["probes"]:
         if not found["takes"]:
@@ -295,5 +295,5 @@ def probe_notes(probes: Probes) -> list[str]:
     notes = [f"{', '.join(recipes)}: {reason}" for reason, recipes in lines.items()]
     best = next((found["recipe"] for found in probes["probes"] if found["takes"]), None)
     if best is not None:
-        notes.append(f"To check it: pytest --qat-model={shlex.quote(probes['model'])} --qat-recipe={best}")
+        notes.append(f"To check the model: pytest --qat-model={shlex.quote(probes['model'])} --qat-recipe={best}")
     return notes

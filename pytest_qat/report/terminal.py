@@ -1,4 +1,4 @@
-"""The tables of the record drawn for a terminal by rich; rows and wording are in `tables`."""
+"""Draw the tables of the record for a terminal with rich; `tables` makes the rows and their wording."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def render(runs: Iterable[RunRecord], *, width: int, color: bool, rankings: Iter
 
     Args:
         runs: The merged runs of a session.
-        width: Columns of the terminal; at least 80 are used.
+        width: Number of columns of the terminal; less than 80 counts as 80.
         color: Whether to use ANSI colors.
-        rankings: The rankings of recipes, shown after the runs.
-        probes: Which recipes take each model, shown last.
+        rankings: The rankings of recipes, which come after the runs.
+        probes: Which recipes work with each model; these come last.
     """
     sink = io.StringIO()
     console = Console(file=sink, width=max(width, 80), force_terminal=color, no_color=not color,
@@ -43,14 +43,14 @@ def render(runs: Iterable[RunRecord], *, width: int, color: bool, rankings: Iter
 
 
 def _without_padding(line: str) -> str:
-    """Drop the spaces that rich fills a line with, also those inside of color codes."""
+    """Remove the spaces that rich adds at the end of a line, including those between color codes."""
     kept = re.sub(r"(?:\x1b\[[0-9;]*m| )+$", "", line)
     return f"{kept}\x1b[0m" if "\x1b" in kept else kept
 
 
 def _run(run: RunRecord) -> Group:
-    name, circumstances = tables.title(run)
-    parts: list[RenderableType] = [Text.assemble((name, "bold"), f"  {circumstances}")]
+    name, conditions = tables.title(run)
+    parts: list[RenderableType] = [Text.assemble((name, "bold"), f"  {conditions}")]
     rows = tables.rows(run)
     if rows:
         table = _empty_table(tables.COLUMNS)
@@ -73,9 +73,9 @@ def _ranking(ranking: Ranking) -> Group:
 
 def _probes(probes: Probes) -> Group:
     table = _empty_table(tables.PROBE_COLUMNS)
-    for name, takes, *rest in tables.probe_rows(probes):
-        table.add_row(name, Text(takes, style=_STYLES["passed"] if takes == "yes" else "dim"), *rest)
-    return Group(Text(f"{probes['name']}: which recipes take it", style="bold"), table,
+    for name, works, *rest in tables.probe_rows(probes):
+        table.add_row(name, Text(works, style=_STYLES["passed"] if works == "yes" else "dim"), *rest)
+    return Group(Text(f"{probes['name']}: which recipes work", style="bold"), table,
                  *(Padding(Text(note), _INDENT) for note in tables.probe_notes(probes)))
 
 

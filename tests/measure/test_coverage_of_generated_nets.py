@@ -52,7 +52,8 @@ def int8_by_weights(net: Net, stored: Sequence[StoredTensor]) -> int:
     return sum(macs for size, macs in net.macs.items() if size in sizes)
 
 
-def holds(found: Coverage, net: Net, stored: Sequence[StoredTensor]) -> None:
+def assert_coverage(found: Coverage, net: Net, stored: Sequence[StoredTensor]) -> None:
+    """Check the counts of MACs and weights, and the names of what is left in float."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         net.model(*net.inputs)
     assert found.macs == counter.get_total_flops() // 2 == sum(net.macs.values())
@@ -80,7 +81,7 @@ def test_the_share_in_int8_is_that_of_the_weights_which_torch_stores_in_int8(see
         pytest.skip("no linear layer was drawn, which torchao refuses")
     module, reasons = converted(net, recipe)
     found = measure_coverage(net.model, module, net.inputs, reasons=reasons)
-    holds(found, net, stored_tensors(module.state_dict()))
+    assert_coverage(found, net, stored_tensors(module.state_dict()))
     assert found.int8_macs or recipe == "torchao-int8"
 
 
@@ -96,4 +97,4 @@ def test_the_share_in_int8_is_that_of_the_weights_which_the_artifact_stores_in_i
     artifact = deployed.int8["contiguous"]
     found = coverage_of_kernels(net.model, artifact.kernels or (), net.inputs, reasons=reasons)
     opaque = recipe == "pt2e-executorch"  # whose delegates keep their weights in blobs
-    holds(found, net, stored_tensors(module.state_dict()) if opaque else artifact.tensors)
+    assert_coverage(found, net, stored_tensors(module.state_dict()) if opaque else artifact.tensors)

@@ -285,7 +285,7 @@ def test_a_reader_that_fails_in_its_own_way_gives_its_reason(tree: Tree) -> None
     tree.add("intel-rapl:0", "package-0").unlink()
     meter, reason = find_meter((tree.root,))
     assert meter is None
-    assert reason == "counters are there, but reading them fails: Error reading package energy"
+    assert "Error reading package energy" in reason
 
 
 def test_what_the_reader_draws_while_it_starts_is_not_counted() -> None:

@@ -72,7 +72,7 @@ def test_a_side_that_takes_no_time_is_an_error_that_names_it(slow: int, fast: in
 
     sides = [instant if cost == 0 else script.side("A", cost) for cost in (slow, fast)]
     gc.enable()
-    with pytest.raises(MeasurementError, match=f" calls of the {name} took no time ") as caught:
+    with pytest.raises(MeasurementError, match=f" calls of the {name} ") as caught:
         compare_latency(*sides, clock=script)
     assert caught.value.hint
     assert 2**20 <= calls <= 2**22

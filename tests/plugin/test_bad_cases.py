@@ -201,7 +201,7 @@ def test_a_model_far_slower_than_the_budget_ends_soon_and_says_what_to_raise(
     for name in ("latency_s", "latency_percentiles_s", "throughput_per_s"):
         assert run["metrics"][name]["fp32_eager"] is None
     assert run["metrics"]["speedup_over_eager"] is run["metrics"]["batches"] is run["metrics"]["speedup"]["noise"]
-    assert run["metrics"]["energy_note"] == "no time left for it: see --qat-max-time"
+    assert "--qat-max-time" in run["metrics"]["energy_note"]
 
 
 def test_a_model_that_raises_while_it_is_timed_fails_its_speedup_by_name(project: Project) -> None:

@@ -57,7 +57,7 @@ def test_an_untrained_model_without_a_floor_cannot_pass_either(project: Project)
     checks, _, text = outcomes(project, "edge_model:untrained", "--qat-min-speedup=0", "--qat-min-accuracy=0",
                                "-k", "accuracy")
     assert checks["accuracy"] == "inconclusive"
-    assert "no better than naming the most frequent class" in text
+    assert "most frequent class" in text
 
 
 @pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86"])

@@ -33,7 +33,7 @@ def test_a_kernel_that_crashes_fails_its_laws_and_the_session_goes_on(kernels: P
     result = kernels.run("--qat-ops=kernels:crashing")
     assert sum(result.parseoutcomes().values()) == 21
     assert result.parseoutcomes()["failed"] >= 3
-    result.stdout.fnmatch_lines(["*the implementation ends the process with SIGSEGV*", "*pytest --qat-replay=*"])
+    result.stdout.fnmatch_lines(["*SIGSEGV*", "*pytest --qat-replay=*"])
     again = kernels.run(f"--qat-replay={saved(kernels)[0].relative_to(kernels.path)}")
     again.assert_outcomes(failed=1)
     again.stdout.fnmatch_lines(["*the law still does not hold.*"])
@@ -138,7 +138,7 @@ def test_a_known_issue_of_pytorch_s_is_an_expected_failure(kernels: Project) -> 
     (("--qat-ops=kernels:good", "--qat-fuzz=nan"), 4, "--qat-fuzz is nan"),
     (("--qat-fuzz=5",), 4, "--qat-fuzz is given without --qat-ops"),
     (("--qat-replay=missing",), 2, "there are no saved examples at"),
-    (("--qat-replay=kernels.py",), 1, "kernels.py is no saved example")])
+    (("--qat-replay=kernels.py",), 1, "kernels.py is not a saved example")])
 def test_bad_input_is_one_sentence(kernels: Project, arguments: tuple[str, ...], status: int, said: str) -> None:
     result = kernels.run(*arguments)
     assert result.ret == status

@@ -91,4 +91,4 @@ def test_a_runtime_builds_its_artifacts(lesser: Project) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="compares with a system that lacks nothing")
 def test_where_nothing_is_lost_nothing_is_said(project: Project) -> None:
     result = project.run("--qat-model=models:good", "-k", "prepare")
-    result.stdout.no_fnmatch_line("qat: on this system*")
+    assert not [line for line in result.outlines if line.startswith("qat: on this system")]

@@ -33,7 +33,7 @@ def test_marked({fixture}):
     pass
 ''')
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*required is 1000.00x.*"])
+    result.stdout.fnmatch_lines(["*1000.00x is required.*"])
 
 
 def test_a_marker_is_held_to_again_where_an_earlier_attempt_made_the_check_itself(project: Project) -> None:

@@ -38,6 +38,11 @@ def test_ties_go_where_the_rounding_says(x: float, even: int, away: int, up: int
     assert found == [Codes(even, even), Codes(away, away), Codes(up, up)]
 
 
+@pytest.mark.parametrize(("low", "high", "text"), [(7, 7, "7"), (7, 8, "7 or 8"), (7, 9, "7 to 9")])
+def test_codes_are_written_as_one_two_or_a_range(low: int, high: int, text: str) -> None:
+    assert str(Codes(low, high)) == text
+
+
 @pytest.mark.parametrize(("x", "zero_point", "code"), [(2.5, 1, 3), (2.5, 0, 2), (3.5, 1, 5), (-2.5, 3, 1)])
 def test_rounding_comes_before_the_zero_point(x: float, zero_point: int, code: int) -> None:
     assert codes_of(x, params(zero_point=zero_point)) == Codes(code, code)

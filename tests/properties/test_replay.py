@@ -12,7 +12,7 @@ from fixtures.mutants import MUTANTS
 from pytest_qat.errors import DataError, StageError
 from pytest_qat.properties.laws import get_law
 from pytest_qat.properties.replay import read_saved, saved_files, write_saved
-from pytest_qat.properties.runner import Failure, check_law, hold
+from pytest_qat.properties.runner import Failure, check_example, check_law
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_a_failure_is_read_back_and_fails_again(failure: Failure, tmp_path: Path
     assert saved.example == failure.example
     assert saved.lines == failure.lines
     broken = next(mutant.ops for mutant in MUTANTS if mutant.ops.name == saved.ops)
-    assert hold(saved.law, broken, saved.example) is not None
+    assert check_example(saved.law, broken, saved.example) is not None
 
 
 def test_the_file_holds_exact_numbers_and_versions(failure: Failure, tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_the_same_failure_has_one_file_and_another_one_its_own(failure: Failure,
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    ("", "is no saved example"), ("[]", "is no saved example"), ("{}", "is no saved example"),
-    ('{"schema_version": 9}', "schema version 9"), ("\x00", "is no saved example")])
+    ("", "not a saved example"), ("[]", "not a saved example"), ("{}", "not a saved example"),
+    ('{"schema_version": 9}', "schema version 9"), ("\x00", "not a saved example")])
 def test_other_files_are_refused_in_one_sentence(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(DataError, match=said):
@@ -57,8 +57,8 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path, content: str, s
 
 
 @pytest.mark.parametrize(("key", "value", "said"), [
-    ("law", "P99_nothing", "no law is named 'P99_nothing'"), ("example", {"values": []}, "is no AffineExample"),
-    ("versions", 3, "is no saved example")])
+    ("law", "P99_nothing", "no law is named 'P99_nothing'"), ("example", {"values": []}, "AffineExample"),
+    ("versions", 3, "not a saved example")])
 def test_a_damaged_field_is_named(failure: Failure, tmp_path: Path, key: str, value: Any, said: str) -> None:
     path = write_saved(failure, tmp_path, reference="a:b", seed=0)
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))

@@ -95,7 +95,7 @@ def test_a_reference_gives_one_or_several(tmp_path: Path) -> None:
     ("def ops(): raise KeyError('x')", InvalidCase, "raised KeyError"),
     ("def other(): pass", ReferenceNotFound, "has no attribute 'ops'"),
     ("from pytest_qat import QuantOps\ndef ops():\n return [QuantOps(name='a', quantize=len, dequantize=len)] * 2",
-     InvalidCase, "two ops of one name"),
+     InvalidCase, "the same name"),
     ("from pytest_qat import QuantOps\ndef ops(): return QuantOps(name='a::b', quantize=len, dequantize=len)",
      InvalidCase, "expected text without '::'"),
     ("from pytest_qat import QuantOps\ndef ops(): return QuantOps(name='a', quantize=3, dequantize=len)",

@@ -41,8 +41,8 @@ class Forward(nn.Module):
         return self.last(self.function(self, self.first(x), *others))
 
 
-def both_agree(model: nn.Module, inputs: tuple[Any, ...], recipe: Any, *, least_db: float = INT8_DB) -> Any:
-    """Prepare and convert; the simulation is near float, and the reference form computes what was simulated."""
+def assert_both_agree(model: nn.Module, inputs: tuple[Any, ...], recipe: Any, *, least_db: float = INT8_DB) -> Any:
+    """Prepare and convert; check that prepared agrees with float, and converted with prepared; return the prepared."""
     from pytest_qat.case import QATCase
 
     prepared = prepared_for(QATCase(model=model.eval(), example_inputs=inputs), recipe, [inputs])
@@ -72,7 +72,7 @@ def observed_values(module: nn.Module) -> list[torch.fx.Node]:
     lambda self, x: x * ((torch.arange(6) > 2) + (torch.arange(6) > 4)).unsqueeze(-1),
 ], ids=["plus", "times", "cat", "times a float", "into float", "booleans"])
 def test_integer_arithmetic_stays_integer_and_unobserved(function: Any, recipe: Any) -> None:
-    module = both_agree(Forward(function), (HIDDEN,), recipe)
+    module = assert_both_agree(Forward(function), (HIDDEN,), recipe)
     assert all(node.meta["val"].dtype == torch.float32 for node in observed_values(module))
 
 
@@ -82,7 +82,7 @@ def test_mean_pooling_under_an_integer_mask_is_quantized(recipe: Any) -> None:
         kept = mask.unsqueeze(-1).float()
         return (x * kept).sum(1) / kept.sum(1)
 
-    both_agree(Forward(pool), (HIDDEN, KEEP), recipe)
+    assert_both_agree(Forward(pool), (HIDDEN, KEEP), recipe)
 
 
 @RECIPES
@@ -92,7 +92,7 @@ def test_what_is_computed_from_positions_alone_is_not_observed(recipe: Any) -> N
         far = (torch.log(steps / 2.0) * 3.0 + 1.0).clamp_min(0)  # the logarithm of zero, as in T5's buckets
         return x + far.unsqueeze(-1)
 
-    both_agree(Forward(distances), (HIDDEN,), recipe)
+    assert_both_agree(Forward(distances), (HIDDEN,), recipe)
 
 
 # -- masks ----------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ MASKS = {
 @pytest.mark.parametrize("kind", MASKS)
 def test_masks_are_not_observed(kind: str) -> None:
     mask, others = MASKS[kind]
-    module = both_agree(Forward(attention(mask)), (HIDDEN, *others), XNNPACK)
+    module = assert_both_agree(Forward(attention(mask)), (HIDDEN, *others), XNNPACK)
     for _, fake in fake_quantizers(module):
         assert float(fake.scale.max()) < 1, "the range of scores, not that of a mask"
 
@@ -159,7 +159,7 @@ def test_a_factor_survives(factor: float) -> None:
             return self.last(self.first(x) * factor * (1 / factor))
 
     torch.manual_seed(0)
-    both_agree(Scaled(), (HIDDEN,), XNNPACK)
+    assert_both_agree(Scaled(), (HIDDEN,), XNNPACK)
 
 
 # -- pads and what passes on ----------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_a_factor_survives(factor: float) -> None:
 def test_convolutions_that_pad_to_the_same_size_are_int8(size: int, recipe: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, size, padding="same"), nn.BatchNorm2d(8), nn.ReLU(),
                           nn.Conv2d(8, 4, size, padding="same"))
-    module = both_agree(model, (IMAGES,), recipe, least_db=20)
+    module = assert_both_agree(model, (IMAGES,), recipe, least_db=20)
     for node in ops(module, "conv2d"):
         assert all(argument.op == "call_module" for argument in node.args[:2])  # type: ignore[union-attr]
 
@@ -180,7 +180,7 @@ def test_convolutions_that_pad_to_the_same_size_are_int8(size: int, recipe: Any)
 def test_a_pad_has_one_range_before_and_behind() -> None:
     model = nn.Sequential(nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(3, 8, 4), nn.ReLU(), nn.ReflectionPad2d(1),
                           nn.Conv2d(8, 4, 3))
-    module = both_agree(model, (IMAGES,), XNNPACK)
+    module = assert_both_agree(model, (IMAGES,), XNNPACK)
     pads = [node for node in graph_of(module).nodes if "pad" in str(node.target)]
     assert len(pads) == 2
     for node in pads:
@@ -192,7 +192,7 @@ def test_a_pad_has_one_range_before_and_behind() -> None:
 
 
 def test_a_pad_of_another_value_than_zero_keeps_its_value() -> None:
-    both_agree(nn.Sequential(nn.ConstantPad2d(1, -8.0), nn.Conv2d(3, 8, 3)), (IMAGES,), XNNPACK)
+    assert_both_agree(nn.Sequential(nn.ConstantPad2d(1, -8.0), nn.Conv2d(3, 8, 3)), (IMAGES,), XNNPACK)
 
 
 @pytest.mark.parametrize("between", [
@@ -203,7 +203,7 @@ def test_a_pad_of_another_value_than_zero_keeps_its_value() -> None:
 ])
 @RECIPES
 def test_what_lies_between_two_layers_keeps_them_int8(between: Any, recipe: Any) -> None:
-    module = both_agree(Forward(between), (HIDDEN,), recipe)
+    module = assert_both_agree(Forward(between), (HIDDEN,), recipe)
     for node in ops(module, "linear"):
         assert all(argument.op == "call_module" for argument in node.args[:2])  # type: ignore[union-attr]
 
@@ -224,7 +224,7 @@ def test_a_frozen_part_is_quantized_and_does_not_learn(recipe: Any) -> None:
             return self.head(F.relu(x))
 
     torch.manual_seed(0)
-    module = both_agree(Frozen(), (IMAGES,), recipe)
+    module = assert_both_agree(Frozen(), (IMAGES,), recipe)
     learning = {name.rpartition("graph_module.")[2] for name, parameter in module.named_parameters()
                 if parameter.requires_grad}
     assert learning == {"head.weight", "head.bias"}

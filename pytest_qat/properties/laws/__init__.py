@@ -1,4 +1,4 @@
-"""Every law, by family; a law says itself which implementations it speaks about."""
+"""All laws, by family; each law defines which implementations it applies to."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ LAWS: tuple[Law, ...] = (*affine.LAWS, *inputs.LAWS, *channels.LAWS, *fake.LAWS,
 
 
 def laws_for(ops: Any) -> tuple[Law, ...]:
-    """Return the laws that speak about an implementation."""
+    """Return the laws that apply to an implementation."""
     return tuple(law for law in LAWS if law.applies(ops))
 
 
 def get_law(name: str) -> Law:
-    """Return the law of this name.
+    """Return the law with this name.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such law.
     """
     for law in LAWS:
         if law.name == name:
             return law
-    raise DataError(f"no law is named {name!r}.", hint="Fuzz again: the file is from another version.")
+    raise DataError(f"no law is named {name!r}.", hint="The file is from another version; run --qat-ops again.")

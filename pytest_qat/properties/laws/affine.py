@@ -1,4 +1,4 @@
-"""Laws of quantize and dequantize with one scale and zero point: what codes mean (PROPERTIES P1 to P12, P21)."""
+"""Laws of quantize and dequantize with one scale and zero point: what codes mean (P1 to P12 and P21)."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ __all__ = ["LAWS"]
 
 @affine_law()
 def P1_round_trip(ops: QuantOps, example: AffineExample) -> None:
-    """Inside the range, quantize and dequantize move a value by at most half a step.
+    """Inside the range, quantize and dequantize change a value by at most half a step.
 
-    Precondition: scale * (quant_min - zero_point - 1/2) <= x <= scale * (quant_max - zero_point + 1/2). Tolerance:
-    `oracle.round_trip_bound`, at most 0.5001 steps for 8 bits.
+    A value is inside if scale * (quant_min - zero_point - 1/2) <= x <= scale * (quant_max - zero_point + 1/2). The
+    tolerance is `oracle.round_trip_bound`, which is at most 0.5001 steps for 8 bits.
     """
     params = example.qparams
     low, high = params.quant_min - params.zero_point, params.quant_max - params.zero_point
     half = Fraction(1, 2)
     for x, code, back in round_trips(ops, example):
-        if low - half <= step(x, params.scale) <= high + half:  # else it saturates
+        if low - half <= step(x, params.scale) <= high + half:  # otherwise it saturates
             if abs(back - x) <= params.scale / 2:
                 continue
             bound = round_trip_bound(x, params)
             if not math.isfinite(back) or abs(Fraction(back) - Fraction(x)) > bound:
-                raise LawBroken(f"{shown(x)} comes back as {back!r} (code {code}), {params}",
+                raise LawBroken(f"{shown(x)} dequantizes to {back!r} (code {code}), {params}",
                                 expected=f"within {float(bound):.6g} of it", actual=f"{back - x:+.6g}")
 
 
 @affine_law()
 def P2_saturation(ops: QuantOps, example: AffineExample) -> None:
-    """Beyond its ends the range saturates: the end's code, and back the end's number.
+    """Values at or beyond an end of the range get the code at that end, and dequantize to its value.
 
-    Tolerance of the number: `oracle.back_slack`.
+    The tolerance of the dequantized value is `oracle.back_slack`.
     """
     params = example.qparams
     ends = ((params.quant_max, 1), (params.quant_min, -1))
@@ -67,16 +67,17 @@ def P2_saturation(ops: QuantOps, example: AffineExample) -> None:
         for end, sign in ends:
             if sign * (step(x, params.scale) - (end - params.zero_point)) >= 0:
                 if code != end:
-                    raise LawBroken(f"{shown(x)} lies at or beyond the range's end, {params}", expected=f"code {end}",
-                                    actual=f"code {code}")
+                    raise LawBroken(f"{shown(x)} is at or beyond the end of the range, {params}",
+                                    expected=f"code {end}", actual=f"code {code}")
                 check_back(back, code, params, str(params))
 
 
 @affine_law()
 def P3_range(ops: QuantOps, example: AffineExample) -> None:
-    """Codes are within quant_min and quant_max, and dequantize gives (code - zero_point) * scale.
+    """Codes lie between quant_min and quant_max, and dequantize gives (code - zero_point) * scale.
 
-    Shape, dtype and untouched arguments are checked with every call. Tolerance: `oracle.back_slack`.
+    Every call also checks shape and dtype, and that the arguments did not change. The tolerance of the dequantized
+    value is `oracle.back_slack`.
     """
     params = example.qparams
     for x, code, back in round_trips(ops, example):
@@ -88,9 +89,9 @@ def P3_range(ops: QuantOps, example: AffineExample) -> None:
 
 @affine_law(examples=params_alone, sweep=each_params)
 def P4_zero_exact(ops: QuantOps, example: AffineExample) -> None:
-    """Zero is exact: 0.0 and -0.0 get zero_point, and zero_point comes back as 0.0, in every lane.
+    """Zero is exact: 0.0 and -0.0 get zero_point, and zero_point dequantizes to 0.0, in every vector lane.
 
-    Padding relies on it. No tolerance.
+    Padding relies on this, so there is no tolerance.
     """
     calls, params = Watched(ops), example.qparams
     for size in (1, max(1, example.size), 70):
@@ -111,7 +112,7 @@ def _other(tensor: Tensor, expected: float) -> object:
 
 @affine_law()
 def P5_monotone(ops: QuantOps, example: AffineExample) -> None:
-    """A larger value never gets a smaller code, nor a smaller number back."""
+    """A larger value never gets a smaller code or a smaller dequantized value."""
     ordered = dataclasses.replace(example, values=tuple(sorted(example.values)), size=0)
     for (x, code, back), (y, next_code, next_back) in itertools.pairwise(round_trips(ops, ordered)):
         if code > next_code or not back <= next_back:
@@ -122,10 +123,10 @@ def P5_monotone(ops: QuantOps, example: AffineExample) -> None:
 
 @affine_law(examples=params_alone, sweep=each_params)
 def P6_idempotent(ops: QuantOps, example: AffineExample) -> None:
-    """What a code stands for quantizes to that code again, for all codes.
+    """The dequantized value of a code quantizes to the same code again, for all codes.
 
-    All of them where there are at most 65,536, else those within 2^20 of the zero point; float32 cannot tell steps
-    apart beyond 2^22.
+    If there are more than 65,536 codes, those within 2^20 of the zero point are tested, because float32 cannot resolve
+    steps beyond 2^22.
     """
     calls, params = Watched(ops), example.qparams
     given = all_codes(params)
@@ -139,9 +140,9 @@ def P6_idempotent(ops: QuantOps, example: AffineExample) -> None:
 
 @affine_law()
 def P7_exact_grid(ops: QuantOps, example: AffineExample) -> None:
-    """fl(k * scale) gets the code k + zero_point.
+    """The float32 number nearest to k * scale gets the code k + zero_point, if that is a code.
 
-    Precondition: k + zero_point within the codes. Two roundings of 2^-24 cannot move k, at most 2^20, half a step.
+    There is no tolerance: for |k| up to 2^20, two roundings of 2^-24 cannot add up to half a step.
     """
     params = example.qparams
     nearest = [round(step(x, params.scale)) for x in example.lanes]
@@ -156,18 +157,18 @@ def P7_exact_grid(ops: QuantOps, example: AffineExample) -> None:
 
 @affine_law(examples=powers, sweep=tie_grids)
 def P8_ties(ops: QuantOps, example: AffineExample) -> None:
-    """Ties go where the rounding says, before the zero point is added, and neighbors of ties to the nearer code.
+    """Ties are rounded as `rounding` says, before the zero point is added; their neighbors get the nearer code.
 
-    Scales are powers of two, so products are exact and there is one right answer. No tolerance.
+    Scales are powers of two, so products are exact and only one code is correct.
     """
     check_codes(ops, example)
 
 
 @affine_law(examples=usual)
 def P9_zero_point_translation(ops: QuantOps, example: AffineExample) -> None:
-    """One more zero point is one more code, where nothing is clamped.
+    """If the zero point is larger by one, so is the code, unless it is clamped.
 
-    Holds at ties too, since rounding comes first.
+    This holds at ties too, because rounding comes before the zero point is added.
     """
     params = example.qparams
     if params.zero_point + 1 > params.quant_max:
@@ -176,15 +177,15 @@ def P9_zero_point_translation(ops: QuantOps, example: AffineExample) -> None:
     for (x, code), (_, next_code) in zip(lanes(ops, example), lanes(ops, moved), strict=True):
         free = unclamped(x, params, ops.rounding)
         if params.quant_min <= free.low and free.high + 1 <= params.quant_max and next_code != code + 1:
-            raise LawBroken(f"{shown(x)} with zero_point {params.zero_point + 1} after {params}", expected=code + 1,
-                            actual=next_code)
+            raise LawBroken(f"{shown(x)} with zero_point {params.zero_point + 1} instead of {params}",
+                            expected=code + 1, actual=next_code)
 
 
 @affine_law(examples=usual)
 def P10_power_of_two_scaling(ops: QuantOps, example: AffineExample) -> None:
-    """A value and a scale both times a power of two give the same code.
+    """Multiplying both the value and the scale by a power of two does not change the code.
 
-    Precondition: neither the value nor its product leaves float32's normal numbers, so that both are exact.
+    Only values are tested for which all numbers are normal float32 numbers, so that the products are exact.
     """
     params = example.qparams
     for power in (3, -5):
@@ -205,54 +206,54 @@ def _normal(x: float) -> bool:
 
 @affine_law()
 def P11_negation(ops: QuantOps, example: AffineExample) -> None:
-    """The codes of x and -x lie as far to both sides of the zero point, where nothing is clamped.
+    """The codes of x and -x have the same distance from the zero point, unless one is clamped.
 
-    Half-up rounding breaks ties to one side: there, values beside a tie are left out.
+    For half-up rounding, values next to a tie are skipped, because it rounds all ties upward.
     """
     params = example.qparams
     negative = dataclasses.replace(example, values=tuple(-x for x in example.values))
     for (x, code), (_, other) in zip(lanes(ops, example), lanes(ops, negative), strict=True):
         here, there = unclamped(x, params, ops.rounding), unclamped(-x, params, ops.rounding)
         free = all(params.quant_min <= found.low and found.high <= params.quant_max for found in (here, there))
-        beside_tie = ops.rounding == "half_up" and len({*here, *(2 * params.zero_point - code for code in there)}) > 1
-        if free and not beside_tie and code - params.zero_point != params.zero_point - other:
-            raise LawBroken(f"{shown(x)} gets {code}, and -x, {params}", expected=2 * params.zero_point - code,
-                            actual=other)
+        next_to_tie = ops.rounding == "half_up" and len({*here, *(2 * params.zero_point - code for code in there)}) > 1
+        if free and not next_to_tie and code - params.zero_point != params.zero_point - other:
+            raise LawBroken(f"the negative of {shown(x)}, which itself gets code {code}, {params}",
+                            expected=f"code {2 * params.zero_point - code}", actual=f"code {other}")
 
 
 @affine_law()
 def P12_nearest(ops: QuantOps, example: AffineExample) -> None:
-    """No other code comes back nearer to the value.
+    """No other code dequantizes to a number that is nearer to the value.
 
-    Measured on the implementation's own dequantize, over all codes, in float64. Slack: 2^-22 of the value and of the
-    scale on each side of a tie, and the rounding of both numbers compared.
+    This uses the implementation's own dequantize, for all codes, and compares in float64. The tolerance is 2^-22 of the
+    value and of the scale on each side of a tie, plus the rounding of both numbers.
     """
     calls, params = Watched(ops), example.qparams
     codes = all_codes(params) if params.quant_max - params.quant_min <= 2**16 else []
     values = calls.dequantize(calls.codes(codes, params), params).double() if codes else torch.empty(0)
     if not codes or not bool((values[1:] > values[:-1]).all()):
-        return  # P21 says what is wrong with it
+        return  # P21 reports what is wrong
     table = values.tolist()
     for x, code, back in round_trips(ops, example):
         place = bisect.bisect(table, x)
         best = min(table[max(0, place - 1):place + 1], key=lambda value: abs(value - x))
         slack = (abs(x) + params.scale) * 2.0**-21 + (abs(params.zero_point) + 1) * params.scale * 2.0**-21
         if abs(back - x) > abs(best - x) + slack:
-            raise LawBroken(f"{shown(x)} comes back as {back!r} (code {code}), {params}",
+            raise LawBroken(f"{shown(x)} dequantizes to {back!r} (code {code}), {params}",
                             expected=f"{best!r} (code {codes[table.index(best)]})", actual=f"{back!r} (code {code})")
 
 
 @affine_law(examples=params_alone, sweep=each_params)
 def P21_dequantize_linear(ops: QuantOps, example: AffineExample) -> None:
-    """Dequantized codes rise strictly, by the scale from one to the next.
+    """From one code to the next, the dequantized value increases by the scale.
 
-    Tolerance: `oracle.back_slack` of both.
+    The tolerance is `oracle.back_slack` of both values.
     """
     calls, params = Watched(ops), example.qparams
     codes = all_codes(params)
     numbers = calls.dequantize(calls.codes(codes, params), params)
     places, back = torch.tensor(codes).double(), numbers.double()
-    apart, exact = back[1:] - back[:-1], (places[1:] - places[:-1]) * params.scale  # exact but for a rounding of 2^-53
+    apart, exact = back[1:] - back[:-1], (places[1:] - places[:-1]) * params.scale  # exact up to 2^-53
     away = (places - params.zero_point).abs() + abs(params.zero_point)
     slack = (away[1:] + away[:-1]) * params.scale * 2.0**-23  # `oracle.back_slack` of both
     wrong = (~(apart > 0) | ~apart.isfinite() | ((apart - exact).abs() > slack)).nonzero()

@@ -1,4 +1,4 @@
-"""Laws of quantize and dequantize with a scale and a zero point per channel (PROPERTIES C1 to C8)."""
+"""Laws of quantize and dequantize with a scale and a zero point per channel (C1 to C8 and C11)."""
 
 from __future__ import annotations
 
@@ -67,9 +67,10 @@ def _reordered(example: ChannelExample, order: list[int]) -> ChannelExample:
 
 @_channel_law()
 def C1_slices(ops: QuantOps, example: ChannelExample) -> None:
-    """Each channel gets what its own scale and zero point say, both ways.
+    """Each channel is quantized and dequantized with its own scale and zero point.
 
-    Codes: those of the exact oracle, beside a tie either neighbor. Numbers: within `oracle.back_slack`.
+    Codes are those of the exact specification, or either neighbor next to a tie. Dequantized values are within
+    `oracle.back_slack`.
     """
     calls = Watched(ops)
     codes = calls.quantize_channels(example.tensor(), example.qparams)
@@ -85,7 +86,7 @@ def C1_slices(ops: QuantOps, example: ChannelExample) -> None:
 
 @_channel_law(examples=_several)
 def C2_channel_permutation(ops: QuantOps, example: ChannelExample) -> None:
-    """Permuting the channels with their qparams permutes the result. No tolerance."""
+    """Permuting the channels together with their qparams permutes the result, and changes nothing else."""
     calls, order = Watched(ops), list(range(len(example.rows)))[::-1]
     _compare("channels in reverse order", _codes(calls, example)[order], _codes(calls, _reordered(example, order)),
              example)
@@ -93,7 +94,7 @@ def C2_channel_permutation(ops: QuantOps, example: ChannelExample) -> None:
 
 @_channel_law()
 def C3_axis(ops: QuantOps, example: ChannelExample) -> None:
-    """Moving the channels' axis moves the result's. No tolerance."""
+    """Moving the axis of the channels moves that of the result, and changes nothing else."""
     calls = Watched(ops)
     first = dataclasses.replace(example, qparams=dataclasses.replace(example.qparams, axis=0))
     _compare(f"channels along axis {example.axis}", _codes(calls, first), _codes(calls, example), example)
@@ -101,14 +102,14 @@ def C3_axis(ops: QuantOps, example: ChannelExample) -> None:
 
 @_channel_law()
 def C4_equal_channels(ops: QuantOps, example: ChannelExample) -> None:
-    """With the same scale and zero point in all channels it is per-tensor quantization.
+    """If all channels have the same scale and zero point, the result equals per-tensor quantization.
 
-    Tolerance: beside a tie, as `oracle` defines it, both neighbors are right.
+    Next to a tie, as `oracle` defines it, both neighbors are accepted.
     """
     calls, params, count = Watched(ops), example.qparams.channel(0), len(example.rows)
     far = max(abs(x) for row in example.rows for x in row) / params.scale
     if far > WIDE:
-        return  # beyond what P14 asks of per-tensor kernels
+        return  # P14 tests such values
     equal = dataclasses.replace(example, qparams=dataclasses.replace(
         example.qparams, scales=(params.scale,) * count, zero_points=(params.zero_point,) * count))
     whole = example.gathered(calls.quantize(equal.tensor(), params)).long()
@@ -123,7 +124,7 @@ def C4_equal_channels(ops: QuantOps, example: ChannelExample) -> None:
 
 @_channel_law(examples=_several)
 def C5_independence(ops: QuantOps, example: ChannelExample) -> None:
-    """Changing the scale and zero point of one channel changes no other channel. No tolerance."""
+    """Changing the scale and zero point of one channel does not change any other channel."""
     calls, params = Watched(ops), example.qparams
     before = _codes(calls, example)
     for changed in {0, len(example.rows) - 1}:
@@ -133,13 +134,13 @@ def C5_independence(ops: QuantOps, example: ChannelExample) -> None:
         other = dataclasses.replace(example, qparams=dataclasses.replace(params, scales=tuple(scales),
                                                                          zero_points=tuple(zero_points)))
         kept = [index for index in range(len(example.rows)) if index != changed]
-        _compare(f"other qparams in channel {changed} alone", before[kept], _codes(calls, other)[kept],
+        _compare(f"after changing the qparams of channel {changed} only", before[kept], _codes(calls, other)[kept],
                  _reordered(example, kept))
 
 
 @_channel_law()
 def C6_zero_point_dtype(ops: QuantOps, example: ChannelExample) -> None:
-    """Zero points of int32 and of int64 mean the same, or one of them raises."""
+    """Zero points of int32 and of int64 give the same result, or int32 raises an exception."""
     calls = Watched(ops)
     wide = _codes(calls, example)
     try:
@@ -148,25 +149,25 @@ def C6_zero_point_dtype(ops: QuantOps, example: ChannelExample) -> None:
     except Raised:
         return
     _compare("int32 zero points", wide, example.gathered(narrow), example)
-    _compare("int32 zero points, coming back", example.gathered(calls.dequantize_channels(narrow, example.qparams)),
+    _compare("int32 zero points, dequantized", example.gathered(calls.dequantize_channels(narrow, example.qparams)),
              example.gathered(back), example)
 
 
 @_channel_law()
 def C7_negative_axis(ops: QuantOps, example: ChannelExample) -> None:
-    """An axis counted from the end is the same axis counted from the front, or raises."""
+    """A negative axis gives the same result as the same axis counted from the front, or raises an exception."""
     calls = Watched(ops)
     front = dataclasses.replace(example, qparams=dataclasses.replace(example.qparams, axis=example.axis))
-    behind = dataclasses.replace(example, qparams=dataclasses.replace(example.qparams,
-                                                                      axis=example.axis - example.ndim))
+    from_end = dataclasses.replace(
+        example, qparams=dataclasses.replace(example.qparams, axis=example.axis - example.ndim))
     expected = calls.quantize_channels(example.tensor(), front.qparams)
     try:
-        actual = _codes(calls, behind)
-        back = calls.dequantize_channels(expected, behind.qparams)
+        actual = _codes(calls, from_end)
+        back = calls.dequantize_channels(expected, from_end.qparams)
     except Raised:
         return
-    _compare(f"axis {behind.qparams.axis} of {example.ndim}", example.gathered(expected), actual, example)
-    _compare(f"axis {behind.qparams.axis} of {example.ndim}, coming back",
+    _compare(f"axis {from_end.qparams.axis} of {example.ndim}", example.gathered(expected), actual, example)
+    _compare(f"axis {from_end.qparams.axis} of {example.ndim}, dequantized",
              example.gathered(calls.dequantize_channels(expected, front.qparams)), example.gathered(back), example)
 
 
@@ -191,7 +192,7 @@ def _huge(ops: QuantOps) -> Iterator[ChannelExample]:
 
 @_channel_law(examples=lambda ops: channel_examples(ops.quant_min, ops.quant_max), sweep=_huge)
 def C11_huge_finite(ops: QuantOps, example: ChannelExample) -> None:
-    """Values far outside saturate in every channel, and never wrap around; P14 per channel."""
+    """Values far outside the range saturate in every channel; they never wrap around."""
     codes = _codes(Watched(ops), example).tolist()
     for channel, (row, found) in enumerate(zip(example.rows, codes, strict=True)):
         for x, code in zip(row, found, strict=True):
@@ -201,9 +202,10 @@ def C11_huge_finite(ops: QuantOps, example: ChannelExample) -> None:
 @_channel_law(examples=lambda ops: st.sampled_from(list(_weights(ops))), sweep=_weights, share=0,
               when=lambda ops: any(_weights(ops)))
 def C8_transposed_convolution(ops: QuantOps, example: ChannelExample) -> None:
-    """Weights of a transposed convolution, channels along axis 1, come back within half a step of their own channel.
+    """Quantize and dequantize change weights with channels along axis 1 by at most half a step of their own channel.
 
-    Scales differ by 10,000 between channels, so the wrong axis or the wrong scale shows at once.
+    Transposed convolutions have such weights. The scales of the channels differ by up to a factor of 10,000, so that a
+    wrong axis or scale breaks the law.
     """
     calls = Watched(ops)
     codes = calls.quantize_channels(example.tensor(), example.qparams)

@@ -1,4 +1,4 @@
-"""Laws of fake-quantize, forward and backward (PROPERTIES F1 to F8)."""
+"""Laws of fake-quantize, forward and backward (F1 to F3, F5 to F8 and F12)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pytest_qat.properties.sweeps import grids, huge_grids, qparams_grid, tails,
 __all__ = ["LAWS"]
 
 _CAST = {torch.float16: Fraction(1, 2**11), torch.bfloat16: Fraction(1, 2**8), torch.float64: Fraction(0)}
-"""Half an ulp, relative, of the dtypes that a float32 result is cast to."""
+"""Relative error of casting a float32 result to each dtype: half a unit in the last place."""
 _GROUP = 5
 _ROUNDED = 2.0**-22
 
@@ -51,9 +51,9 @@ def _all_sweeps(ops: Any) -> Iterable[AffineExample]:
 
 @_fake_law(examples=scattered, sweep=_all_sweeps)
 def F1_forward(ops: QuantOps, example: AffineExample) -> None:
-    """Fake-quantize gives what dequantize gives for the code that quantize gives.
+    """Fake-quantize gives the same as quantize followed by dequantize.
 
-    Tolerance: `oracle.back_slack`; beside a tie, the number of either neighbor.
+    The tolerance is `oracle.back_slack`; next to a tie, the values of both neighbors are accepted.
     """
     params = example.qparams
     numbers = Watched(ops).fake_quantize(example.tensor(), params).flatten().tolist()
@@ -66,9 +66,9 @@ def F1_forward(ops: QuantOps, example: AffineExample) -> None:
 
 @_fake_law()
 def F2_projection(ops: QuantOps, example: AffineExample) -> None:
-    """Fake-quantizing twice is fake-quantizing once, and it never reverses an order.
+    """Fake-quantizing a second time changes nothing, and fake-quantize never reverses the order of two values.
 
-    No tolerance.
+    There is no tolerance.
     """
     calls, params = Watched(ops), example.qparams
     ordered = dataclasses.replace(example, values=tuple(sorted(example.values)), size=0)
@@ -85,13 +85,13 @@ def F2_projection(ops: QuantOps, example: AffineExample) -> None:
 
 @_fake_law(examples=_usual, sweep=tie_grids)
 def F3_input_dtype(ops: QuantOps, example: AffineExample) -> None:
-    """float16, bfloat16 and float64 come out in their own dtype with float32's codes, or raise.
+    """float16, bfloat16 and float64 keep their dtype and get the codes of float32, or raise an exception.
 
-    Tolerance: one cast of the float32 result, and `oracle.back_slack`.
+    The tolerance is one cast of the float32 result and `oracle.back_slack`.
     """
     params = example.qparams
     if not 2.0**-20 <= params.scale <= 2.0**6:
-        return  # float16 holds neither the codes nor their numbers
+        return  # float16 cannot represent the codes or their values
     for dtype, cast in _CAST.items():
         x = example.tensor(dtype)
         try:
@@ -102,7 +102,7 @@ def F3_input_dtype(ops: QuantOps, example: AffineExample) -> None:
             right = codes_of(value, params, ops.rounding)
             if max(abs(dequantized(code, params)) for code in right) > torch.finfo(dtype).max:
                 continue
-            tiny = Fraction(2)**-24 if dtype == torch.float16 else Fraction(0)  # its smallest step
+            tiny = Fraction(2)**-24 if dtype == torch.float16 else Fraction(0)  # the smallest float16 number
             if not math.isfinite(number) or not any(
                     stands_for(number, code, params, relative=cast)
                     or abs(Fraction(number) - dequantized(code, params)) <= tiny for code in right):
@@ -112,53 +112,54 @@ def F3_input_dtype(ops: QuantOps, example: AffineExample) -> None:
 
 
 def _upstream(x: Tensor) -> Tensor:
-    """A gradient that differs from element to element, in powers of two: products are exact."""
+    """Return a gradient of powers of two, so that products are exact, which differs from element to element."""
     pattern = torch.tensor([1.0, -2.0, 0.5, 4.0, -0.25], dtype=x.dtype)
     return pattern.repeat(x.numel() // _GROUP + 1)[:x.numel()].reshape(x.shape)
 
 
 @_fake_law(sweep=_plain_sweeps)
 def F5_gradient_mask(ops: QuantOps, example: AffineExample) -> None:
-    """The gradient passes where the code is not clamped, both ends included, and is zero elsewhere.
+    """The gradient passes where the code is not clamped, including both ends, and is zero elsewhere.
 
-    Clipped straight-through estimator: dY * 1[quant_min <= round(x / scale) + zero_point <= quant_max]. Beside a tie
-    at an end both are right. Tolerance: 2^-22, for kernels that multiply by 1 / scale and by scale.
+    This is the clipped straight-through estimator: dY * 1[quant_min <= round(x / scale) + zero_point <= quant_max].
+    Next to a tie at an end of the range, both are accepted. The tolerance is 2^-22, for kernels that multiply by
+    1 / scale and by scale.
     """
     params, x = example.qparams, example.tensor()
     upstream = _upstream(x)
     gradient = Watched(ops).gradient(x, params, upstream).flatten().tolist()
-    for value, passed, arrived in zip(example.lanes, upstream.flatten().tolist(), gradient, strict=True):
-        found = unclamped(value, params, ops.rounding)
-        inside = {params.quant_min <= code <= params.quant_max for code in found}
-        if not any(abs(arrived - passed * float(one)) <= abs(passed) * _ROUNDED for one in inside):
-            raise LawBroken(f"gradient {passed} at {shown(value)}, whose code before clamping is {found}, {params}",
-                            expected=passed if True in inside else 0.0, actual=arrived)
+    for value, incoming, found in zip(example.lanes, upstream.flatten().tolist(), gradient, strict=True):
+        codes = unclamped(value, params, ops.rounding)
+        inside = {params.quant_min <= code <= params.quant_max for code in codes}
+        if not any(abs(found - incoming * float(one)) <= abs(incoming) * _ROUNDED for one in inside):
+            raise LawBroken(f"gradient {incoming} at {shown(value)}, whose code before clamping is {codes}, {params}",
+                            expected=incoming if True in inside else 0.0, actual=found)
 
 
 @_fake_law(sweep=huge_grids)
 def F6_gradient_form(ops: QuantOps, example: AffineExample) -> None:
-    """The gradient has x's shape and dtype, and is finite for finite x."""
+    """The gradient has the shape and dtype of x, and is finite for finite x."""
     x = example.tensor()
     gradient = Watched(ops).gradient(x, example.qparams, torch.ones_like(x)).flatten().tolist()
-    for value, arrived in zip(example.lanes, gradient, strict=True):
-        if not math.isfinite(arrived):
+    for value, found in zip(example.lanes, gradient, strict=True):
+        if not math.isfinite(found):
             raise LawBroken(f"gradient 1 at {shown(value)}, {example.qparams}", expected="a finite number",
-                            actual=arrived)
+                            actual=found)
 
 
 @_fake_law()
 def F8_gradient_linear(ops: QuantOps, example: AffineExample) -> None:
-    """The gradient is linear in the output's: twice and minus that much come through the same mask.
+    """The gradient of x is proportional to that of the output, for factors of 2, -1 and 0.
 
-    Finite differences do not match a straight-through estimator (the forward is a staircase), so nothing is compared
-    with them. No tolerance: factors are powers of two.
+    The gradient is not compared with finite differences, which do not match a straight-through estimator because the
+    forward pass is a step function. There is no tolerance, because the factors are powers of two.
     """
     calls, x, params = Watched(ops), example.tensor(), example.qparams
     upstream = _upstream(x)
     ones = torch.ones((), dtype=x.dtype)
     if not torch.equal(calls.gradient(x, params, ones.expand(x.shape)), calls.gradient(x, params, torch.ones_like(x))):
-        raise LawBroken(f"a gradient of ones that takes no memory, as sum() gives it, {params}",
-                        expected="the same as of a tensor of ones", actual="another one")
+        raise LawBroken(f"an expanded gradient of ones, as the backward pass of sum() gives it, {params}",
+                        expected="the same gradient as for a tensor of ones", actual="a different gradient")
     once = calls.gradient(x, params, upstream)
     for factor in (-1.0, 2.0, 0.0):
         scaled = calls.gradient(x, params, upstream * factor)
@@ -170,9 +171,9 @@ def F8_gradient_linear(ops: QuantOps, example: AffineExample) -> None:
 
 @_fake_law(sweep=tails)
 def F12_nan(ops: QuantOps, example: AffineExample) -> None:
-    """Fake-quantize sends NaN to the number that quantize sends it to, or passes it on.
+    """Fake-quantize gives NaN the value of the code that quantize gives it, or keeps NaN.
 
-    So that what is trained is what ships. Nothing is asked where quantize raises.
+    This makes sure that training simulates what ships. The law is not tested if quantize raises an exception for NaN.
     """
     params = example.qparams
     x = dataclasses.replace(example, values=(math.nan,), size=max(1, len(example.lanes))).tensor()
@@ -184,7 +185,7 @@ def F12_nan(ops: QuantOps, example: AffineExample) -> None:
     for code, number in zip(codes.flatten().tolist(), numbers, strict=True):
         if not math.isnan(number) and not stands_for(number, code, params):
             raise LawBroken(f"NaN fake-quantized, {len(numbers)} elements, {params}",
-                            expected=f"NaN, or {float(dequantized(code, params))!r} (code {code}, as quantize gives)",
+                            expected=f"NaN, or {float(dequantized(code, params))!r} (code {code}, as from quantize)",
                             actual=repr(number))
 
 
@@ -199,15 +200,16 @@ def _learnable_grids(ops: LearnableOps) -> Iterable[AffineExample]:
 
 @law(kind=LearnableOps, example=AffineExample, examples=_usual, sweep=_learnable_grids)
 def F7_learnable(ops: LearnableOps, example: AffineExample) -> None:
-    """Scale and zero point get the gradients of learned step size quantization.
+    """Scale and zero point get the gradients of learned step size quantization (LSQ).
 
-    The forward gives what its codes stand for, and x gets the clipped straight-through gradient.
-    dS = dY * (quant_min - z | quant_max - z where clamped | (back - x) / scale elsewhere), dZ = -scale * dY where
-    clamped and 0 elsewhere, each summed and times grad_factor (Esser et al. 2020; torch's own reference). Elements
-    beside a tie are left out. Tolerance: 2^-18 of the sum of magnitudes, for the float32 sums.
+    The forward pass gives the values of the codes, and x gets the clipped straight-through gradient. The gradient of
+    the scale is dY * (quant_min - z) or dY * (quant_max - z) where the code is clamped, and dY * (back - x) / scale
+    elsewhere. That of the zero point is -scale * dY where the code is clamped, and 0 elsewhere. Both are summed and
+    multiplied by grad_factor (Esser et al. 2020, and the reference in torch's tests). Elements next to a tie are
+    skipped. The tolerance is 2^-18 of the sum of magnitudes, for the float32 sums.
     """
     params = example.qparams
-    kept = tuple(x for x in example.lanes if not _beside_tie(x, params))
+    kept = tuple(x for x in example.lanes if not _next_to_tie(x, params))
     if not kept:
         return
     x = torch.tensor(kept, requires_grad=True)
@@ -221,27 +223,27 @@ def F7_learnable(ops: LearnableOps, example: AffineExample) -> None:
         raise LawBroken(f"fake_quantize raised {type(error).__name__}: {headline(error)}", expected="gradients",
                         actual=type(error).__name__) from error
     grad_scale = [_scale_part(value, params) * Fraction(dy) for value, dy in zip(kept, upstream.tolist(), strict=True)]
-    clamped = [params.quant_min <= unclamped(value, params).low <= params.quant_max for value in kept]
+    unclipped = [params.quant_min <= unclamped(value, params).low <= params.quant_max for value in kept]
     grad_zero = [Fraction(0) if inside else -Fraction(params.scale) * Fraction(dy)
-                 for inside, dy in zip(clamped, upstream.tolist(), strict=True)]
-    for value, number, dy, inside, arrived in zip(
-            kept, result.flatten().tolist(), upstream.tolist(), clamped,
+                 for inside, dy in zip(unclipped, upstream.tolist(), strict=True)]
+    for value, number, dy, inside, found in zip(
+            kept, result.flatten().tolist(), upstream.tolist(), unclipped,
             [math.nan] * len(kept) if x.grad is None else x.grad.tolist(), strict=True):
         if not stands_for(number, codes_of(value, params).low, params):
             raise LawBroken(f"{shown(value)} fake-quantized, {params}", actual=repr(number),
                             expected=repr(float(dequantized(codes_of(value, params).low, params))))
-        if not abs(arrived - dy * float(inside)) <= abs(dy) * _ROUNDED:
-            raise LawBroken(f"gradient {dy} at {shown(value)}, {params}", expected=dy * float(inside), actual=arrived)
-    for what, found, parts in (("scale", scale.grad, grad_scale), ("zero_point", zero_point.grad, grad_zero)):
+        if not abs(found - dy * float(inside)) <= abs(dy) * _ROUNDED:
+            raise LawBroken(f"gradient {dy} at {shown(value)}, {params}", expected=dy * float(inside), actual=found)
+    for what, gradient, parts in (("scale", scale.grad, grad_scale), ("zero_point", zero_point.grad, grad_zero)):
         exact, size = sum(parts) * Fraction(factor), sum(map(abs, parts)) * Fraction(factor)
-        actual = math.nan if found is None else float(found)
-        slack = size / 2**18 + Fraction(len(kept), 2**16)  # the forward's rounding enters (back - x) / scale
+        actual = math.nan if gradient is None else float(gradient)
+        slack = size / 2**18 + Fraction(len(kept), 2**16)  # the rounding of the forward pass affects (back - x) / scale
         if not math.isfinite(actual) or abs(Fraction(actual) - exact) > slack:
             raise LawBroken(f"gradient of {what} at {[value.hex() for value in kept]}, {params}",
                             expected=repr(float(exact)), actual=repr(actual))
 
 
-def _beside_tie(x: float, params: QParams) -> bool:
+def _next_to_tie(x: float, params: QParams) -> bool:
     away = abs(abs(step(x, params.scale)) % 1 - Fraction(1, 2))
     return away <= abs(step(x, params.scale)) * NEAR_TIE
 

@@ -1,4 +1,4 @@
-"""Laws of quantize about its inputs: infinities, huge numbers, senseless qparams, dtypes, layouts (P13 to P20)."""
+"""Laws of quantize about its inputs: infinities, huge numbers, invalid qparams, dtypes, layouts (P13 to P20)."""
 
 from __future__ import annotations
 
@@ -35,38 +35,38 @@ from pytest_qat.properties.sweeps import huge_grids, tails, tie_grids
 __all__ = ["LAWS"]
 
 _THREADED = 100_003
-"""More elements than torch gives to one thread (32,768), and an odd number of them."""
+"""An odd number of elements, more than torch gives to one thread (32,768)."""
 
 
 @affine_law(sweep=tails)
 def P13_nan_and_infinity(ops: QuantOps, example: AffineExample) -> None:
-    """Infinities get the ends' codes, and NaN what is promised, in every lane.
+    """Infinities get the codes at the ends of the range, and NaN gets what `nan` promises, in every vector lane.
 
-    Where `nan` is None, NaN is left out.
+    NaN is not tested if `nan` is None.
     """
     calls, params = Watched(ops), example.qparams
     size = max(1, len(example.lanes))
     for x, expected in ((math.inf, params.quant_max), (-math.inf, params.quant_min)):
         _check_filled(calls, example, size, x, expected)
     if ops.nan == "raises":
-        for lane, spoilt in _spoilt(example, math.nan):
+        for lane, mixed in _with_one_replaced(example, math.nan):
             try:
-                codes = calls.quantize(spoilt, params)
+                codes = calls.quantize(mixed, params)
             except Raised:
                 continue
-            raise LawBroken(f"NaN at element {lane} of {spoilt.numel()}, {params}", expected="an exception",
+            raise LawBroken(f"NaN at element {lane} of {mixed.numel()}, {params}", expected="an exception",
                             actual=codes.tolist())
     elif ops.nan is not None:
         _check_filled(calls, example, size, math.nan, int(getattr(params, ops.nan)))
 
 
-def _spoilt(example: AffineExample, value: float) -> Iterator[tuple[int, Tensor]]:
-    """Yield the example's tensor with one element replaced: the first, the middle and the last."""
+def _with_one_replaced(example: AffineExample, value: float) -> Iterator[tuple[int, Tensor]]:
+    """Yield an index and the example's tensor with that element replaced: the first, the middle and the last one."""
     plain = dataclasses.replace(example, layout="contiguous").tensor()
     for lane in sorted({0, plain.numel() // 2, plain.numel() - 1}) if plain.numel() else ():
-        spoilt = plain.clone()
-        spoilt[lane] = value
-        yield lane, spoilt
+        replaced = plain.clone()
+        replaced[lane] = value
+        yield lane, replaced
 
 
 def _check_filled(calls: Watched, example: AffineExample, size: int, x: float, expected: int) -> None:
@@ -78,19 +78,19 @@ def _check_filled(calls: Watched, example: AffineExample, size: int, x: float, e
                         expected=f"code {expected}",
                         actual=f"{codes.flatten()[wrong[0]].item()} at element {wrong[0]}")
     clean = calls.quantize(dataclasses.replace(example, layout="contiguous").tensor(), example.qparams)
-    for place, spoilt in _spoilt(example, x):
+    for place, mixed in _with_one_replaced(example, x):
         right = clean.clone()
         right[place] = expected
-        found = calls.quantize(spoilt, example.qparams)
+        found = calls.quantize(mixed, example.qparams)
         if not torch.equal(right, found):
             lane = int((right != found).nonzero()[0])
-            raise LawBroken(f"{x} at element {place} of {spoilt.numel()}, {example.qparams}",
+            raise LawBroken(f"{x} at element {place} of {mixed.numel()}, {example.qparams}",
                             expected=f"code {right[lane].item()} at element {lane}", actual=found[lane].item())
 
 
 @affine_law(examples=huge, sweep=huge_grids)
 def P14_huge_finite(ops: QuantOps, example: AffineExample) -> None:
-    """Finite values up to float32's largest saturate with every valid scale, and never wrap around."""
+    """Finite values up to float32's largest number saturate with every valid scale; they never wrap around."""
     for x, code in lanes(ops, example):
         check_saturated(x, code, example.qparams, f"with {example.qparams}")
 
@@ -109,16 +109,16 @@ def _bad_params(ops: QuantOps) -> Iterator[AffineExample]:
 
 @affine_law(examples=lambda ops: st.sampled_from(list(_bad_params(ops))), sweep=_bad_params, share=0)
 def P15_scale_domain(ops: QuantOps, example: AffineExample) -> None:
-    """Qparams that make no sense raise, or give codes within the range; they never end the process.
+    """Invalid qparams raise an exception or give codes within the range; they never crash the process.
 
-    Scales of 0, under 0, NaN, infinite or subnormal, and zero points outside the codes. The call is made in a process
-    of its own first.
+    They are scales of 0, below 0, NaN, infinite or subnormal, and zero points outside the codes. The call is first made
+    in a child process.
     """
     params, x = example.qparams, example.tensor()
     died = signal_of(_call_of(ops, params, x))
     if died == HANGS and signal_of(_call_of(ops, dataclasses.replace(params, scale=1.0, zero_point=max(
             0, params.quant_min)), x)) == HANGS:
-        return  # it does not survive a fork, so nothing can be said without risking this process
+        return  # it hangs in every forked process, so testing it would put this process at risk
     if died is not None:
         raise LawBroken(f"quantize, {params}", expected="an exception, or codes within the range",
                         actual=f"the process {died if died == HANGS else f'died of {died}'}")
@@ -137,9 +137,9 @@ def _call_of(ops: QuantOps, params: QParams, x: Tensor) -> Callable[[], object]:
 
 @affine_law(examples=usual, sweep=tie_grids)
 def P16_input_dtype(ops: QuantOps, example: AffineExample) -> None:
-    """float16, bfloat16 and float64 inputs get the codes of the same numbers in float32, or raise.
+    """float16, bfloat16 and float64 inputs get the codes of the same values in float32, or raise an exception.
 
-    Values are rounded to the dtype first. Tolerance: the near-tie band, since float64 kernels round less.
+    Values are first rounded to the dtype. Next to a tie both neighbors are accepted, as float64 kernels round less.
     """
     params = example.qparams
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
@@ -155,9 +155,9 @@ def P16_input_dtype(ops: QuantOps, example: AffineExample) -> None:
 
 @affine_law(examples=scattered, sweep=tails)
 def P17_layout(ops: QuantOps, example: AffineExample) -> None:
-    """An element's code depends neither on its neighbors, nor on its place, nor on how the tensor lies in memory.
+    """The code of an element does not depend on its neighbors, its position or the memory layout of the tensor.
 
-    Nor does the number that a code comes back as. No tolerance.
+    The same applies to the dequantized value. There is no tolerance.
     """
     calls, params = Watched(ops), example.qparams
     alone = {x.hex(): int(calls.quantize(torch.tensor([x], dtype=torch.float32), params)) for x in example.values}
@@ -177,7 +177,7 @@ def P17_layout(ops: QuantOps, example: AffineExample) -> None:
 
 @affine_law(examples=usual, sweep=lambda ops: itertools.islice(tails(ops), 3), share=0, threaded=True)
 def P18_threads(ops: QuantOps, example: AffineExample) -> None:
-    """Large tensors get the same codes with one thread and with several."""
+    """Large tensors get the same codes with one thread and with several threads."""
     calls, params = Watched(ops), example.qparams
     large = dataclasses.replace(example, size=_THREADED).tensor()
     with threads(1):
@@ -193,7 +193,7 @@ def P18_threads(ops: QuantOps, example: AffineExample) -> None:
 
 @affine_law(examples=params_alone, sweep=each_params, share=0.2)
 def P19_sizes(ops: QuantOps, example: AffineExample) -> None:
-    """Empty tensors and tensors without axes keep their shape, both ways."""
+    """Quantize and dequantize keep the shape of empty tensors and of tensors without axes."""
     calls = Watched(ops)
     for shape in ((0,), (0, 3), (2, 0, 3), ()):
         codes = calls.quantize(torch.ones(shape, dtype=torch.float32), example.qparams)
@@ -204,7 +204,7 @@ def P19_sizes(ops: QuantOps, example: AffineExample) -> None:
 def P20_cross_implementation(ops: QuantOps, example: AffineExample) -> None:
     """Codes are those of the exact specification, so that implementations agree.
 
-    Tolerance: beside a tie, as `oracle` defines it, both neighbors are right.
+    Next to a tie, as `oracle` defines it, both neighbors are accepted.
     """
     check_codes(ops, example)
 

@@ -1,4 +1,4 @@
-"""Laws of operations on codes: exact accumulation and requantization (PROPERTIES R1 to R8)."""
+"""Laws of operations on codes: exact accumulation and requantization (R1 to R8)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pytest_qat.properties.strategies import fl32
 __all__ = ["LAWS"]
 
 _BAND = Fraction(1, 2**20)
-"""Kernels multiply the accumulator by a float32 product of three scales, and some round the bias to a code first."""
+"""Relative tolerance, because kernels multiply the accumulator by a float32 product of three scales."""
 _SCALES = (1.0, 0.5, 0.05, 0.00392156862745098, 1 / 15)
 
 
@@ -67,12 +67,12 @@ def _linear(ops: IntegerOps, example: IntegerExample) -> Tensor:
     codes = watched_call(ops.linear, "linear", torch.tensor(example.x, dtype=torch.uint8), example.x_scale,
                          example.x_zero_point, torch.tensor(example.weight, dtype=torch.int8),
                          torch.tensor(example.weight_scales), bias, example.scale, example.zero_point)
-    _form(codes, (len(example.x), len(example.weight)), "linear", example)
+    _check_form(codes, (len(example.x), len(example.weight)), "linear", example)
     return codes
 
 
 def _exact(example: IntegerExample, sample: int, channel: int) -> Fraction:
-    """Return the output of a linear layer in steps, before rounding, as an exact number."""
+    """Return the exact output of a linear layer, in steps and before rounding."""
     total = sum((code - example.x_zero_point) * weight
                 for code, weight in zip(example.x[sample], example.weight[channel], strict=True))
     product = Fraction(example.x_scale) * Fraction(example.weight_scales[channel])
@@ -80,14 +80,14 @@ def _exact(example: IntegerExample, sample: int, channel: int) -> Fraction:
     return (total * product + bias) / Fraction(example.scale)
 
 
-def _right(exact: Fraction, zero_point: int, *, band: Fraction, tolerance: int) -> Codes:
+def _correct_codes(exact: Fraction, zero_point: int, *, band: Fraction, tolerance: int) -> Codes:
     low = round(exact - band) + zero_point - tolerance
     high = round(exact + band) + zero_point + tolerance
     return Codes(min(max(low, 0), 255), min(max(high, 0), 255))
 
 
 def _band(example: IntegerExample, exact: Fraction, channel: int) -> Fraction:
-    """Return how far rounding in the kernel may move the output, in steps: the bias is rounded to int32 codes."""
+    """Return how many steps rounding in the kernel, including that of the bias to int32, may move the output."""
     bias_step = Fraction(example.x_scale) * Fraction(example.weight_scales[channel]) / Fraction(example.scale)
     size = sum(abs((code - example.x_zero_point) * weight) for row in example.x
                for code, weight in zip(row, example.weight[channel], strict=True)) * bias_step
@@ -96,10 +96,10 @@ def _band(example: IntegerExample, exact: Fraction, channel: int) -> Fraction:
 
 @_integer_law()
 def R1_exact_accumulation(ops: IntegerOps, example: IntegerExample) -> None:
-    """Sums of products of codes are exact: no 16-bit intermediate saturates, at any codes.
+    """Sums of products of codes are exact; no 16-bit intermediate result saturates.
 
-    Activations of 255 (or `activation_max`) and weights of 127 and -128, where pairs of products leave int16
-    (vpmaddubsw). Tolerance: one code, and the output's own rounding.
+    The activations are 255 (or `activation_max`) and the weights 127 and -128, so that sums of two products
+    exceed int16 (the instruction vpmaddubsw). The tolerance is one code, and the rounding of the output.
     """
     extreme = dataclasses.replace(
         example, x=tuple((ops.activation_max,) * len(row) for row in example.x), x_zero_point=0, bias=(),
@@ -111,18 +111,20 @@ def R1_exact_accumulation(ops: IntegerOps, example: IntegerExample) -> None:
 
 @_integer_law()
 def R2_requantization(ops: IntegerOps, example: IntegerExample) -> None:
-    """The accumulator times the product of scales is rounded to the nearest code, zero point added, and clamped.
+    """The accumulator is multiplied by the scales and rounded; then the zero point is added and the sum clamped.
 
-    Without bias. Tolerance: beside a tie (2^-20 of the accumulated size) either neighbor, and `tolerance` of the ops.
+    There is no bias. Next to a tie, within 2^-20 of the accumulated size, both neighbors are accepted, and codes may
+    differ by the `tolerance` of the ops.
     """
     _check_linear(ops, dataclasses.replace(example, bias=()), tolerance=ops.tolerance)
 
 
 @_integer_law()
 def R3_linear(ops: IntegerOps, example: IntegerExample) -> None:
-    """A linear layer gives what float arithmetic gives on the dequantized inputs.
+    """A linear layer gives the result of float arithmetic on the dequantized inputs.
 
-    Tolerance: half a step of the output, half a step of the bias in x_scale * weight_scale, and `tolerance` of the ops.
+    The tolerance is half a step of the output, half a step of the bias (whose scale is x_scale * weight_scale), and the
+    `tolerance` of the ops.
     """
     _check_linear(ops, example, tolerance=ops.tolerance)
 
@@ -132,7 +134,7 @@ def _check_linear(ops: IntegerOps, example: IntegerExample, *, tolerance: int) -
     for sample, row in enumerate(codes):
         for channel, code in enumerate(row):
             exact = _exact(example, sample, channel)
-            right = _right(exact, example.zero_point, band=_band(example, exact, channel), tolerance=tolerance)
+            right = _correct_codes(exact, example.zero_point, band=_band(example, exact, channel), tolerance=tolerance)
             if code not in right:
                 raise LawBroken(f"output {channel} of sample {sample}, {float(exact)!r} steps, {example}",
                                 expected=f"code {right}", actual=f"code {code}")
@@ -140,27 +142,27 @@ def _check_linear(ops: IntegerOps, example: IntegerExample, *, tolerance: int) -
 
 @_integer_law(needs=("add",))
 def R4_add(ops: IntegerOps, example: IntegerExample) -> None:
-    """Adding keeps to the output's scale and zero point.
+    """Addition uses the given scale and zero point of its output.
 
-    Tolerance: beside a tie either neighbor, and `tolerance` of the ops.
+    Next to a tie both neighbors are accepted, and codes may differ by the `tolerance` of the ops.
     """
     _check_pairs(ops, ops.add, "add", example, lambda one, two: (one + two, abs(one) + abs(two)))
 
 
 @_integer_law(needs=("mul",))
 def R4_mul(ops: IntegerOps, example: IntegerExample) -> None:
-    """Multiplying keeps to the output's scale and zero point.
+    """Multiplication uses the given scale and zero point of its output.
 
-    Tolerance: beside a tie either neighbor, and `tolerance` of the ops.
+    Next to a tie both neighbors are accepted, and codes may differ by the `tolerance` of the ops.
     """
     _check_pairs(ops, ops.mul, "mul", example, lambda one, two: (one * two, abs(one * two)))
 
 
 @_integer_law(needs=("cat",))
 def R4_cat(ops: IntegerOps, example: IntegerExample) -> None:
-    """Concatenating brings both inputs to the output's scale and zero point.
+    """Concatenation converts both inputs to the given scale and zero point of its output.
 
-    Tolerance: beside a tie either neighbor, and `tolerance` of the ops.
+    Next to a tie both neighbors are accepted, and codes may differ by the `tolerance` of the ops.
     """
     a, b, codes = _pairs(ops.cat, "cat", example)
     (a_scale, a_zero), (b_scale, b_zero) = _pair_qparams(example)
@@ -173,12 +175,12 @@ def _pair_qparams(example: IntegerExample) -> tuple[tuple[Fraction, int], tuple[
 
 
 def _pairs(function: Any, name: str, example: IntegerExample) -> tuple[list[int], list[int], list[int]]:
-    """Call a function of two tensors; return their codes and the result's."""
+    """Call a function of two tensors, and return the codes of both tensors and of the result."""
     a = torch.tensor(example.x, dtype=torch.uint8)
     b = a.flip(0)
     codes = watched_call(function, name, a, example.x_scale, example.x_zero_point, b, example.weight_scales[0],
                          example.zero_point, example.scale, example.zero_point)
-    _form(codes, (len(a) * (2 if name == "cat" else 1), a.shape[1]), name, example)
+    _check_form(codes, (len(a) * (2 if name == "cat" else 1), a.shape[1]), name, example)
     return a.flatten().tolist(), b.flatten().tolist(), codes.flatten().tolist()
 
 
@@ -192,9 +194,9 @@ def _check_pairs(ops: IntegerOps, function: Any, name: str, example: IntegerExam
 
 def _check_each(ops: IntegerOps, name: str, example: IntegerExample, expected: list[tuple[Fraction, Fraction]],
                 codes: list[int]) -> None:
-    """Compare codes with exact values, each given with the size that its rounding errors are relative to."""
+    """Compare codes with exact values; each value comes with the size that its rounding errors are relative to."""
     for lane, ((value, size), code) in enumerate(zip(expected, codes, strict=True)):
-        right = _right(value / Fraction(example.scale), example.zero_point, tolerance=ops.tolerance,
+        right = _correct_codes(value / Fraction(example.scale), example.zero_point, tolerance=ops.tolerance,
                        band=size / Fraction(example.scale) * _BAND)
         if code not in right:
             raise LawBroken(f"element {lane} of {name}, {example}", expected=f"code {right}", actual=f"code {code}")
@@ -202,10 +204,10 @@ def _check_each(ops: IntegerOps, name: str, example: IntegerExample, expected: l
 
 @_integer_law(needs=("relu",))
 def R4_relu(ops: IntegerOps, example: IntegerExample) -> None:
-    """ReLU on codes is max(code, zero_point). No tolerance."""
+    """ReLU on codes is exactly max(code, zero_point)."""
     x = torch.arange(256, dtype=torch.int32).to(torch.uint8)
     codes = watched_call(ops.relu, "relu", x, example.x_scale, example.x_zero_point)
-    _form(codes, (256,), "relu", example)
+    _check_form(codes, (256,), "relu", example)
     for code, found in zip(x.tolist(), codes.tolist(), strict=True):
         if found != max(code, example.x_zero_point):
             raise LawBroken(f"code {code}, zero_point {example.x_zero_point}", expected=max(code, example.x_zero_point),
@@ -214,9 +216,10 @@ def R4_relu(ops: IntegerOps, example: IntegerExample) -> None:
 
 @_integer_law(needs=("conv2d",))
 def R5_padding(ops: IntegerOps, example: IntegerExample) -> None:
-    """Padding is the number zero, whose code is the zero point: padding by hand gives the same.
+    """Padding uses the zero point, which is the code of zero, so padding the input explicitly gives the same.
 
-    No tolerance: both go through the same kernel. What it gives is compared with the exact sum as in R2.
+    The two results must be equal, because they come from the same kernel. They are also compared with the exact sum as
+    in R2.
     """
     code = example.x[0][0]
     x = torch.full((1, 1, 3, 3), code, dtype=torch.uint8)
@@ -226,22 +229,22 @@ def R5_padding(ops: IntegerOps, example: IntegerExample) -> None:
     common = (weight, torch.tensor(example.weight_scales[:1]), torch.zeros(1))
     ends = (example.scale, example.zero_point)
     padded = watched_call(ops.conv2d, "conv2d", x, example.x_scale, example.x_zero_point, *common, 1, *ends)
-    by_hand = watched_call(ops.conv2d, "conv2d", framed, example.x_scale, example.x_zero_point, *common, 0, *ends)
-    if not torch.equal(padded, by_hand):
+    explicit = watched_call(ops.conv2d, "conv2d", framed, example.x_scale, example.x_zero_point, *common, 0, *ends)
+    if not torch.equal(padded, explicit):
         raise LawBroken(f"a 3x3 convolution of code {code} with padding 1, {example}",
-                        expected=f"{by_hand.flatten().tolist()}, as with zero points around it",
+                        expected=f"{explicit.flatten().tolist()}, as with explicit padding",
                         actual=padded.flatten().tolist())
-    _form(by_hand, (1, 1, 3, 3), "conv2d", example)
+    _check_form(explicit, (1, 1, 3, 3), "conv2d", example)
     product = Fraction(example.x_scale) * Fraction(example.weight_scales[0]) / Fraction(example.scale)
-    for taps, found in zip((4, 6, 4, 6, 9, 6, 4, 6, 4), by_hand.flatten().tolist(), strict=True):
+    for taps, found in zip((4, 6, 4, 6, 9, 6, 4, 6, 4), explicit.flatten().tolist(), strict=True):
         exact = taps * (code - example.x_zero_point) * example.weight[0][0] * product
-        right = _right(exact, example.zero_point, band=abs(exact) * _BAND, tolerance=ops.tolerance)
+        right = _correct_codes(exact, example.zero_point, band=abs(exact) * _BAND, tolerance=ops.tolerance)
         if found not in right:
             raise LawBroken(f"{taps} taps of a 3x3 convolution of code {code}, {example}", expected=f"code {right}",
                             actual=f"code {found}")
 
 
-def _form(codes: Tensor, shape: tuple[int, ...], name: str, example: IntegerExample) -> None:
+def _check_form(codes: Tensor, shape: tuple[int, ...], name: str, example: IntegerExample) -> None:
     if tuple(codes.shape) != shape or codes.dtype != torch.uint8:
         raise LawBroken(f"{name}, {example}", expected=f"uint8 codes of shape {shape}",
                         actual=f"{codes.dtype} of shape {tuple(codes.shape)}")
@@ -249,7 +252,7 @@ def _form(codes: Tensor, shape: tuple[int, ...], name: str, example: IntegerExam
 
 @_integer_law()
 def R6_batch_position(ops: IntegerOps, example: IntegerExample) -> None:
-    """A sample's output does not depend on the other samples of its batch. No tolerance."""
+    """The output of a sample does not depend on the other samples in its batch at all."""
     whole = _linear(ops, example)
     for index, row in enumerate(example.x):
         alone = _linear(ops, dataclasses.replace(example, x=(row,)))
@@ -260,7 +263,7 @@ def R6_batch_position(ops: IntegerOps, example: IntegerExample) -> None:
 
 @_integer_law()
 def R7_channel_permutation(ops: IntegerOps, example: IntegerExample) -> None:
-    """Permuting the output channels of weight, scales and bias permutes the output. No tolerance."""
+    """Permuting the output channels of weight, scales and bias permutes the output, and changes nothing else."""
     permuted = dataclasses.replace(example, weight=example.weight[::-1], bias=example.bias[::-1],
                                    weight_scales=example.weight_scales[::-1])
     expected, actual = _linear(ops, example).flip(1), _linear(ops, permuted)
@@ -271,11 +274,12 @@ def R7_channel_permutation(ops: IntegerOps, example: IntegerExample) -> None:
 
 @_integer_law()
 def R8_zero_weights(ops: IntegerOps, example: IntegerExample) -> None:
-    """With weights and bias of zero every output is the code of zero. No tolerance."""
-    nothing = dataclasses.replace(example, bias=(), weight=tuple((0,) * len(row) for row in example.weight))
-    codes = _linear(ops, nothing)
+    """If weights and bias are zero, every output is the zero point."""
+    zeros = dataclasses.replace(example, bias=(), weight=tuple((0,) * len(row) for row in example.weight))
+    codes = _linear(ops, zeros)
     if set(codes.flatten().tolist()) != {example.zero_point}:
-        raise LawBroken(f"weights of zero, {example}", expected=f"code {example.zero_point}", actual=codes.tolist())
+        raise LawBroken(f"zero weights and bias, {example}", expected=f"code {example.zero_point}",
+                        actual=codes.tolist())
 
 
 LAWS: tuple[Law, ...] = (

@@ -1,4 +1,4 @@
-"""Laws of fake-quantize modules, which observe and round (PROPERTIES F4 and F9 to F11)."""
+"""Laws of fake-quantize modules, which combine an observer and fake-quantize (F4 and F9 to F11)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _module_law(when: Callable[[Any], bool] = lambda _: True) -> Callable[[Calla
 
 @_module_law()
 def F4_disabled(ops: FakeQuantizeModules, example: ModuleExample) -> None:
-    """With fake-quantize switched off a module gives its input, bit by bit, whether it observes or not."""
+    """With fake-quantize disabled, a module returns exactly its input, whether its observer is enabled or not."""
     for observe in (True, False):
         module = ops.make(example.config)
         module.disable_fake_quant()
@@ -51,9 +51,10 @@ def F4_disabled(ops: FakeQuantizeModules, example: ModuleExample) -> None:
 
 @_module_law(when=lambda ops: ops.observer is not None)
 def F9_fused(ops: FakeQuantizeModules, example: ModuleExample) -> None:
-    """A fused module does what observer and fake-quantize do one after the other, batch by batch, in eval mode too.
+    """A fused module gives the same as its observer followed by fake-quantize, for every batch.
 
-    Tolerance: scales to 2^-20, and outputs to a step, since the last bit of a scale may move a tie.
+    The tolerance is 2^-20 for scales, and one step for outputs, because the last bit of a scale can change how a tie is
+    rounded. With the observer disabled, the qparams of the module do not change.
     """
     module, observer = ops.make(example.config), ops.observer(example.config)  # type: ignore[misc]
     for batch in example.tensors():
@@ -76,7 +77,7 @@ def F9_fused(ops: FakeQuantizeModules, example: ModuleExample) -> None:
 
 @_module_law()
 def F10_frozen(ops: FakeQuantizeModules, example: ModuleExample) -> None:
-    """`disable_observer` freezes scale and zero point, whatever comes; `enable_observer` lets them move again."""
+    """`disable_observer` freezes scale and zero point for all further data, and `enable_observer` unfreezes them."""
     module = ops.make(example.config)
     for batch in example.tensors():
         module(batch)
@@ -89,13 +90,13 @@ def F10_frozen(ops: FakeQuantizeModules, example: ModuleExample) -> None:
     module.enable_observer()
     module(large)
     if qparams_of(module) == before:
-        raise LawBroken(f"qparams after larger data with the observer on, {example}", expected="others",
+        raise LawBroken(f"qparams after larger data with the observer on, {example}", expected="other qparams",
                         actual=before)
 
 
 @_module_law()
 def F11_state(ops: FakeQuantizeModules, example: ModuleExample) -> None:
-    """A state_dict loaded into a fresh module brings everything along: the same outputs, the same switches."""
+    """Loading a state_dict into a new module gives it the same outputs, qparams and enabled or disabled observer."""
     module, fresh = ops.make(example.config), ops.make(example.config)
     for batch in example.tensors():
         module(batch)

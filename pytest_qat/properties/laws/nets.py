@@ -1,4 +1,4 @@
-"""Small networks from a list of layers, in a form that eager mode, FX and torch.export all take."""
+"""Small networks from a list of layers, written so that eager mode, FX and torch.export all accept them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDTH, _SIDE = 4, 8
 
 
 class _Block(nn.Module):
-    """One layer; `add` and `cat` bring a branch of their own back to the trunk."""
+    """One layer; `add` and `cat` are branches that are joined with the input of the layer."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def _body(kind: str) -> nn.Module:
 
 
 class Net(nn.Module):
-    """A first convolution, the blocks, and a linear layer on the mean.
+    """A first convolution, the blocks, mean pooling, and linear layers.
 
     Args:
         layers: Kinds of blocks, from `LAYERS`.
@@ -70,7 +70,7 @@ class Net(nn.Module):
 
 
 def net_of(example: NetExample) -> Net:
-    """Return the network in eval mode, its weights and BatchNorm statistics drawn by the example's seed."""
+    """Return the network of an example in eval mode; its seed determines the weights and BatchNorm statistics."""
     generator = torch.Generator().manual_seed(example.seed)
     net = Net(example.layers)
     with torch.no_grad():
@@ -82,6 +82,6 @@ def net_of(example: NetExample) -> Net:
 
 
 def batches_of(example: NetExample, count: int = 2) -> list[Tensor]:
-    """Return batches of inputs, shape `(4, 3, 8, 8)`, drawn by the example's seed."""
+    """Return batches of inputs of shape `(4, 3, 8, 8)`, which the example's seed determines."""
     generator = torch.Generator().manual_seed(example.seed + 1)
     return [torch.randn(4, 3, _SIDE, _SIDE, generator=generator) for _ in range(count)]

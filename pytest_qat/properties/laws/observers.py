@@ -1,4 +1,4 @@
-"""Laws of observers: from the data they saw to scale and zero point (PROPERTIES S1 to S4 and O1 to O13)."""
+"""Laws of observers, which turn observed data into scale and zero point (S1 to S4 and O1 to O13)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from pytest_qat.properties.strategies import observer_streams
 __all__ = ["LAWS"]
 
 _RELATIVE = 2.0**-20
-"""Slack of float32 arithmetic on a range: a few roundings of 2^-24 each."""
+"""Relative tolerance of float32 arithmetic on a range: a few roundings of 2^-24 each."""
 _MOST_CODE_ERROR = 2.0**-21
+"""Tolerance of the same arithmetic, in steps per code."""
 
 
-class Found(NamedTuple):
-    """What an observer gives: one scale and zero point per channel, or one of each."""
+class Observed(NamedTuple):
+    """What an observer calculates: scales and zero points of all channels, or one of each if it is per tensor."""
 
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
@@ -37,7 +38,7 @@ def _streams(ops: ObserverOps) -> SearchStrategy[StreamExample]:
 
 
 def _share(ops: ObserverOps) -> float:
-    """Torch's histogram takes half a second to choose a range."""
+    """Draw no examples for histograms, because torch's takes half a second to choose a range."""
     return 0.0 if ops.kind == "histogram" else 0.5
 
 
@@ -62,15 +63,15 @@ def _observer_law(*, kinds: Sequence[str] = ("minmax", "moving_average", "histog
 
 
 def _observed(ops: ObserverOps, batches: Iterable[Tensor], make: Callable[[], Any] | None = None) -> Any:
-    """Return an observer that has seen the batches."""
+    """Return an observer that has received the batches."""
     try:
         observer = (make or ops.make)()
         for batch in batches:
-            seen = _wide(ops, batch) if make is None else batch
+            seen = _with_channels(ops, batch) if make is None else batch
             before = seen.clone()
             result = observer(seen)
             if not torch.equal(torch.nan_to_num(result), torch.nan_to_num(before)):
-                raise LawBroken("the observer returned other data than it was given", expected=before.tolist(),
+                raise LawBroken("the observer returned different data than it was given", expected=before.tolist(),
                                 actual=result.tolist())
     except LawBroken:
         raise
@@ -80,12 +81,12 @@ def _observed(ops: ObserverOps, batches: Iterable[Tensor], make: Callable[[], An
     return observer
 
 
-def _wide(ops: ObserverOps, batch: Tensor) -> Tensor:
-    """Give an observer of channels two of them: the data, and its half with the other sign."""
+def _with_channels(ops: ObserverOps, batch: Tensor) -> Tensor:
+    """Return the data, or for a per-channel observer two channels: the data, and the data times -1/2."""
     return batch if ops.per_slice is None else torch.stack([batch, -batch / 2])
 
 
-def _qparams(observer: Any) -> Found:
+def _qparams(observer: Any) -> Observed:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -93,11 +94,11 @@ def _qparams(observer: Any) -> Found:
     except Exception as error:
         raise LawBroken(f"calculate_qparams raised {type(error).__name__}: {headline(error)}",
                         expected="a scale and a zero point", actual=type(error).__name__) from error
-    return Found(tuple(torch.as_tensor(scale).double().reshape(-1).tolist()),
-                 tuple(int(value) for value in torch.as_tensor(zero_point).reshape(-1).tolist()))
+    return Observed(tuple(torch.as_tensor(scale).double().reshape(-1).tolist()),
+                    tuple(int(value) for value in torch.as_tensor(zero_point).reshape(-1).tolist()))
 
 
-def _of(ops: ObserverOps, batches: Iterable[Tensor]) -> Found:
+def _qparams_after(ops: ObserverOps, batches: Iterable[Tensor]) -> Observed:
     return _qparams(_observed(ops, batches))
 
 
@@ -105,20 +106,20 @@ def _shown(example: StreamExample) -> str:
     return f"after the batches {[list(batch) for batch in example.batches]}"
 
 
-def _same(one: Found, other: Found, relative: float = 0.0) -> bool:
+def _same(one: Observed, other: Observed, relative: float = 0.0) -> bool:
     return one.zero_point == other.zero_point and all(
         a == b or abs(a - b) <= relative * max(abs(a), abs(b)) for a, b in zip(one.scale, other.scale, strict=True))
 
 
-def _expect_same(what: str, one: Found, other: Found, example: StreamExample, relative: float = 0.0) -> None:
+def _expect_same(what: str, one: Observed, other: Observed, example: StreamExample, relative: float = 0.0) -> None:
     if not _same(one, other, relative):
         raise LawBroken(f"{what}, {_shown(example)}", expected=one, actual=other)
 
 
 @_observer_law(sweep=_sweep_huge)
 def O1_valid_qparams(ops: ObserverOps, example: StreamExample) -> None:
-    """Scales are finite and at least eps, zero points are codes."""
-    for scale, zero_point in zip(*_of(ops, example.tensors()), strict=True):
+    """Scales are finite and at least eps, and zero points are codes."""
+    for scale, zero_point in zip(*_qparams_after(ops, example.tensors()), strict=True):
         if not (math.isfinite(scale) and scale > 0 and scale >= ops.eps * (1 - _RELATIVE)):
             raise LawBroken(f"scale {_shown(example)}", expected=f"a finite number of at least {ops.eps}", actual=scale)
         if not ops.quant_min <= zero_point <= ops.quant_max:
@@ -128,14 +129,15 @@ def O1_valid_qparams(ops: ObserverOps, example: StreamExample) -> None:
 
 @_observer_law(kinds=("minmax",))
 def O2_coverage(ops: ObserverOps, example: StreamExample) -> None:
-    """Every observed value comes back within half a step, and zero is a code.
+    """Quantize and dequantize change every observed value by at most half a step.
 
-    The range is widened to hold zero. Rounding the zero point shifts the grid by up to half a step, so an end may
-    saturate, by that much. Slack: the float32 roundings of the range and the scale, 2^-21 a code.
+    The range is widened to include zero. Rounding the zero point shifts the codes by up to half a step, so an end of
+    the range may saturate by that much. The tolerance covers the float32 roundings of the range and the scale, 2^-21
+    per code.
     """
     if max(map(abs, example.values), default=0.0) > 2.0**126:
-        return  # the range itself is more than float32 holds
-    found = _of(ops, example.tensors())
+        return  # the width of the range exceeds float32
+    found = _qparams_after(ops, example.tensors())
     rows = [example.values] if ops.per_slice is None else [example.values, [-x / 2 for x in example.values]]
     for row, scale, zero_point in zip(rows, *found, strict=True):
         slack = scale * (0.5 + (ops.quant_max - ops.quant_min + 1) * _MOST_CODE_ERROR)
@@ -148,50 +150,55 @@ def O2_coverage(ops: ObserverOps, example: StreamExample) -> None:
 
 @_observer_law(kinds=("minmax",))
 def O3_order(ops: ObserverOps, example: StreamExample) -> None:
-    """All that counts is the data: not their order, nor how they come in batches, nor that they come twice."""
-    batches, expected = example.tensors(), _of(ops, example.tensors())
-    _expect_same("the same data in one batch", expected, _of(ops, [torch.cat(batches)]), example)
-    _expect_same("the same data in reverse", expected, _of(ops, [batch.flip(0) for batch in batches[::-1]]), example)
-    _expect_same("the same data twice", expected, _of(ops, batches + batches), example)
+    """The result depends only on the set of values, not on their order, batches or repetition."""
+    batches, expected = example.tensors(), _qparams_after(ops, example.tensors())
+    _expect_same("the same data in one batch", expected, _qparams_after(ops, [torch.cat(batches)]), example)
+    _expect_same("the same data in reverse", expected,
+                 _qparams_after(ops, [batch.flip(0) for batch in batches[::-1]]), example)
+    _expect_same("the same data twice", expected, _qparams_after(ops, batches + batches), example)
     observer = _observed(ops, batches)
     if hasattr(observer, "reset_min_max_vals") and batches[0].numel():
         observer.reset_min_max_vals()
-        observer(_wide(ops, batches[0]))
-        _expect_same("the first batch after a reset", _of(ops, batches[:1]), _qparams(observer), example)
+        observer(_with_channels(ops, batches[0]))
+        _expect_same("the first batch after a reset", _qparams_after(ops, batches[:1]), _qparams(observer), example)
 
 
 @_observer_law(kinds=("minmax",))
 def O4_monotone(ops: ObserverOps, example: StreamExample) -> None:
-    """More data never narrows the range. Slack: one rounding of the scale."""
+    """More data never makes the range narrower.
+
+    The tolerance is the rounding of the scale.
+    """
     observer = _observed(ops, [])
     before: tuple[float, ...] = ()
     for batch in example.tensors():
-        observer(_wide(ops, batch))
+        observer(_with_channels(ops, batch))
         after = _qparams(observer).scale
         if any(new < old * (1 - _RELATIVE) for old, new in zip(before, after, strict=False)):
-            raise LawBroken(f"scale with one batch more, {_shown(example)}", expected=f"at least {before}",
+            raise LawBroken(f"scale with one more batch, {_shown(example)}", expected=f"at least {before}",
                             actual=after)
         before = after
 
 
 @_observer_law(kinds=("minmax", "moving_average"))
 def O5_scaling(ops: ObserverOps, example: StreamExample) -> None:
-    """Data times a power of two give the scale times that power, and the same zero point.
+    """Multiplying the data by a power of two multiplies the scale by it and keeps the zero point.
 
-    Precondition: no scale near eps, and no number beyond float32's normal ones. No tolerance.
+    Only data are tested for which the scale is not near eps and all numbers are normal float32 numbers. There is no
+    tolerance.
     """
     factor = 2.0**example.exponent
     sizes = [abs(x) for x in example.values if x]
-    once = _of(ops, example.tensors())
+    once = _qparams_after(ops, example.tensors())
     if not sizes or max(sizes) * factor > 2.0**120 or min(sizes) < 2.0**-90 or min(once.scale) <= 4 * ops.eps:
         return
-    scaled = _of(ops, [batch * factor for batch in example.tensors()])
-    _expect_same(f"data times {factor:g}", Found(tuple(scale * factor for scale in once.scale), once.zero_point),
+    scaled = _qparams_after(ops, [batch * factor for batch in example.tensors()])
+    _expect_same(f"data times {factor:g}", Observed(tuple(scale * factor for scale in once.scale), once.zero_point),
                  scaled, example)
 
 
 def _span(ops: ObserverOps, low: float, high: float) -> float:
-    """Return the scale that a range asks for, zero included."""
+    """Return the scale of a range after it is widened to include zero."""
     low, high = min(low, 0.0), max(high, 0.0)
     steps = ops.quant_max - ops.quant_min
     return max((max(-low, high) / (steps / 2)) if ops.symmetric else (high - low) / steps, ops.eps)
@@ -199,9 +206,10 @@ def _span(ops: ObserverOps, low: float, high: float) -> float:
 
 @_observer_law(kinds=("moving_average",))
 def O6_moving_average(ops: ObserverOps, example: StreamExample) -> None:
-    """The range moves by averaging_constant towards each batch's, from the first one's.
+    """The range starts as that of the first batch and moves toward that of each later one by averaging_constant.
 
-    min += constant * (batch's min - min), and max alike. Slack: 2^-20 of the largest magnitude a batch.
+    That is min += averaging_constant * (min of the batch - min), and the same for max. The tolerance is 2^-20 of the
+    largest magnitude per batch.
     """
     batches = [batch for batch in example.batches if batch]
     if max(map(abs, example.values), default=0.0) > 2.0**120 or ops.per_slice is not None:
@@ -210,7 +218,7 @@ def O6_moving_average(ops: ObserverOps, example: StreamExample) -> None:
     for batch in batches[1:]:
         low += ops.averaging_constant * (min(batch) - low)
         high += ops.averaging_constant * (max(batch) - high)
-    expected, actual = _span(ops, low, high), _of(ops, example.tensors()).scale[0]
+    expected, actual = _span(ops, low, high), _qparams_after(ops, example.tensors()).scale[0]
     slack = _RELATIVE * len(batches) * max(map(abs, example.values)) / (ops.quant_max - ops.quant_min) + (
         _RELATIVE * expected)
     if not abs(actual - expected) <= 2 * slack:
@@ -219,9 +227,9 @@ def O6_moving_average(ops: ObserverOps, example: StreamExample) -> None:
 
 @_observer_law(kinds=("histogram",))
 def O7_histogram(ops: ObserverOps, example: StreamExample) -> None:
-    """The chosen range lies within that of the data, and the histogram counts every value once.
+    """The chosen range is within that of the data, and the histogram counts every value exactly once.
 
-    Zero widens the range where the data lie on one side of it.
+    The range of the data includes zero.
     """
     observer = _observed(ops, example.tensors())
     widest = _span(ops, min(example.values), max(example.values))
@@ -236,55 +244,56 @@ def O7_histogram(ops: ObserverOps, example: StreamExample) -> None:
 
 @_observer_law()
 def O8_not_a_number(ops: ObserverOps, example: StreamExample) -> None:
-    """NaN in the data is refused or ignored; it never becomes a scale."""
-    spoilt = [torch.cat([batch, torch.tensor([math.nan])]) for batch in example.tensors()]
+    """If the data contain NaN, the observer raises an exception or ignores it; the scale never becomes NaN."""
+    with_nan = [torch.cat([batch, torch.tensor([math.nan])]) for batch in example.tensors()]
     try:
         observer = ops.make()
-        for batch in spoilt:
-            observer(_wide(ops, batch))
+        for batch in with_nan:
+            observer(_with_channels(ops, batch))
         scale, _ = observer.calculate_qparams()
     except Exception:
         return
     if not bool(torch.isfinite(torch.as_tensor(scale)).all()):
-        raise LawBroken(f"scale {_shown(example)}, each with NaN at its end", expected="a finite number, or an "
+        raise LawBroken(f"scale {_shown(example)}, each followed by NaN", expected="a finite number, or an "
                         "exception", actual=torch.as_tensor(scale).tolist())
 
 
 @_observer_law()
 def O9_never_run(ops: ObserverOps, example: StreamExample) -> None:
-    """An observer that saw nothing says so: by a warning, or by raising; else its qparams are 1.0 and a valid code."""
-    with warnings.catch_warnings(record=True) as said:
+    """An observer without data warns and returns scale 1.0 and a valid zero point, or it raises an exception."""
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             scale, zero_point = ops.make().calculate_qparams()
         except Exception:
             return
-    quiet = not said
+    quiet = not warned
     valid = bool((torch.as_tensor(scale) == 1).all()) and all(
         ops.quant_min <= int(code) <= ops.quant_max for code in torch.as_tensor(zero_point).reshape(-1))
     if quiet or not valid:
-        raise LawBroken("calculate_qparams before any data", expected="a warning, and scale 1.0",
-                        actual=f"{'no' if quiet else 'a'} warning, scale {torch.as_tensor(scale).tolist()}")
+        raise LawBroken("calculate_qparams before any data", expected="a warning, scale 1.0 and a valid zero_point",
+                        actual=f"{'no' if quiet else 'a'} warning, scale {torch.as_tensor(scale).tolist()} and "
+                               f"zero_point {torch.as_tensor(zero_point).tolist()}")
 
 
 @_observer_law()
 def O10_empty_batch(ops: ObserverOps, example: StreamExample) -> None:
-    """An empty batch changes nothing."""
+    """An empty batch does not change the result."""
     batches = example.tensors()
-    _expect_same("with an empty batch in between", _of(ops, batches),
-                 _of(ops, [batches[0], torch.empty(0), *batches[1:]]), example)
+    _expect_same("with an empty batch in between", _qparams_after(ops, batches),
+                 _qparams_after(ops, [batches[0], torch.empty(0), *batches[1:]]), example)
 
 
 @_observer_law(kinds=("minmax", "histogram"))
 def O11_constant(ops: ObserverOps, example: StreamExample) -> None:
-    """A constant tensor comes back within half a step: the range holds the constant and zero.
+    """After observing a constant tensor, quantize and dequantize change the constant by at most half a step.
 
-    Slack as in O2; a histogram may cut one bin of 2048 off its end.
+    The tolerance is that of O2, plus one of 2048 bins that a histogram may cut off.
     """
     constant = example.values[0] if example.values else 1.0
     if not 2.0**-100 < abs(constant) < 2.0**120:
         return
-    scale, zero_point = (part[0] for part in _of(ops, [torch.full((5,), constant)]))
+    scale, zero_point = (part[0] for part in _qparams_after(ops, [torch.full((5,), constant)]))
     code = min(max(round(constant / scale) + zero_point, ops.quant_min), ops.quant_max)
     bins = abs(constant) / 1024 if ops.kind == "histogram" else 0.0
     slack = scale * (0.5 + (ops.quant_max - ops.quant_min + 1) * _MOST_CODE_ERROR) + bins
@@ -295,10 +304,11 @@ def O11_constant(ops: ObserverOps, example: StreamExample) -> None:
 
 @_observer_law(when=lambda ops: ops.per_slice is not None)
 def O12_channels(ops: ObserverOps, example: StreamExample) -> None:
-    """Each channel gets what an observer of that channel alone would give."""
-    whole = _of(ops, example.tensors())
+    """Each channel gets the same qparams as from an observer of that channel alone."""
+    whole = _qparams_after(ops, example.tensors())
     for channel in range(2):
-        alone = _qparams(_observed(ops, [_wide(ops, batch)[channel] for batch in example.tensors()], ops.per_slice))
+        data = [_with_channels(ops, batch)[channel] for batch in example.tensors()]
+        alone = _qparams(_observed(ops, data, ops.per_slice))
         if (whole.scale[channel], whole.zero_point[channel]) != (alone.scale[0], alone.zero_point[0]):
             raise LawBroken(f"channel {channel} of two, {_shown(example)}", expected=alone,
                             actual=(whole.scale[channel], whole.zero_point[channel]))
@@ -306,13 +316,14 @@ def O12_channels(ops: ObserverOps, example: StreamExample) -> None:
 
 @_observer_law(kinds=("minmax",), when=lambda ops: ops.reduced is not None)
 def O13_reduced_range(ops: ObserverOps, example: StreamExample) -> None:
-    """With `reduce_range` there are half the codes, so that int16 pair sums cannot overflow, and steps twice as wide.
+    """`reduce_range` halves the number of codes and so doubles the scale, to keep int16 sums from overflowing.
 
-    255 steps become 127, so the scale grows by 255 / 127. Slack: 2^-20, and none where eps is the scale.
+    255 steps become 127, so the scale grows by a factor of 255 / 127. The tolerance is 2^-20. Scales near eps are not
+    tested.
     """
     if max(map(abs, example.values), default=0.0) > 2.0**120:
         return
-    scale = _of(ops, example.tensors()).scale[0]
+    scale = _qparams_after(ops, example.tensors()).scale[0]
     reduced = _qparams(_observed(ops, example.tensors(), ops.reduced)).scale[0]
     expected = scale * (ops.quant_max - ops.quant_min) / ((ops.quant_max - ops.quant_min) // 2)
     if scale > 2 * ops.eps and abs(reduced - expected) > expected * _RELATIVE:
@@ -321,44 +332,45 @@ def O13_reduced_range(ops: ObserverOps, example: StreamExample) -> None:
 
 @_observer_law(when=lambda ops: ops.symmetric)
 def S1_symmetric_zero_point(ops: ObserverOps, example: StreamExample) -> None:
-    """A symmetric scheme puts the zero point in the middle: 0 for signed codes, (min + max + 1) // 2 for unsigned."""
+    """A symmetric scheme has its zero point in the middle: 0 for signed codes, (min + max + 1) // 2 for unsigned."""
     middle = 0 if ops.quant_min < 0 else (ops.quant_min + ops.quant_max + 1) // 2
-    found = _of(ops, example.tensors()).zero_point
+    found = _qparams_after(ops, example.tensors()).zero_point
     if set(found) != {middle}:
         raise LawBroken(f"zero_point {_shown(example)}", expected=middle, actual=found)
 
 
 @_observer_law(kinds=("minmax",), when=lambda ops: ops.per_slice is None)
 def S2_scale(ops: ObserverOps, example: StreamExample) -> None:
-    """The scale is the range by the number of steps; symmetric: the largest magnitude by half of them.
+    """The scale is the range divided by the number of steps, or the largest magnitude by half of it if symmetric.
 
-    PyTorch divides by (quant_max - quant_min) / 2, 127.5 for 8 bits, where others take 127. Slack: 2^-20.
+    For symmetric schemes PyTorch divides by (quant_max - quant_min) / 2, which is 127.5 for 8 bits; others divide by
+    127. The tolerance is 2^-20.
     """
     if max(map(abs, example.values), default=0.0) > 2.0**126:
         return
     expected = Fraction(_span(ops, min(example.values), max(example.values)))
-    actual = _of(ops, example.tensors()).scale[0]
+    actual = _qparams_after(ops, example.tensors()).scale[0]
     if not math.isfinite(actual) or abs(Fraction(actual) - expected) > expected / 2**20:
         raise LawBroken(f"scale {_shown(example)}", expected=repr(float(expected)), actual=repr(actual))
 
 
 @_observer_law(kinds=("minmax", "moving_average"), when=lambda ops: ops.symmetric)
 def S3_sign_symmetry(ops: ObserverOps, example: StreamExample) -> None:
-    """A symmetric scheme gives the same for the data with the other sign. No tolerance."""
-    negative = _of(ops, [-batch for batch in example.tensors()])
-    _expect_same("with the other sign", _of(ops, example.tensors()), negative, example)
+    """A symmetric scheme gives exactly the same result for the negated data."""
+    negative = _qparams_after(ops, [-batch for batch in example.tensors()])
+    _expect_same("the negated data", _qparams_after(ops, example.tensors()), negative, example)
 
 
 @_observer_law(kinds=("minmax",), when=lambda ops: ops.symmetric and ops.quant_min == -ops.quant_max)
 def S4_narrow_range(ops: ObserverOps, example: StreamExample) -> None:
-    """With a narrow range the largest magnitude gets the last code, on both sides, and nothing lies beyond.
+    """With a narrow range such as -127 to 127, no observed value lies beyond the last code on either side.
 
-    Slack: half a step, for the rounding of the scale.
+    The tolerance is half a step, for the rounding of the scale.
     """
     for x in (min(example.values), max(example.values)):
-        scale = _of(ops, example.tensors()).scale[0]
+        scale = _qparams_after(ops, example.tensors()).scale[0]
         if abs(x / scale) > ops.quant_max + 0.5:
-            raise LawBroken(f"{x!r} {_shown(example)} in steps", expected=f"at most {ops.quant_max}",
+            raise LawBroken(f"{x!r} divided by the scale {_shown(example)}", expected=f"at most {ops.quant_max}",
                             actual=x / scale)
 
 

@@ -1,4 +1,4 @@
-"""What the laws of one tensor share: which examples they are tried on, and how an implementation is asked."""
+"""What the per-tensor laws share: the examples that they are tested on, and functions that compare results."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ _PLAIN = ("contiguous",)
 
 
 def affine(ops: QuantOps) -> SearchStrategy[AffineExample]:
-    """Values on and beside the grid of codes, with any scale and zero point."""
+    """Return a strategy of values at, next to and between the codes, with any scale and zero point."""
     return affine_examples(ops.quant_min, ops.quant_max, allow_huge=False, layouts=_PLAIN)
 
 
 def scattered(ops: QuantOps) -> SearchStrategy[AffineExample]:
-    """The same in every memory layout; only the laws about layouts ask for that: one cause, one failure."""
+    """Return the same in every memory layout; only laws about layouts use it, so that one bug breaks few laws."""
     return affine_examples(ops.quant_min, ops.quant_max, allow_huge=False)
 
 
 def huge(ops: QuantOps) -> SearchStrategy[AffineExample]:
-    """The same, with values far outside of the range too."""
+    """Return the same as `affine`, including values far outside the range."""
     return affine_examples(ops.quant_min, ops.quant_max, layouts=_PLAIN)
 
 
 def usual(ops: QuantOps) -> SearchStrategy[AffineExample]:
-    """The same with moderate scales, whose multiples are float32 numbers, too."""
+    """Return the same as `affine` with moderate scales, so that scaled values and scales are float32 numbers too."""
     return affine_examples(ops.quant_min, ops.quant_max, min_scale=2.0**-40, max_scale=2.0**40, allow_huge=False,
                            layouts=_PLAIN)
 
 
 def powers(ops: QuantOps) -> SearchStrategy[AffineExample]:
-    """The same with powers of two as scales."""
+    """Return the same as `affine` with scales that are powers of two."""
     return affine_examples(ops.quant_min, ops.quant_max, scheme="power_of_two", allow_huge=False,
                            layouts=_PLAIN)
 
 
 def params_alone(ops: QuantOps) -> SearchStrategy[AffineExample]:
-    """Scales and zero points alone."""
+    """Return a strategy of scales and zero points without values."""
     each = qparams(quant_min=ops.quant_min, quant_max=ops.quant_max)
     return each.map(lambda params: AffineExample(qparams=params, values=(0.0,)))
 
@@ -63,23 +63,23 @@ def each_params(ops: QuantOps) -> Iterator[AffineExample]:
 def affine_law(*, examples: Callable[[Any], SearchStrategy[Any]] = affine,
                 sweep: Callable[[Any], Iterable[Any]] = grids,
                 share: float = 1.0, threaded: bool = False) -> Callable[[Callable[..., None]], Law]:
-    """Make a law of one tensor."""
+    """Return a decorator that makes a per-tensor law; see `Law` for the arguments."""
     return law(kind=QuantOps, example=AffineExample, examples=examples, sweep=sweep, share=share, threaded=threaded)
 
 
 def shown(x: float) -> str:
-    """Return a value as it is printed: as read, and exactly."""
+    """Return a value as text, in decimal and in exact hexadecimal form."""
     return f"{x!r} ({x.hex()})"
 
 
 def lanes(ops: QuantOps, example: AffineExample) -> Iterator[tuple[float, int]]:
-    """Yield each element's value and code."""
+    """Yield the value and the code of each element."""
     codes = Watched(ops).quantize(example.tensor(), example.qparams).flatten().tolist()
     yield from zip(example.lanes, codes, strict=True)
 
 
 def round_trips(ops: QuantOps, example: AffineExample) -> Iterator[tuple[float, int, float]]:
-    """Yield each element's value, code and the number that comes back."""
+    """Yield the value, the code and the dequantized value of each element."""
     calls = Watched(ops)
     codes = calls.quantize(example.tensor(), example.qparams)
     back = calls.dequantize(codes, example.qparams)
@@ -87,34 +87,34 @@ def round_trips(ops: QuantOps, example: AffineExample) -> Iterator[tuple[float, 
 
 
 def check_codes(ops: QuantOps, example: AffineExample) -> None:
-    """Compare each code with the exact ones."""
+    """Check that the code of each element is correct."""
     for lane, (x, code) in enumerate(lanes(ops, example)):
         check_code(x, code, example.qparams, ops.rounding,
                    f"at element {lane} of {len(example.lanes)}, {example.layout}, {example.qparams}")
 
 
 def check_code(x: float, code: int, params: QParams, rounding: str, where: str) -> None:
-    """Compare a code with the exact ones."""
+    """Check that a code is correct for a value."""
     right = codes_of(x, params, rounding)
     if code not in right:
         raise LawBroken(f"{shown(x)} {where}", expected=f"code {right}", actual=f"code {code}")
 
 
 def check_back(back: float, code: int, params: QParams, where: str) -> None:
-    """Compare what a code comes back as with what it stands for."""
+    """Check that a dequantized code has the value of the code."""
     if not stands_for(back, code, params):
         raise LawBroken(f"dequantize of code {code}, {where}", expected=repr(float(dequantized(code, params))),
                         actual=repr(back))
 
 
 def check_saturated(x: float, code: int, params: QParams, where: str) -> None:
-    """Where a value lies three ranges outside, expect the end's code."""
+    """Check that a value more than three ranges away from zero gets the code at the end of the range."""
     expected = params.quant_max if x > 0 else params.quant_min
     if abs(step(x, params.scale)) > 3 * (params.quant_max - params.quant_min) and code != expected:
         raise LawBroken(f"{shown(x)} {where}", expected=f"code {expected}", actual=f"code {code}")
 
 
 def all_codes(params: QParams) -> list[int]:
-    """Return all codes, or where there are more than 65,536 a thousand of those around the zero point."""
+    """Return all codes; if there are more than 65,536, a thousand of those around the zero point."""
     low, high = max(params.quant_min, params.zero_point - WIDE), min(params.quant_max, params.zero_point + WIDE)
     return list(range(low, high + 1, 1 if high - low < 2**16 else (high - low) // 2**10))

@@ -1,4 +1,4 @@
-"""Laws of torch's quantized tensors: saving, float zero points, sub-byte codes, order (PROPERTIES P22, C9, C10, R4)."""
+"""Laws of torch's quantized tensors: saving, float zero points, sub-byte codes, order (P22, C9, C10, R4)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
         and one.q_per_channel_axis() == other.q_per_channel_axis())
 
 
-def _by_file(tensor: Tensor) -> Tensor:
+def _through_file(tensor: Tensor) -> Tensor:
     file = io.BytesIO()
     torch.save({"tensor": tensor}, file)
     file.seek(0)
@@ -55,14 +55,14 @@ def _by_file(tensor: Tensor) -> Tensor:
     return loaded["tensor"]  # type: ignore[no-any-return]
 
 
-_WAYS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
-    ("torch.save and torch.load", _by_file), ("deepcopy", copy.deepcopy), ("clone", torch.clone),
-    ("pickle", lambda tensor: pickle.loads(pickle.dumps(tensor))))  # noqa: S301 - of what was just pickled
+_COPIES: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+    ("torch.save and torch.load", _through_file), ("deepcopy", copy.deepcopy), ("clone", torch.clone),
+    ("pickle", lambda tensor: pickle.loads(pickle.dumps(tensor))))  # noqa: S301 - it was pickled just now
 
 
 @_tensor_law()
 def P22_serialization(ops: QuantizedTensors, example: AffineExample) -> None:
-    """Saving and loading, pickling and copying keep codes, scale, zero point, axis and dtype. No tolerance."""
+    """Saving and loading, pickling and copying keep codes, scale, zero point, axis and dtype exactly."""
     params, x = example.qparams, example.tensor()
     tensors = [torch.quantize_per_tensor(x, params.scale, params.zero_point, torch.quint8)]
     if x.numel():
@@ -70,17 +70,18 @@ def P22_serialization(ops: QuantizedTensors, example: AffineExample) -> None:
         tensors.append(torch.quantize_per_channel(rows, torch.tensor([params.scale, 2 * params.scale]).double(),
                                                   torch.tensor([params.zero_point, 1]), 0, torch.quint8))
     for tensor in tensors:
-        for way, through in _WAYS:
-            again = through(tensor)
-            if not _same(tensor, again):
-                raise LawBroken(f"{tensor.qscheme()} through {way}, {example}", expected=tensor, actual=again)
+        for method, copied in _COPIES:
+            result = copied(tensor)
+            if not _same(tensor, result):
+                raise LawBroken(f"{tensor.qscheme()} after {method}, {example}", expected=tensor, actual=result)
 
 
 @_tensor_law()
 def C9_float_zero_points(ops: QuantizedTensors, example: AffineExample) -> None:
     """With float zero points per channel, codes are round(x / scale + zero_point), clamped.
 
-    One rounding after the sum, unlike integer zero points. Tolerance: one code beside a tie, within 2^-18 of the size.
+    Unlike integer zero points, a float zero point is added before rounding. Next to a tie, within 2^-18 of the size of
+    the terms, both neighbors are accepted.
     """
     params = example.qparams
     x = example.tensor().flatten()
@@ -101,7 +102,7 @@ def C9_float_zero_points(ops: QuantizedTensors, example: AffineExample) -> None:
 
 @_tensor_law()
 def C10_packing(ops: QuantizedTensors, example: AffineExample) -> None:
-    """Codes of 4 bits packed two to a byte come out as they went in, in their order, for odd lengths too."""
+    """Codes of 4 bits, packed two to a byte, are unpacked unchanged and in order, also for odd lengths."""
     x = example.tensor().flatten().abs()
     for length in {x.numel(), max(0, x.numel() - 1)} - {0}:
         values = torch.stack([x[:length], x[:length].flip(0)])
@@ -116,9 +117,9 @@ def C10_packing(ops: QuantizedTensors, example: AffineExample) -> None:
 
 @_tensor_law()
 def R4_order_preserving(ops: QuantizedTensors, example: AffineExample) -> None:
-    """Max-pooling, reshaping, transposing and concatenating codes is the same before and after quantizing.
+    """Max-pooling, reshaping, transposing and concatenating give the same codes before and after quantizing.
 
-    They only choose and move elements. No tolerance.
+    These operations only select and move elements, so there is no tolerance.
     """
     params, x = example.qparams, example.tensor().flatten()
     count = x.numel() // 4 * 4
