@@ -12,9 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_qat.core.text import percent
+from pytest_qat.measure.score_names import NAMED_IN_REPORTS
 
 if TYPE_CHECKING:
     from pytest_qat.measure.accuracy import Accuracy
+    from pytest_qat.measure.bootstrap import Resampling
     from pytest_qat.measure.coverage import Coverage
     from pytest_qat.measure.latency import Speedup
     from pytest_qat.measure.parity import Parity
@@ -26,6 +28,7 @@ __all__ = ["SIGNIFICANT", "Outcome", "Verdict", "db_text", "judge_accuracy", "ju
 SIGNIFICANT = 0.05
 """A difference that chance alone gives more rarely than this is significant."""
 NAMED_LEFTOVERS = 5
+_NAMED_RAGGED = 3
 MOST_SECONDS = 600.0
 """Nobody is asked to raise the budget of a timing beyond this."""
 
@@ -106,19 +109,39 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
     Under `strict` the interval must prove that the drop is within tolerance. A float model below `min_accuracy`, or
     no better than naming the most frequent class, cannot pass; nor can an int8 model that names only one class, or
     one whose outputs went flat where no metric looks (inconclusive if they are faint in float and there are no
-    evaluation data).
+    evaluation data). What could be compared only in part, or in two ways that say different things, is inconclusive.
     """
     outcome, reason = _judge_drop(accuracy, tolerances.accuracy_drop, strict=strict)
     floor = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
     if floor is not None and (floor[0] is Outcome.FAILED or outcome is Outcome.PASSED):
         outcome, reason = floor
     reasons: tuple[str, ...] = (reason,)
+    outcome, reasons = _judge_comparison(accuracy, tolerances.accuracy_drop, outcome, reasons)
     if accuracy.only_class is None and accuracy.faint:
         if outcome is Outcome.PASSED:
-            outcome, reasons = Outcome.INCONCLUSIVE, (_too_faint(accuracy), reason)
+            outcome, reasons = Outcome.INCONCLUSIVE, (_too_faint(accuracy), *reasons)
     elif accuracy.flat or accuracy.only_class is not None:
-        outcome, reasons = Outcome.FAILED, (_nothing_left(accuracy), reason)
+        outcome, reasons = Outcome.FAILED, (_nothing_left(accuracy), *reasons)
     return Verdict(outcome=outcome, reasons=reasons)
+
+
+def _judge_comparison(accuracy: Accuracy, tolerance: float, outcome: Outcome,
+                      reasons: tuple[str, ...]) -> tuple[Outcome, tuple[str, ...]]:
+    """Take back a verdict that rests on half of the outputs, or that another way of comparing them contradicts."""
+    if accuracy.same_class is not None:
+        kept = 1 - accuracy.same_class <= accuracy.allowed(tolerance)
+        if kept is not (outcome is Outcome.PASSED) and outcome is not Outcome.INCONCLUSIVE:
+            share = percent(accuracy.same_class, digits=2)
+            contradicted = (
+                f"the maps that the model returns are classes or values, which only you know: float and int8 name the "
+                f"same class at {share} of the positions, and agree as values on {percent(accuracy.int8, digits=2)} of "
+                "the samples. Give eval_data, or train_data, whose targets tell.")
+            outcome, reasons = Outcome.INCONCLUSIVE, (contradicted, *reasons)
+    if accuracy.ragged and outcome is Outcome.PASSED:
+        half = (f"float and int8 outputs differ in shape where no metric looks: "
+                f"{'; '.join(accuracy.ragged[:_NAMED_RAGGED])}. Give eval_data and metric.")
+        outcome, reasons = Outcome.INCONCLUSIVE, (half, *reasons)
+    return outcome, reasons
 
 
 def _too_faint(accuracy: Accuracy) -> str:
@@ -139,6 +162,8 @@ def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[
     _, high = accuracy.drop_ci
     allowed = accuracy.allowed(tolerance)
     numbers = _drop_text(accuracy, tolerance)
+    if accuracy.resampling is not None and not accuracy.resampling.settles:
+        return Outcome.INCONCLUSIVE, f"{numbers}. {_what_resampling_lacks(accuracy.resampling)}"
     if accuracy.drop > allowed and accuracy.p_value < SIGNIFICANT:
         return Outcome.FAILED, f"{numbers}."
     if accuracy.at_chance:
@@ -149,6 +174,20 @@ def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[
     if high <= allowed:
         return Outcome.PASSED, f"{numbers}."
     return _judge_unproven(accuracy, numbers, allowed, strict=strict)
+
+
+def _what_resampling_lacks(resampling: Resampling) -> str:
+    if resampling.too_few_samples:
+        return (f"A score of the whole set of only {resampling.samples} samples shows nothing: too few to tell a drop "
+                "from chance. Evaluate more samples.")
+    if resampling.too_often_undefined:
+        tried = resampling.count + resampling.undefined
+        return (f"The score hangs on very few samples: it is not defined on {resampling.undefined:,} of {tried:,} "
+                f"drawn sets ({resampling.undefined_because.rstrip('.')}). Evaluate more samples of the rarer classes.")
+    return (f"set_metric is too slow to show which drops are chance: {resampling.elapsed_s:.1f} s went into "
+            f"{resampling.count + resampling.undefined} drawn sets, and an interval takes about "
+            f"{math.ceil(resampling.seconds_needed):,} s. Raise --qat-max-time to "
+            f"{math.ceil(1.5 * resampling.seconds_needed):,}, or make set_metric faster.")
 
 
 def _judge_unproven(accuracy: Accuracy, numbers: str, allowed: float, *, strict: bool) -> tuple[Outcome, str]:
@@ -168,9 +207,10 @@ def _drop_text(accuracy: Accuracy, tolerance: float) -> str:
     """Return the drop, its interval and what is allowed: as shares, or in percent of the float score."""
     low, high = accuracy.drop_ci
     say = partial(score_text, accuracy)
-    seen = f"on {accuracy.samples:,} samples, of which {accuracy.flipped:,} changed"
+    seen = f"on {accuracy.samples:,} samples" + (
+        f", of which {accuracy.flipped:,} changed" if accuracy.resampling is None else "")
+    what = _score_name(accuracy)
     if accuracy.is_fraction:
-        what = "agreement with float" if accuracy.kind == "agreement" else "accuracy"
         moves, by = ("drops", accuracy.drop) if accuracy.drop >= 0 else ("rises", -accuracy.drop)
         relative = "" if accuracy.relative_drop is None else f", {percent(abs(accuracy.relative_drop), digits=2)} of it"
         scores = f"from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}"
@@ -178,11 +218,20 @@ def _drop_text(accuracy: Accuracy, tolerance: float) -> str:
                 f"allowed is {say(accuracy.allowed(tolerance))}")
     moves = "worsens" if accuracy.drop > 0 else "improves"
     if not accuracy.fp32:
-        return f"the score {moves} from 0 to {say(accuracy.int8)} {seen}; allowed is no change"
+        return f"{what} {moves} from 0 to {say(accuracy.int8)} {seen}; allowed is no change"
     share, size = partial(percent, digits=2), abs(accuracy.fp32)
     scores = f"{share(abs(accuracy.drop) / size)} of {say(accuracy.fp32)} (to {say(accuracy.int8)})"
-    return (f"the score {moves} by {scores}, 95% interval of the drop [{share(low / size)}, {share(high / size)}] "
+    return (f"{what} {moves} by {scores}, 95% interval of the drop [{share(low / size)}, {share(high / size)}] "
             f"{seen}; allowed is {share(tolerance)}")
+
+
+def _score_name(accuracy: Accuracy) -> str:
+    """Return what the score is called: a score of the set, and a default other than top-1, have names of their own."""
+    if accuracy.kind == "agreement":
+        return "agreement with float"
+    if accuracy.kind == "set_metric" or accuracy.metric in NAMED_IN_REPORTS:
+        return accuracy.metric or "the score"
+    return "accuracy" if accuracy.is_fraction else "the score"
 
 
 def _shows_nothing(accuracy: Accuracy) -> bool:

@@ -63,7 +63,7 @@ OPTIONS = (
     Option(name="qat-stage-timeout", metavar="S", parse="seconds", default=900.0,
            help="Most seconds that a runtime may take to build both artifacts (default: 900)."),
     Option(name="qat-max-time", metavar="S", parse="seconds", default=20.0,
-           help="Most seconds to spend on one comparison of speed (default: 20)."),
+           help="Most seconds to spend on one comparison of speed, or on the interval of a set_metric (default: 20)."),
     Option(name="qat-batches", metavar="N,N", parse="counts", bare="1,8,32",
            help="Also compare latencies at these batch sizes; without a value at 1, 8 and 32 (default: none)."),
     Option(name="qat-memory", metavar="on|off", parse="switch",
