@@ -241,6 +241,11 @@ def _shows_nothing(accuracy: Accuracy) -> bool:
 
 
 def _no_better_than_chance(accuracy: Accuracy) -> str:
+    if accuracy.shuffled is not None:
+        say = partial(score_text, accuracy)
+        return (f"the float model scores {say(accuracy.fp32)}, no better than with shuffled targets "
+                f"({say(accuracy.shuffled)}), so there is nothing for quantization to lose. Give the trained model, or "
+                "evaluate more samples.")
     assert accuracy.majority is not None, "unreachable because chance is what the majority gives"
     if accuracy.majority >= 1:
         return "eval_data has samples of only one class, so it cannot show a drop. Add samples of the other classes."

@@ -94,7 +94,8 @@ class Accuracy:
         kind: `metric`, `set_metric` or `agreement`.
         is_fraction: Whether scores are shares: each 0 or 1, or higher is better and all lie between. A tolerance is
             such a share then; for other scores it is one of the float score.
-        at_chance: Whether the float model does no better than naming the most frequent class.
+        at_chance: Whether the float model does no better than naming the most frequent class, or than with shuffled
+            targets.
         only_class: The one class that int8 names whatever it sees, where float names several.
         majority: Share of that class, where it is known.
         sqnr_db: Signal-to-quantization-noise ratio of the outputs; only for `agreement`.
@@ -102,6 +103,7 @@ class Accuracy:
         metric: What the score is called; None for agreement.
         higher_is_better: Whether a higher score is better.
         resampling: What the interval of one score of the whole set rests on; else None.
+        shuffled: Float's best score with shuffled targets, where one score of the whole set does not beat it.
         ragged: Outputs that cannot be compared, each with the reason.
         same_class: Share of the positions of maps where both name the same class, for agreement where nobody knows
             whether the maps are classes or values; they are compared as values then.
@@ -131,6 +133,7 @@ class Accuracy:
     metric: str | None = None
     higher_is_better: bool = True
     resampling: Resampling | None = None
+    shuffled: float | None = None
     ragged: tuple[str, ...] = ()
     same_class: float | None = None
 

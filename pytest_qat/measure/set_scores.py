@@ -6,6 +6,7 @@ The outputs of every model are kept, since the drop's interval comes from scorin
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import numbers
@@ -34,6 +35,7 @@ __all__ = ["GatheredSet", "SetMetric", "UndefinedScore", "compare_sets", "gather
 SetMetric = Callable[[Any, Any], float]
 MOST_BYTES = 2 * 2**30
 """Most bytes that one model's outputs and the targets may take: those of up to four models are held at a time."""
+_SHUFFLES, _SAME = 19, 1e-9
 _SIDES = ("fp32", "int8", "ptq", "fine_tuned")
 
 
@@ -203,6 +205,7 @@ def compare_sets(metric: SetMetric, sides: Mapping[str, GatheredSet], *, higher_
     with threads(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a drawn set may well lack a class
         resampling = resample(score, sides=tuple(known), samples=first.samples, budget_s=budget_s)
+        shuffled = _not_beaten(metric, first, known["fp32"], higher_is_better) if resampling.settles else None
     is_share = higher_is_better and all(0 <= value <= 1 for value in known.values())
     span = 1.0 if is_share else max(abs(value) for value in known.values())
 
@@ -221,7 +224,8 @@ def compare_sets(metric: SetMetric, sides: Mapping[str, GatheredSet], *, higher_
         ptq_p_value=difference("ptq", against).p_value if "ptq" in known else None,
         fine_tuned_p_value=difference("fine_tuned", "int8").p_value if "fine_tuned" in known else None,
         flips=(), flipped=0, kind="set_metric", is_fraction=is_share, ptq_simulated=ptq_simulated,
-        metric=name_of(metric) or "set_metric", higher_is_better=higher_is_better, resampling=resampling)
+        metric=name_of(metric) or "set_metric", higher_is_better=higher_is_better, resampling=resampling,
+        shuffled=shuffled, at_chance=shuffled is not None)
 
 
 def _drawn_score(metric: SetMetric, gathered: GatheredSet, index: Tensor) -> float:
@@ -237,3 +241,22 @@ def _drawn_score(metric: SetMetric, gathered: GatheredSet, index: Tensor) -> flo
     if score is None or not math.isfinite(score):
         raise ArithmeticError(f"it gave {score}")
     return score
+
+
+def _not_beaten(metric: SetMetric, gathered: GatheredSet, known: float, higher_is_better: bool) -> float | None:
+    """Return the best score with shuffled targets if the known one does not beat it, else None (p = 0.05).
+
+    A score that is the same whatever the order, such as a distance of distributions, is not held to it.
+    """
+    drawn, everything = torch.Generator().manual_seed(0), gathered.everything
+    outputs, found = gathered.outputs(everything), []
+    for _ in range(_SHUFFLES):
+        order = torch.randperm(gathered.samples, generator=drawn)
+        with contextlib.suppress(Exception):  # a score that is not defined then beats nothing
+            score = _number(metric(outputs, gathered.targets(order)))
+            found += [] if score is None or not math.isfinite(score) else [score]
+    if not found or max(found) - min(found) <= _SAME * abs(known):
+        return None
+    best = max(found) if higher_is_better else min(found)
+    beaten = known > best if higher_is_better else known < best
+    return None if beaten else best
