@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -214,15 +215,20 @@ def _drop_text(accuracy: Accuracy, tolerance: float) -> str:
         moves, by = ("drops", accuracy.drop) if accuracy.drop >= 0 else ("rises", -accuracy.drop)
         relative = "" if accuracy.relative_drop is None else f", {percent(abs(accuracy.relative_drop), digits=2)} of it"
         scores = f"from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}"
-        return (f"{what} {moves} by {say(by)} ({scores}), 95% interval of the drop [{say(low)}, {say(high)}] {seen}; "
+        return (f"{what} {moves} by {say(by)} ({scores}){_interval_text(low, high, say)} {seen}; "
                 f"allowed is {say(accuracy.allowed(tolerance))}")
     moves = "worsens" if accuracy.drop > 0 else "improves"
     if not accuracy.fp32:
         return f"{what} {moves} from 0 to {say(accuracy.int8)} {seen}; allowed is no change"
     share, size = partial(percent, digits=2), abs(accuracy.fp32)
     scores = f"{share(abs(accuracy.drop) / size)} of {say(accuracy.fp32)} (to {say(accuracy.int8)})"
-    return (f"{what} {moves} by {scores}, 95% interval of the drop [{share(low / size)}, {share(high / size)}] "
-            f"{seen}; allowed is {share(tolerance)}")
+    return (f"{what} {moves} by {scores}{_interval_text(low / size, high / size, share)} {seen}; "
+            f"allowed is {share(tolerance)}")
+
+
+def _interval_text(low: float, high: float, say: Callable[[float], str]) -> str:
+    """Return the interval, or nothing where there are too few samples for one."""
+    return "" if math.isinf(low) and math.isinf(high) else f", 95% interval of the drop [{say(low)}, {say(high)}]"
 
 
 def _score_name(accuracy: Accuracy) -> str:

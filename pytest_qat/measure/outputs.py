@@ -13,7 +13,7 @@ from pytest_qat.core.batches import named_float_tensors
 from pytest_qat.errors import NotComparable
 from pytest_qat.measure.accuracy import Scores
 from pytest_qat.measure.output_forms import Form, form_of
-from pytest_qat.measure.paired_outputs import PairedOutput, pair_outputs, with_rows
+from pytest_qat.measure.paired_outputs import PairedOutput, nothing_to_compare, pair_outputs, with_rows
 from pytest_qat.measure.parity import sqnr_db
 
 __all__ = ["Agreement", "agreement_of"]
@@ -60,6 +60,8 @@ def agreement_of(reference: Sequence[Any], candidate: Sequence[Any], *, samples:
     paired = pair_outputs(reference, candidate)
     found = {place: (output, form_of(output.before, place=place, target=target))
              for place, output in with_rows(paired.same, samples).items()}
+    if not found and paired.ragged:
+        raise nothing_to_compare(paired.ragged)
     if not found:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in named_float_tensors(reference[0]).values())
         raise NotComparable(

@@ -12,7 +12,7 @@ from torch import Tensor
 from pytest_qat.core.batches import named_float_tensors
 from pytest_qat.errors import NotComparable
 
-__all__ = ["PairedOutput", "PairedOutputs", "pair_outputs", "with_rows"]
+__all__ = ["PairedOutput", "PairedOutputs", "nothing_to_compare", "pair_outputs", "with_rows"]
 
 _NAMED = 3
 
@@ -67,7 +67,7 @@ def pair_outputs(reference: Sequence[Any], candidate: Sequence[Any]) -> PairedOu
                 output.after.append(after[place])
     same = {place: output for place, output in found.items() if place not in ragged}
     if not same:
-        raise _nothing_to_compare(list(ragged.values()))
+        raise nothing_to_compare(tuple(ragged.values()))
     return PairedOutputs(same=same, ragged=tuple(ragged.values()))
 
 
@@ -79,7 +79,12 @@ def _title(place: str) -> str:
     return f"output {place}" if place else "the output"
 
 
-def _nothing_to_compare(ragged: Sequence[str]) -> NotComparable:
+def nothing_to_compare(ragged: Sequence[str]) -> NotComparable:
+    """Return the error for two models that return nothing of the same form.
+
+    Args:
+        ragged: What differs, a text for each output; empty if there are no outputs.
+    """
     hint = "Give eval_data and metric, which scores each side by itself."
     if not ragged:
         return NotComparable("the model returned no floating-point tensor with values in it, so float and int8 cannot "

@@ -295,13 +295,17 @@ class RunRecord(TypedDict):
 
 
 class RankingEntry(TypedDict):
-    """One recipe's place in a ranking; `judged` is false for what was not tried or lost to another engine."""
+    """One recipe's place in a ranking; `judged` is false for what was not tried or lost to another engine.
+
+    `is_fraction` says whether the accuracy is a share, as that of the run does.
+    """
 
     recipe: str
     holds: bool
     latency_s: float | None
     speedup: float | None
     accuracy: float | None
+    is_fraction: bool | None
     size_bytes: int | None
     note: str
     judged: bool

@@ -245,12 +245,13 @@ def ranking_notes(ranking: Ranking) -> list[str]:
 
 def _ranking_row(place: int, entry: RankingEntry) -> RankingRow:
     latency, speedup, accuracy, size = entry["latency_s"], entry["speedup"], entry["accuracy"], entry["size_bytes"]
+    score = partial(percent, digits=2) if entry["is_fraction"] else "{:.4g}".format
     return RankingRow(
         holds=entry["holds"],
         state="holds" if entry["holds"] else "does not hold" if entry["judged"] else "not judged",
         cells=(str(place) if entry["holds"] else "", entry["recipe"],
                _NOTHING if latency is None else _time(latency), _NOTHING if speedup is None else _ratio(speedup),
-               _NOTHING if accuracy is None else percent(accuracy, digits=2),
+               _NOTHING if accuracy is None else score(accuracy),
                _NOTHING if size is None else _bytes(size)))
 
 
