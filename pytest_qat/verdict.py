@@ -197,7 +197,9 @@ def _judge_unproven(accuracy: Accuracy, numbers: str, allowed: float, *, strict:
         return Outcome.INCONCLUSIVE, (
             f"{numbers}. So few samples show nothing: the interval is as wide as the score itself. Evaluate more.")
     needed = accuracy.samples_needed(allowed)
-    missing = f"these samples can only rule out drops above {score_text(accuracy, accuracy.provable_drop)}"
+    provable = accuracy.provable_drop if accuracy.is_fraction or not accuracy.fp32 else (
+        accuracy.provable_drop / abs(accuracy.fp32))
+    missing = f"these samples can only rule out drops above {percent(provable, digits=2)}"
     missing = missing if needed is None else f"{missing}; about {needed:,} samples would be enough"
     if strict:
         return Outcome.INCONCLUSIVE, f"{numbers}. Strict mode requires proof: {missing}."

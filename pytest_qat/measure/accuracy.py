@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pytest_qat.errors import DataError
 from pytest_qat.measure.bootstrap import Resampling
 from pytest_qat.measure.flat_outputs import FlatOutput
+from pytest_qat.measure.score_names import NAMED_IN_REPORTS
 from pytest_qat.measure.statistics import above_chance, is_binary, paired_drop_interval, paired_p, samples_to_prove
 
 __all__ = ["Accuracy", "Flip", "Scores", "compare_scores", "hold_to_same_samples"]
@@ -180,7 +181,8 @@ def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_
     if not higher_is_better:
         drop, low, high = 0.0 - drop, 0.0 - high, 0.0 - low
     samples = len(before)
-    chance = fp32.majority if kind == "metric" and higher_is_better and is_binary(before) else None
+    on_maps = fp32.name in NAMED_IN_REPORTS
+    chance = fp32.majority if kind == "metric" and higher_is_better and (on_maps or is_binary(before)) else None
     flipped = np.flatnonzero(before != after)
     against = fine_tuned.values if ptq_simulated and fine_tuned is not None else after
     return Accuracy(
@@ -194,8 +196,8 @@ def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_
         kind=kind, is_fraction=_are_shares(before, after, higher_is_better=higher_is_better),
         majority=chance, sqnr_db=sqnr, only_class=_only_class(fp32, int8), ptq_simulated=ptq_simulated,
         metric=fp32.name or metric, higher_is_better=higher_is_better,
-        at_chance=chance is not None and not above_chance(
-            int(fp32.values.sum()), samples=samples, chance=chance, alpha=1 - confidence),
+        at_chance=chance is not None and (fp32.mean <= chance if on_maps else not above_chance(
+            int(fp32.values.sum()), samples=samples, chance=chance, alpha=1 - confidence)),
     )
 
 

@@ -31,6 +31,7 @@ class Default:
         name: What it is called in reports.
         place: Place of the output that was scored, where the model has others; else None.
         predictions: The class that was named, one a sample, shape `(N,)`; None for maps and errors.
+        classes: Number of classes; 0 for errors.
         lower_is_better: Whether the score is an error.
         squares: Sum of the squared targets, where errors are to be a share of their root mean square; else 0.
         numbers: Number of targets that were summed.
@@ -40,6 +41,7 @@ class Default:
     name: str
     place: str | None
     predictions: Tensor | None = None
+    classes: int = 0
     lower_is_better: bool = False
     squares: float = 0.0
     numbers: int = 0
@@ -65,6 +67,7 @@ def default_scores(output: Any, target: Any, *, first: bool = True) -> Default:
     place, logits = classify(output, source=_TOP1, target=target)
     name = {_ROWS: TOP1, _MAP_DIMENSIONS: ACCURACY_OF_POSITIONS}.get(logits.dim(), PIXEL_ACCURACY)
     return Default(values=top1(output, target), name=name, place=place if several else None,
+                   classes=logits.shape[1],
                    predictions=logits.argmax(dim=1) if logits.dim() < _MAP_DIMENSIONS else None)
 
 

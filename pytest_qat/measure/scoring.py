@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -137,7 +138,7 @@ class _Seen:
     def __init__(self) -> None:
         self.values: list[NDArray[np.float64]] = []
         self._digest = hashlib.sha256()
-        self._classes: list[Tensor] | None = []
+        self._classes: Counter[int] | None = Counter()
         self._targets: list[Tensor] | None = []
         self._predictions: list[Tensor] | None = []
         self._defaults: list[Default] = []
@@ -145,7 +146,7 @@ class _Seen:
     def note_target(self, target: Any, *, samples: int) -> None:
         self._digest.update(target_text(target))
         if self._classes is not None and isinstance(target, Tensor) and not target.is_floating_point():
-            self._classes.append(target.flatten())
+            self._classes.update(dict(zip(*(each.tolist() for each in target.unique(return_counts=True)), strict=True)))
         else:
             self._classes = None
         if self._targets is not None and isinstance(target, Tensor) and target.shape == (samples,):
@@ -165,18 +166,21 @@ class _Seen:
             self._predictions = None
 
     def scores(self) -> Scores:
-        majority = None
-        if self._classes and self._predictions and self._defaults:  # a user's metric need not count named classes
-            _, counts = torch.unique(torch.cat(self._classes), return_counts=True)
-            majority = float(counts.max() / counts.sum())
         values, first = np.concatenate(self.values), self._defaults[0] if self._defaults else None
         squares, numbers = (sum(getattr(found, part) for found in self._defaults) for part in ("squares", "numbers"))
         return Scores(values=values / (squares / numbers) ** 0.5 if squares else values,
-                      fingerprint=self._digest.hexdigest(), majority=majority,
+                      fingerprint=self._digest.hexdigest(), majority=self._majority(),
                       scored=first.place if first else None, name=first.name if first else None,
                       lower_is_better=first is not None and first.lower_is_better,
                       targets=torch.cat(self._targets).numpy(force=True) if self._targets else None,
                       predictions=torch.cat(self._predictions).numpy(force=True) if self._predictions else None)
+
+    def _majority(self) -> float | None:
+        """Return the share of the most frequent class; None for a user's metric, which need not count named classes."""
+        if not self._classes or not self._defaults or not self._defaults[0].classes:
+            return None
+        counts = [count for label, count in self._classes.items() if 0 <= label < self._defaults[0].classes]
+        return max(counts) / sum(counts) if counts else None
 
 
 def target_text(target: Any) -> bytes:

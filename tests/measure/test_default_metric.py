@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pytest_qat.errors import DataError
+from pytest_qat.measure.accuracy import compare_scores
 from pytest_qat.measure.default_metric import default_scores
 from pytest_qat.measure.scoring import evaluate
 from tests.measure.scored import HITS, LOGITS, same
@@ -39,6 +40,15 @@ def test_the_form_of_the_target_tells_which_metric_it_is(output: Any, target: Te
 def test_positions_that_are_not_labeled_do_not_count() -> None:
     target = torch.tensor([[[1, 1], [255, 0]], [[-100, 255], [-100, 255]]])
     assert default_scores(MAP, target).values.tolist() == pytest.approx([2 / 3, 1.0])
+
+
+@pytest.mark.parametrize(("right", "at_chance"), [(True, False), (False, True)])
+def test_a_map_that_names_the_most_frequent_class_everywhere_is_at_chance(right: bool, at_chance: bool) -> None:
+    target = torch.tensor([[[0, 0], [0, 1]], [[0, 255], [2, 0]]])
+    made = torch.eye(3)[target.clamp(max=2) if right else torch.zeros_like(target)].permute(0, 3, 1, 2)
+    found = evaluate(same, [(made, target)], None)
+    assert found.majority == pytest.approx(5 / 7)
+    assert compare_scores(found, found, None, higher_is_better=True).at_chance is at_chance
 
 
 def test_the_error_is_the_root_mean_square_of_a_sample_over_that_of_all_targets() -> None:
