@@ -94,6 +94,9 @@ def compare_parity(unquantized: Callable[[Any], Any], prepared: Callable[[Any], 
 
 
 def _hold_to_same_form(*forms: Mapping[str, Tensor]) -> None:
+    if not any(forms):
+        raise NotComparable("the model returned no floating-point tensor, so its forms cannot be compared.",
+                            hint="Return the logits as a tensor, or in a tuple or dict.")
     if len({len(outputs) for outputs in forms}) > 1:
         raise NotComparable(f"the float, prepared and converted model return {_listed(map(len, forms))} floating-point "
                             "tensors, so they cannot be compared.", hint=_BEFORE_SELECTION)
@@ -117,7 +120,4 @@ def _outputs(run: Callable[[Any], Any], batches: Sequence[Any]) -> dict[str, Ten
     for inputs in batches:
         for place, tensor in named_float_tensors(run(inputs)).items():
             found.setdefault(place, []).append(tensor.flatten())
-    if not found:
-        raise NotComparable("the model returned no floating-point tensor, so its forms cannot be compared.",
-                            hint="Return the logits as a tensor, or in a tuple or dict.")
     return {place: torch.cat(tensors) for place, tensors in found.items()}

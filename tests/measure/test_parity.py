@@ -119,6 +119,11 @@ def test_forms_that_return_outputs_of_other_sizes_cannot_be_compared() -> None:
         compare_parity(*(lambda batch, made=made: {"boxes": made} for made in boxes), [None])
 
 
+def test_a_form_that_returns_nothing_is_told_apart_from_those_that_do() -> None:
+    with pytest.raises(NotComparable, match="return 1, 0 and 0 floating-point tensors"):
+        compare_parity(lambda batch: [torch.ones(3)], lambda batch: None, lambda batch: [None], [None])
+
+
 def test_forms_that_return_more_or_fewer_tensors_cannot_be_compared() -> None:
     with pytest.raises(NotComparable, match="return 3, 3 and 1 floating-point tensors"):
         compare_parity(outputs({}), outputs({}), outputs({}, fewer=True), [None])
