@@ -107,7 +107,7 @@ def _fastest_engine(case: QATCase, workflow: str, glance: Glance) -> tuple[str |
 
 def _not_judged(recipe: str, note: str, *, latency_s: float | None = None) -> RankingEntry:
     return {"recipe": recipe, "holds": False, "latency_s": latency_s, "speedup": None, "accuracy": None,
-            "size_bytes": None, "note": note, "judged": False}
+            "is_fraction": None, "size_bytes": None, "note": note, "judged": False}
 
 
 def _judged(checks: ModelChecks, done: Callable[[ModelChecks], None]) -> RankingEntry:
@@ -122,6 +122,7 @@ def _judged(checks: ModelChecks, done: Callable[[ModelChecks], None]) -> Ranking
         "latency_s": None if latency is None else latency["int8"],
         "speedup": None if speedup is None else speedup["estimate"],
         "accuracy": None if accuracy is None else accuracy["int8"],
+        "is_fraction": None if accuracy is None else accuracy["is_fraction"],
         "size_bytes": None if size is None else size["int8"],
         "note": "; ".join(f"{result.check}: {result.verdict.reasons[0]}" for result in wrong), "judged": True}
 

@@ -5,6 +5,7 @@ Only the form of the fields is checked here; whether the model runs on its input
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.core.batches import labeled
+from pytest_qat.core.tracebacks import defined_at, name_of
 from pytest_qat.errors import DataError, InvalidCase
 from pytest_qat.tolerances import Tolerances
 
 __all__ = ["QATCase", "ReplayedIterable", "Tolerances", "calibration_batches", "without_training"]
+
+
+_TARGETS_FIRST = frozenset({"y_true", "target", "targets", "label", "labels", "truth"})
+"""What functions call their first parameter that expect the targets there, as scikit-learn's do."""
 
 
 class ReplayedIterable:
@@ -55,7 +61,10 @@ class QATCase:
         epochs: Passes over `train_data`.
         calibration_data: Batches of inputs only; default: the inputs of `train_data`, else `example_inputs`.
         eval_data: Batches `(inputs, target)`, the same in each pass. Without it, int8 is compared with float.
-        metric: `metric(output, target)` returns one score per sample, shape `(N,)`; default: top-1 (0 or 1).
+        metric: `metric(output, target)` returns one score per sample, shape `(N,)`. Default: top-1 for class indices
+            (of a map, the share of its positions), and for float targets of the output's shape the error.
+        set_metric: Or one score of the whole set: `set_metric(outputs, targets)` gets those of all batches, joined
+            along the batch dimension on the CPU, and returns a number (AUC, mAP, F1, R2, perplexity).
         higher_is_better: False where a lower score is better (a loss, an error).
         recipes: Recipes of this model when the command line names none.
         fuse: Eager only: the module names to fuse, group by group; default: found by tracing a call.
@@ -84,6 +93,7 @@ class QATCase:
     calibration_data: Iterable[Any] | None = None
     eval_data: Iterable[Any] | None = None
     metric: Callable[[Any, Any], Tensor] | None = None
+    set_metric: Callable[[Any, Any], float] | None = None
     higher_is_better: bool = True
     recipes: Sequence[str] = ()
     fuse: Sequence[Sequence[str]] | None = None
@@ -98,6 +108,7 @@ class QATCase:
         self._check_model()
         self._check_inputs()
         self._check_training()
+        self._check_metrics()
         self._check_names()
         for field in ("train_data", "calibration_data", "eval_data"):
             data = getattr(self, field)
@@ -173,7 +184,7 @@ class QATCase:
         object.__setattr__(self, "example_inputs", tuple(inputs))
 
     def _check_training(self) -> None:
-        for field in ("train", "loss_fn", "optimizer", "metric"):
+        for field in ("train", "loss_fn", "optimizer", "metric", "set_metric"):
             value = getattr(self, field)
             if value is not None and not callable(value):
                 raise InvalidCase(f"{field} is {_seen(value)}, expected a callable.",
@@ -189,6 +200,22 @@ class QATCase:
         if self.loss_fn is not None and self.train_data is None:
             raise InvalidCase("loss_fn is given without train_data, so there is nothing to train on.",
                               hint="Add train_data=, an iterable of (inputs, target) batches.")
+
+    def _check_metrics(self) -> None:
+        if self.metric is not None and self.set_metric is not None:
+            raise InvalidCase("metric and set_metric are both given, but a model is judged by one score.",
+                              hint="Keep metric for a score of each sample, or set_metric for one of the whole set.")
+        if self.set_metric is not None and self.eval_data is None:
+            raise InvalidCase("set_metric is given without eval_data, so there is nothing to score.",
+                              hint="Add eval_data=, an iterable of (inputs, target) batches.")
+        for field in ("metric", "set_metric"):
+            first = _first_parameter(getattr(self, field))
+            if first in _TARGETS_FIRST:
+                raise InvalidCase(
+                    f"{field} is called with the outputs first, but the first parameter of "
+                    f"{defined_at(getattr(self, field))} is {first}.",
+                    hint=f"Turn them around: {field}=lambda outputs, targets: "
+                         f"{name_of(getattr(self, field)) or '…'}(targets, outputs).")
 
     def _check_names(self) -> None:
         known = {name for name, _ in self.model.named_modules() if name}
@@ -207,6 +234,15 @@ class QATCase:
             if unknown:
                 raise InvalidCase(f"{field} names {unknown[0]!r}, but the model has no module of that name.",
                                   hint="Use the names that model.named_modules() gives.")
+
+
+def _first_parameter(function: Any) -> str | None:
+    """Return the name of the first of at least two parameters; None where there are not so many, or none are known."""
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # nothing to call, or made in C
+        return None
+    return names[0] if len(names) > 1 else None
 
 
 def _check_sequence(value: Any, *, field: str, example: str) -> Sequence[Any]:
@@ -296,4 +332,4 @@ def without_training(case: QATCase) -> QATCase:
         DataError: the calibration data are empty.
     """
     return replace(case, train=None, train_data=None, loss_fn=None, optimizer=None, eval_data=None,
-                   calibration_data=calibration_batches(case, limit=1))
+                   set_metric=None, calibration_data=calibration_batches(case, limit=1))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pytest_qat import verdict as judge
 from pytest_qat.case import Tolerances
 from pytest_qat.core.tracebacks import headline
-from pytest_qat.errors import CheckFailed, MissingPackage, QATError
+from pytest_qat.errors import CheckFailed, MissingPackage, NotComparable, QATError
 from pytest_qat.findings import Finding
 from pytest_qat.measure.size import take_census
 from pytest_qat.pipeline.run import ModelRun, NotApplicable, StageFailed
@@ -133,7 +133,7 @@ class ModelChecks:
             owner, error = STAGE_OWNERS.get(error.stage, name), error.error
         if isinstance(error, NotApplicable):
             verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(str(error),))
-        elif isinstance(error, MissingPackage):
+        elif isinstance(error, (MissingPackage, NotComparable)):
             verdict = self._strictly(Verdict(outcome=Outcome.INCONCLUSIVE,
                                              reasons=(f"{error.message} Remedy: {error.hint}",)))
         elif owner != name and owner in selected:
@@ -190,7 +190,7 @@ class ModelChecks:
         accuracy = self.run.accuracy()
         self._metrics["accuracy"] = record.accuracy_metrics(accuracy)
         return judge.judge_accuracy(accuracy, tolerances, strict=self.run.settings.strict,
-                                    higher_is_better=self.run.case.higher_is_better)
+                                    higher_is_better=accuracy.higher_is_better)
 
     def _size(self, tolerances: Tolerances) -> Verdict:
         pair = self.run.deployed()

@@ -20,6 +20,7 @@ __all__ = [
     "InvalidOption",
     "MeasurementError",
     "MissingPackage",
+    "NotComparable",
     "QATError",
     "ReferenceNotFound",
     "StageError",
@@ -75,6 +76,10 @@ class MissingPackage(UnsupportedEnvironment):
 
 class StageError(QATError):
     """The user's own code, or a PyTorch stage, failed in a way that the message explains."""
+
+
+class NotComparable(QATError):
+    """What two models return cannot be held against each other; the hint is what would make it possible."""
 
 
 class MeasurementError(QATError):

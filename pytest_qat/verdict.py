@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_qat.core.text import percent
+from pytest_qat.measure.score_names import NAMED_IN_REPORTS
 
 if TYPE_CHECKING:
     from pytest_qat.measure.accuracy import Accuracy
+    from pytest_qat.measure.bootstrap import Resampling
     from pytest_qat.measure.coverage import Coverage
     from pytest_qat.measure.latency import Speedup
     from pytest_qat.measure.parity import Parity
@@ -26,6 +29,7 @@ __all__ = ["SIGNIFICANT", "Outcome", "Verdict", "db_text", "judge_accuracy", "ju
 SIGNIFICANT = 0.05
 """A difference is significant if chance alone would give it with a lower probability than this."""
 NAMED_LEFTOVERS = 5
+_NAMED_RAGGED = 3
 MOST_SECONDS = 600.0
 """No message suggests a larger time budget for a timing than this."""
 
@@ -106,19 +110,40 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
     With `strict`, the interval must prove that the drop is within tolerance. A float model cannot pass if it is below
     `min_accuracy` or no better than always predicting the most frequent class. An int8 model cannot pass if it predicts
     only one class, or if outputs that no metric looks at went flat; without evaluation data, the latter is inconclusive
-    if the outputs hardly vary in float either.
+    if the outputs hardly vary in float either. What could be compared only in part, or in two ways with different
+    results, is inconclusive.
     """
     outcome, reason = _judge_drop(accuracy, tolerances.accuracy_drop, strict=strict)
     floor = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
     if floor is not None and (floor[0] is Outcome.FAILED or outcome is Outcome.PASSED):
         outcome, reason = floor
     reasons: tuple[str, ...] = (reason,)
+    outcome, reasons = _judge_comparison(accuracy, tolerances.accuracy_drop, outcome, reasons)
     if accuracy.only_class is None and accuracy.faint:
         if outcome is Outcome.PASSED:
-            outcome, reasons = Outcome.INCONCLUSIVE, (_too_faint(accuracy), reason)
+            outcome, reasons = Outcome.INCONCLUSIVE, (_too_faint(accuracy), *reasons)
     elif accuracy.flat or accuracy.only_class is not None:
-        outcome, reasons = Outcome.FAILED, (_nothing_left(accuracy), reason)
+        outcome, reasons = Outcome.FAILED, (_nothing_left(accuracy), *reasons)
     return Verdict(outcome=outcome, reasons=reasons)
+
+
+def _judge_comparison(accuracy: Accuracy, tolerance: float, outcome: Outcome,
+                      reasons: tuple[str, ...]) -> tuple[Outcome, tuple[str, ...]]:
+    """Take back a verdict that rests on half of the outputs, or that another way of comparing them contradicts."""
+    if accuracy.same_class is not None:
+        kept = 1 - accuracy.same_class <= accuracy.allowed(tolerance)
+        if kept is not (outcome is Outcome.PASSED) and outcome is not Outcome.INCONCLUSIVE:
+            share = percent(accuracy.same_class, digits=2)
+            contradicted = (
+                f"the maps that the model returns are classes or values, which only you know: float and int8 name the "
+                f"same class at {share} of the positions, and agree as values on {percent(accuracy.int8, digits=2)} of "
+                "the samples. Give eval_data, or train_data, whose targets tell.")
+            outcome, reasons = Outcome.INCONCLUSIVE, (contradicted, *reasons)
+    if accuracy.ragged and outcome is Outcome.PASSED:
+        half = (f"float and int8 outputs differ in shape where no metric looks: "
+                f"{'; '.join(accuracy.ragged[:_NAMED_RAGGED])}. Give eval_data and metric.")
+        outcome, reasons = Outcome.INCONCLUSIVE, (half, *reasons)
+    return outcome, reasons
 
 
 def _too_faint(accuracy: Accuracy) -> str:
@@ -139,6 +164,8 @@ def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[
     _, high = accuracy.drop_ci
     allowed = accuracy.allowed(tolerance)
     numbers = _drop_text(accuracy, tolerance)
+    if accuracy.resampling is not None and not accuracy.resampling.settles:
+        return Outcome.INCONCLUSIVE, f"{numbers}. {_what_resampling_lacks(accuracy.resampling)}"
     if accuracy.drop > allowed and accuracy.p_value < SIGNIFICANT:
         return Outcome.FAILED, f"{numbers}."
     if accuracy.at_chance:
@@ -151,6 +178,20 @@ def _judge_drop(accuracy: Accuracy, tolerance: float, *, strict: bool) -> tuple[
     return _judge_unproven(accuracy, numbers, allowed, strict=strict)
 
 
+def _what_resampling_lacks(resampling: Resampling) -> str:
+    if resampling.too_few_samples:
+        return (f"A score of the whole set of only {resampling.samples} samples shows nothing: too few to tell a drop "
+                "from chance. Evaluate more samples.")
+    if resampling.too_often_undefined:
+        tried = resampling.count + resampling.undefined
+        return (f"The score hangs on very few samples: it is not defined on {resampling.undefined:,} of {tried:,} "
+                f"drawn sets ({resampling.undefined_because.rstrip('.')}). Evaluate more samples of the rarer classes.")
+    return (f"set_metric is too slow to show which drops are chance: {resampling.elapsed_s:.1f} s went into "
+            f"{resampling.count + resampling.undefined} drawn sets, and an interval takes about "
+            f"{math.ceil(resampling.seconds_needed):,} s. Raise --qat-max-time to "
+            f"{math.ceil(1.5 * resampling.seconds_needed):,}, or make set_metric faster.")
+
+
 def _judge_unproven(accuracy: Accuracy, numbers: str, allowed: float, *, strict: bool) -> tuple[Outcome, str]:
     """Judge a drop that is within the tolerance, but whose interval exceeds it."""
     if _shows_nothing(accuracy):
@@ -158,7 +199,9 @@ def _judge_unproven(accuracy: Accuracy, numbers: str, allowed: float, *, strict:
             f"{numbers}. These samples are too few to show anything, because the interval is as wide as the range of "
             "the score. Evaluate more samples.")
     needed = accuracy.samples_needed(allowed)
-    missing = f"these samples can only rule out drops above {score_text(accuracy, accuracy.provable_drop)}"
+    provable = accuracy.provable_drop if accuracy.is_fraction or not accuracy.fp32 else (
+        accuracy.provable_drop / abs(accuracy.fp32))
+    missing = f"these samples can only rule out drops above {percent(provable, digits=2)}"
     missing = missing if needed is None else f"{missing}; about {needed:,} samples would be enough"
     if strict:
         return Outcome.INCONCLUSIVE, f"{numbers}. Strict mode requires proof: {missing}."
@@ -169,22 +212,37 @@ def _drop_text(accuracy: Accuracy, tolerance: float) -> str:
     """Return the drop, its interval and the tolerance, as percentages or relative to the float score."""
     low, high = accuracy.drop_ci
     say = partial(score_text, accuracy)
-    seen = f"on {accuracy.samples:,} samples, of which {accuracy.flipped:,} changed"
+    seen = f"on {accuracy.samples:,} samples" + (
+        f", of which {accuracy.flipped:,} changed" if accuracy.resampling is None else "")
+    what = _score_name(accuracy)
     if accuracy.is_fraction:
-        what = "agreement with float" if accuracy.kind == "agreement" else "accuracy"
         moves, by = ("drops", accuracy.drop) if accuracy.drop >= 0 else ("rises", -accuracy.drop)
         relative = "" if accuracy.relative_drop is None else (
             f", or {percent(abs(accuracy.relative_drop), digits=2)} relative")
         scores = f"from {say(accuracy.fp32)} to {say(accuracy.int8)}{relative}"
-        return (f"{what} {moves} by {say(by)} ({scores}), 95% interval of the drop [{say(low)}, {say(high)}] {seen}; "
+        return (f"{what} {moves} by {say(by)} ({scores}){_interval_text(low, high, say)} {seen}; "
                 f"up to {say(accuracy.allowed(tolerance))} is allowed")
     moves = "worsens" if accuracy.drop > 0 else "improves"
     if not accuracy.fp32:
-        return f"the score {moves} from 0 to {say(accuracy.int8)} {seen}; no change is allowed"
+        return f"{what} {moves} from 0 to {say(accuracy.int8)} {seen}; no change is allowed"
     share, size = partial(percent, digits=2), abs(accuracy.fp32)
     scores = f"{share(abs(accuracy.drop) / size)} of {say(accuracy.fp32)} (to {say(accuracy.int8)})"
-    return (f"the score {moves} by {scores}, 95% interval of the drop [{share(low / size)}, {share(high / size)}] "
-            f"{seen}; up to {share(tolerance)} is allowed")
+    return (f"{what} {moves} by {scores}{_interval_text(low / size, high / size, share)} {seen}; "
+            f"up to {share(tolerance)} is allowed")
+
+
+def _interval_text(low: float, high: float, say: Callable[[float], str]) -> str:
+    """Return the interval, or nothing where there are too few samples for one."""
+    return "" if math.isinf(low) and math.isinf(high) else f", 95% interval of the drop [{say(low)}, {say(high)}]"
+
+
+def _score_name(accuracy: Accuracy) -> str:
+    """Return what the score is called: a score of the set, and a default other than top-1, have names of their own."""
+    if accuracy.kind == "agreement":
+        return "agreement with float"
+    if accuracy.kind == "set_metric" or accuracy.metric in NAMED_IN_REPORTS:
+        return accuracy.metric or "the score"
+    return "accuracy" if accuracy.is_fraction else "the score"
 
 
 def _shows_nothing(accuracy: Accuracy) -> bool:
@@ -194,6 +252,11 @@ def _shows_nothing(accuracy: Accuracy) -> bool:
 
 
 def _no_better_than_chance(accuracy: Accuracy) -> str:
+    if accuracy.shuffled is not None:
+        say = partial(score_text, accuracy)
+        return (f"the float model scores {say(accuracy.fp32)}, no better than with shuffled targets "
+                f"({say(accuracy.shuffled)}), so there is nothing for quantization to lose. Give the trained model, or "
+                "evaluate more samples.")
     assert accuracy.majority is not None, "unreachable because at_chance is only set with a majority"
     if accuracy.majority >= 1:
         return "eval_data has samples of only one class, so it cannot show a drop. Add samples of the other classes."

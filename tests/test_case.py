@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import torch.ao.quantization as tq
 from torch import nn
 from torch.ao.quantization import quantize_fx
 
-from pytest_qat.case import QATCase, ReplayedIterable, Tolerances
+from pytest_qat.case import QATCase, ReplayedIterable, Tolerances, without_training
 from pytest_qat.errors import InvalidCase
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max:UserWarning")  # torch's own
@@ -137,9 +138,45 @@ def test_inputs_that_are_no_arguments_of_a_call_are_refused(inputs: object) -> N
     assert "example_inputs=(batch,)" in error.hint
 
 
-@pytest.mark.parametrize("field", ["train", "loss_fn", "optimizer", "metric"])
+@pytest.mark.parametrize("field", ["train", "loss_fn", "optimizer", "metric", "set_metric"])
 def test_what_is_called_must_be_callable(field: str) -> None:
     assert refused(**{field: "adam"}).message.startswith(f"{field} is str 'adam'")
+
+
+def auc(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    return 0.5
+
+
+def swapped(y_true: torch.Tensor, y_score: torch.Tensor) -> float:
+    return 0.5
+
+
+def test_a_model_is_judged_by_one_score() -> None:
+    assert case(set_metric=auc, eval_data=PAIRS).set_metric is auc
+    assert "both given" in refused(set_metric=auc, metric=auc, eval_data=PAIRS).message
+
+
+def test_a_score_of_a_set_needs_a_set() -> None:
+    error = refused(set_metric=auc)
+    assert "without eval_data" in error.message
+    assert "eval_data=" in error.hint
+
+
+@pytest.mark.parametrize("field", ["metric", "set_metric"])
+def test_a_function_that_expects_the_targets_first_is_refused_with_the_turn(field: str) -> None:
+    error = refused(**{field: swapped, "eval_data": PAIRS})
+    assert f"swapped (test_case.py:{swapped.__code__.co_firstlineno}) is y_true" in error.message
+    assert f"{field}=lambda outputs, targets: swapped(targets, outputs)" in error.hint
+
+
+@pytest.mark.parametrize("function", [auc, max, functools.partial(auc, targets=1), lambda y: 0.5, lambda *pair: 0.5])
+def test_functions_that_say_nothing_of_an_order_are_accepted(function: Any) -> None:
+    assert case(set_metric=function, eval_data=PAIRS).set_metric is function
+
+
+def test_a_case_without_training_has_nothing_to_score() -> None:
+    bare = without_training(case(set_metric=auc, eval_data=PAIRS))
+    assert (bare.set_metric, bare.eval_data) == (None, None)
 
 
 @pytest.mark.parametrize("epochs", [0, -1, True, 1.5, "3", None])

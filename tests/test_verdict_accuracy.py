@@ -24,6 +24,7 @@ from tests.verdict_laws import (
     accuracies,
     accuracy,
     is_whole,
+    resampling,
     wild_accuracies,
 )
 
@@ -215,6 +216,68 @@ def test_a_pass_means_a_drop_within_tolerance_and_strictly_an_interval(measured:
     plain, strict = (judge_accuracy(measured, Tolerances(accuracy_drop=drop), strict=on) for on in (False, True))
     assert plain.outcome is not PASSED or measured.drop <= drop
     assert strict.outcome is not PASSED or measured.drop_ci[1] <= drop
+
+
+# -- a score of the whole set, and comparisons that are half of one ----------------------------------------------------
+
+
+@pytest.mark.parametrize(("changes", "outcome", "part"), [
+    ({"resampling": resampling()}, PASSED, "auc drops by 0.00%"),
+    ({"resampling": resampling(), "drop": 0.03, "int8": 0.87, "drop_ci": (0.01, 0.05), "p_value": 0.002}, FAILED,
+     "auc drops by 3.00% (from 90.00% to 87.00%"),
+    ({"resampling": resampling(), "drop": 0.03, "drop_ci": (-0.01, 0.07), "p_value": 0.2}, INCONCLUSIVE,
+     "not significant"),
+    ({"resampling": resampling(), "drop_ci": (-0.03, 0.03)}, PASSED, "not proven"),
+    ({"resampling": resampling(count=0, samples=12), "samples": 12}, INCONCLUSIVE, "only 12 samples"),
+    ({"resampling": resampling(count=950, undefined=50)}, INCONCLUSIVE,
+     "not defined on 50 of 1,000 drawn sets (ValueError: one class)"),
+    ({"resampling": resampling(count=990, undefined=10)}, PASSED, "auc drops"),
+    ({"resampling": resampling(count=3, elapsed_s=30.0)}, INCONCLUSIVE, "Raise --qat-max-time to 750"),
+    ({"resampling": resampling(count=3), "drop": 0.5, "p_value": 0.0}, INCONCLUSIVE, "too slow"),
+    ({"resampling": resampling(), "at_chance": True, "shuffled": 0.91}, INCONCLUSIVE, "shuffled targets (91.00%)"),
+    ({"resampling": resampling(), "is_fraction": False, "fp32": 20.0, "int8": 21.0, "drop": 1.0, "p_value": 0.001,
+      "drop_ci": (0.8, 1.2)}, FAILED, "auc worsens by 5.00% of 20 (to 21)"),
+])
+def test_a_score_of_the_whole_set_is_judged_by_its_drawn_sets(changes: dict, outcome: Outcome, part: str) -> None:
+    measured = accuracy(**{"kind": "set_metric", "metric": "auc", **changes})
+    for strict in (False, True):
+        verdict = judge_accuracy(measured, Tolerances(), strict=strict)
+        assert part in verdict.reasons[0] or strict
+        assert RANK[verdict.outcome] <= RANK[outcome]
+        assert strict or verdict.outcome is outcome
+    assert "changed" not in judge_accuracy(measured, Tolerances()).reasons[0]
+
+
+def test_a_floor_holds_for_a_score_of_the_whole_set() -> None:
+    measured = accuracy(kind="set_metric", metric="auc", resampling=resampling(count=0, samples=5), fp32=0.4, int8=0.4)
+    assert judge_accuracy(measured, Tolerances(min_accuracy=0.5)).outcome is FAILED
+
+
+@pytest.mark.parametrize(("metric", "name"), [
+    ("relative error", "relative error worsens"), ("mine", "the score worsens")])
+def test_default_errors_are_called_by_their_name(metric: str, name: str) -> None:
+    measured = accuracy(metric=metric, is_fraction=False, fp32=0.1, int8=0.2, drop=0.1, drop_ci=(0.05, 0.15),
+                        p_value=0.001)
+    assert name in judge_accuracy(measured, Tolerances()).reasons[0]
+
+
+@pytest.mark.parametrize(("drop", "same_class", "outcome"), [
+    (0.0, 0.999, PASSED), (0.0, 0.95, INCONCLUSIVE), (0.5, 0.999, INCONCLUSIVE), (0.5, 0.95, FAILED)])
+def test_maps_of_either_kind_pass_or_fail_only_as_both(drop: float, same_class: float, outcome: Outcome) -> None:
+    measured = accuracy(kind="agreement", fp32=1.0, int8=1.0 - drop, drop=drop, drop_ci=(drop - 0.001, drop + 0.001),
+                        p_value=0.001 if drop else 1.0, same_class=same_class)
+    verdict = judge_accuracy(measured, Tolerances())
+    assert verdict.outcome is outcome
+    assert ("classes or values" in verdict.reasons[0]) is (outcome is INCONCLUSIVE)
+
+
+@pytest.mark.parametrize(("changes", "outcome"), [
+    ({}, INCONCLUSIVE), ({"drop": 0.5, "p_value": 0.001, "drop_ci": (0.4, 0.6)}, FAILED)])
+def test_what_could_not_be_compared_takes_back_a_pass_and_no_failure(changes: dict, outcome: Outcome) -> None:
+    ragged = ("output ['boxes'] is (5, 4) in float and (3, 4) in int8 (batch 0)",)
+    verdict = judge_accuracy(accuracy(ragged=ragged, **changes), Tolerances())
+    assert verdict.outcome is outcome
+    assert ("['boxes'] is (5, 4)" in verdict.reasons[0]) is (outcome is INCONCLUSIVE)
 
 
 # -- strictness -----------------------------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from pytest_qat.measure.accuracy import Accuracy
+from pytest_qat.measure.bootstrap import Resampling
 from pytest_qat.tolerances import Tolerances
 from pytest_qat.verdict import Outcome, Verdict
 
@@ -60,7 +62,16 @@ def wild_accuracies(draw: st.DrawFn) -> Accuracy:
         drop_ci=(draw(ANY), draw(st.just(-math.inf) | st.just(0.0) | st.floats(-1, 0.01))), p_value=draw(FRACTION),
         ptq_p_value=draw(st.none() | FRACTION), fine_tuned_p_value=draw(st.none() | FRACTION),
         provable_drop=draw(ANY), is_fraction=draw(st.booleans()), at_chance=draw(st.booleans()),
-        majority=draw(FRACTION), kind=draw(st.sampled_from(["metric", "agreement"])))
+        majority=draw(FRACTION), kind=draw(st.sampled_from(["metric", "set_metric", "agreement"])),
+        resampling=draw(st.none() | st.builds(resampling, count=st.integers(0, 60), samples=st.integers(1, 60),
+                                              undefined=st.integers(0, 9))),
+        shuffled=draw(st.none() | FRACTION), ragged=draw(st.sampled_from([(), ("output [0] is other",)])),
+        same_class=draw(st.none() | FRACTION), metric=draw(st.sampled_from([None, "auc", "relative error"])))
+
+
+def resampling(*, count: int = 1000, samples: int = 1000, undefined: int = 0, elapsed_s: float = 1.0) -> Resampling:
+    return Resampling(scores={"fp32": np.zeros(count), "int8": np.zeros(count)}, samples=samples, undefined=undefined,
+                      undefined_because="ValueError: one class" if undefined else "", elapsed_s=elapsed_s)
 
 
 def is_whole(verdict: Verdict) -> None:

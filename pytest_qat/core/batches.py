@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from pytest_qat.errors import DataError
 
 __all__ = [
+    "NAMES_OF_CLASSES",
     "call",
     "classify",
     "float_tensors",
@@ -31,7 +32,8 @@ __all__ = [
 ]
 
 
-_CLASSES = ("logit", "score", "prob", "class", "cls")
+NAMES_OF_CLASSES = ("logit", "score", "prob", "class", "cls")
+"""Parts of the names of outputs that are scores of classes."""
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -79,7 +81,8 @@ def classify(output: Any, *, source: str, target: Any = None) -> tuple[str, Tens
             f"{source} needs an output of shape (N, classes), but the model returned {seen}.",
             hint="Give metric=, a function (output, target) -> one score per sample.")
     if len({tensor.shape[1] for tensor in named.values()}) > 1:
-        by_name = {place: tensor for place, tensor in named.items() if any(word in place.lower() for word in _CLASSES)}
+        by_name = {place: tensor for place, tensor in named.items()
+                   if any(word in place.lower() for word in NAMES_OF_CLASSES)}
         if len({tensor.shape[1] for tensor in by_name.values()}) != 1:
             choice = ", ".join(f"{place} {tuple(tensor.shape)}" for place, tensor in named.items())
             raise DataError(

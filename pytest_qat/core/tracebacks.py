@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 import sys
 import sysconfig
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
-__all__ = ["calling_place", "headline", "line_of_trace", "locate_module", "place_of", "source_of", "summary_of"]
+__all__ = ["calling_place", "defined_at", "headline", "line_of_trace", "locate_module", "name_of", "place_of",
+           "source_of", "summary_of"]
 
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
 _MACHINERY = (Path(__file__).parents[1], *(folder / "torch" for folder in _INSTALLED),
@@ -82,6 +85,32 @@ def calling_place() -> str:
             return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
         frame = frame.f_back
     return "unknown place"
+
+
+def name_of(function: Any) -> str | None:
+    """Return the name of a function, of the one that a partial calls, or of an object's class; None of a lambda."""
+    inner = _inner(function)
+    name = str(getattr(inner, "__name__", type(inner).__name__))
+    return None if name == "<lambda>" else name
+
+
+def defined_at(function: Any) -> str:
+    """Return a function's name with the `file:line` of its definition, such as `auc (metrics.py:12)`.
+
+    The place is left out where Python does not know it, or where it is torch's.
+    """
+    inner = _inner(function)
+    name = name_of(inner) or "lambda"
+    code = getattr(inner, "__code__", None) or getattr(vars(type(inner)).get("__call__"), "__code__", None)
+    if code is None or _kind_of(code.co_filename) == "machinery":
+        return name
+    return f"{name} ({Path(code.co_filename).name}:{code.co_firstlineno})"
+
+
+def _inner(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.unwrap(function)
 
 
 def _place(error: BaseException, *, own_code_first: bool) -> str:

@@ -112,7 +112,8 @@ def _parity(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
 
 
 def _accuracy(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
-    return causes_of_scores(run.accuracy(), run.converted().fine_tuning, higher_is_better=run.case.higher_is_better,
+    accuracy = run.accuracy()
+    return causes_of_scores(accuracy, run.converted().fine_tuning, higher_is_better=accuracy.higher_is_better,
                             tolerance=result.tolerances.accuracy_drop)
 
 

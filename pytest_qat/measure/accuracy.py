@@ -1,32 +1,27 @@
-"""Per-sample scores, paired between float and int8.
+"""Scores of float and int8, paired sample by sample: the drop, its interval and what the samples prove.
 
-With evaluation data: the case's metric (default top-1). Without: agreement of the int8 model with the float one on
-calibration inputs (`measure.outputs`), which says that quantization changed little, not that the model is right.
-Scores of one sample are compared with each other, so what counts is how many samples changed, not how many there are.
+With evaluation data the scores come from `scoring`, or, for one score of the whole set, the comparison from
+`set_scores`. Without, it is agreement of the int8 model with the float one on calibration inputs (`outputs`), which
+says that quantization changed little, not that the model is right. Scores of one sample are compared with each other,
+so what counts is how many samples changed, not how many there are.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from pytest_qat.core.batches import classify, float_tensors, labeled, sample_count, unlike
-from pytest_qat.core.tracebacks import headline
-from pytest_qat.errors import DataError, QATError
+from pytest_qat.errors import DataError
+from pytest_qat.measure.bootstrap import Resampling
 from pytest_qat.measure.flat_outputs import FlatOutput
+from pytest_qat.measure.score_names import NAMED_IN_REPORTS
 from pytest_qat.measure.statistics import above_chance, is_binary, paired_drop_interval, paired_p, samples_to_prove
 
-__all__ = ["Accuracy", "Flip", "Scores", "compare_scores", "evaluate", "top1"]
+__all__ = ["Accuracy", "Flip", "Scores", "compare_scores", "hold_to_same_samples"]
 
-Metric = Callable[[Any, Any], Tensor]
 MOST_FLIPS = 1000
 
 
@@ -41,6 +36,8 @@ class Scores:
         targets: One number a sample, where the targets are such; else None.
         predictions: The class that the default metric saw, one a sample; else None.
         scored: Place of the output that the default metric looked at, where the model has others; else None.
+        name: What the default metric is called; None for the case's own.
+        lower_is_better: Whether the default metric is an error.
     """
 
     values: NDArray[np.float64]
@@ -49,6 +46,8 @@ class Scores:
     targets: NDArray[Any] | None = None
     predictions: NDArray[np.int64] | None = None
     scored: str | None = None
+    name: str | None = None
+    lower_is_better: bool = False
 
     @property
     def mean(self) -> float:
@@ -93,14 +92,22 @@ class Accuracy:
         provable_drop: Smallest tolerance that a drop of zero would be proven to keep on these samples.
         flips: Samples whose score changed, in order; the thousand largest changes if there are more.
         flipped: Their number.
-        kind: `metric` or `agreement`.
+        kind: `metric`, `set_metric` or `agreement`.
         is_fraction: Whether scores are shares: each 0 or 1, or higher is better and all lie between. A tolerance is
             such a share then; for other scores it is one of the float score.
-        at_chance: Whether the float model does no better than naming the most frequent class.
+        at_chance: Whether the float model does no better than naming the most frequent class, or than with shuffled
+            targets.
         only_class: The one class that int8 names whatever it sees, where float names several.
         majority: Share of that class, where it is known.
         sqnr_db: Signal-to-quantization-noise ratio of the outputs; only for `agreement`.
         flat: Outputs that no metric looks at, and that hardly vary any more in int8.
+        metric: What the score is called; None for agreement.
+        higher_is_better: Whether a higher score is better.
+        resampling: What the interval of one score of the whole set rests on; else None.
+        shuffled: Float's best score with shuffled targets, where one score of the whole set does not beat it.
+        ragged: Outputs that cannot be compared, each with the reason.
+        same_class: Share of the positions of maps where both name the same class, for agreement where nobody knows
+            whether the maps are classes or values; they are compared as values then.
     """
 
     fp32: float
@@ -124,6 +131,12 @@ class Accuracy:
     majority: float | None = None
     sqnr_db: float | None = None
     flat: tuple[FlatOutput, ...] = ()
+    metric: str | None = None
+    higher_is_better: bool = True
+    resampling: Resampling | None = None
+    shuffled: float | None = None
+    ragged: tuple[str, ...] = ()
+    same_class: float | None = None
 
     @property
     def relative_drop(self) -> float | None:
@@ -148,151 +161,28 @@ class Accuracy:
                                 distance=tolerance - self.drop)
 
 
-_TOP1 = "the default metric, top-1,"
-
-
-def top1(output: Any, target: Any) -> Tensor:
-    """Return 1 where the first logits of the output are largest at the target, else 0; shape `(N,)`.
-
-    Further dimensions (a segmentation map) are averaged per sample.
-    """
-    _, logits = classify(output, source=_TOP1, target=target)
-    expected = (logits.shape[0], *logits.shape[2:])
-    if not isinstance(target, Tensor) or tuple(target.shape) != expected:
-        seen = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
-        raise DataError(f"top-1 needs class indices of shape {expected} as target, but eval_data gave {seen}.",
-                        hint="Give class indices (target.argmax(1) of one-hot rows), or a metric of your own.")
-    hits = (logits.argmax(dim=1) == target).float()
-    return hits.reshape(hits.shape[0], -1).mean(dim=1)
-
-
-def evaluate(run: Callable[[Any], Any], data: Iterable[Any], metric: Metric | None, *, like: Any = None) -> Scores:
-    """Score a model on every sample of `data`.
-
-    Args:
-        run: Calls the model on the inputs of a batch.
-        data: Batches `(inputs, target)`.
-        metric: One score per sample; default `top1`.
-        like: Inputs that the model is known to take; what it does not take is compared with them.
-
-    Raises:
-        DataError: the data are empty or of another form, the model does not take a batch that differs from `like`, or
-            the metric does not give one finite score per sample.
-    """
-    seen = _Seen()
-    for index, (inputs, target) in enumerate(labeled(data, field="eval_data")):
-        try:
-            output = run(inputs)
-        except Exception as error:
-            difference = None if like is None or isinstance(error, QATError) else unlike(inputs, like)
-            if difference is None:
-                raise
-            raise DataError(
-                f"the model does not take batch {index} of eval_data, whose inputs are {difference}: "
-                f"{type(error).__name__}: {headline(error)}",
-                hint="Make eval_data yield what forward takes, in the shape of example_inputs.") from error
-        seen.values.append(_scores(metric or top1, output, target, batch=index, expected=_counts(inputs, target)))
-        seen.note_target(target, samples=len(seen.values[-1]))
-        if metric is None:
-            place, logits = classify(output, source=_TOP1, target=target)
-            seen.note_prediction(logits)
-            seen.scored = place if len(float_tensors(output)) > 1 else None
-    if not seen.values:
-        raise DataError("eval_data is empty, expected at least one (inputs, target) batch.",
-                        hint="Make eval_data yield batches, or leave it out to compare int8 with float.")
-    return seen.scores()
-
-
-def _counts(inputs: Any, target: Any) -> list[int]:
-    """Return what may be the number of samples: the target's rows, or the inputs', whose first side may be time."""
-    rows = [len(target)] if isinstance(target, Tensor) and target.dim() > 0 else []
-    return sorted({*rows, sample_count(inputs)})
-
-
-class _Seen:
-    """What a pass over the evaluation data gathers."""
-
-    def __init__(self) -> None:
-        self.values: list[NDArray[np.float64]] = []
-        self._digest = hashlib.sha256()
-        self._classes: list[Tensor] | None = []
-        self._targets: list[Tensor] | None = []
-        self._predictions: list[Tensor] | None = []
-        self.scored: str | None = None
-
-    def note_target(self, target: Any, *, samples: int) -> None:
-        for leaf in pytree.tree_leaves(target):
-            self._digest.update(repr(leaf.tolist() if isinstance(leaf, Tensor) else leaf).encode())
-        if self._classes is not None and isinstance(target, Tensor) and not target.is_floating_point():
-            self._classes.append(target.flatten())
-        else:
-            self._classes = None
-        if self._targets is not None and isinstance(target, Tensor) and target.shape == (samples,):
-            self._targets.append(target.double() if target.is_floating_point() else target)
-        else:
-            self._targets = None
-
-    def note_prediction(self, logits: Tensor) -> None:
-        if self._predictions is not None and logits.dim() == 2:
-            self._predictions.append(logits.argmax(dim=1))
-        else:
-            self._predictions = None
-
-    def scores(self) -> Scores:
-        majority = None
-        if self._classes and self._predictions:  # a metric of the user's need not count named classes
-            _, counts = torch.unique(torch.cat(self._classes), return_counts=True)
-            majority = float(counts.max() / counts.sum())
-        return Scores(values=np.concatenate(self.values), fingerprint=self._digest.hexdigest(), majority=majority,
-                      scored=self.scored,
-                      targets=torch.cat(self._targets).numpy(force=True) if self._targets else None,
-                      predictions=torch.cat(self._predictions).numpy(force=True) if self._predictions else None)
-
-
-def _scores(metric: Metric, output: Any, target: Any, *, expected: Collection[int], batch: int) -> NDArray[np.float64]:
-    try:
-        scores = torch.as_tensor(metric(output, target)).detach().double().cpu()
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"the metric raised {type(error).__name__} on batch {batch} of eval_data: {error}",
-            hint="metric(output, target) gets what the model returned and the batch's target.") from error
-    if scores.dim() != 1 or scores.shape[0] not in expected:
-        counts = " or ".join(map(str, expected))
-        shapes = " or ".join(f"({count},)" for count in expected)
-        raise DataError(
-            f"the metric gave a result of shape {tuple(scores.shape)} on a batch of {counts} samples, "
-            f"expected {shapes}.", hint="Return one score per sample, without averaging.")
-    if not torch.isfinite(scores).all():
-        raise DataError(f"the metric gave NaN or infinity on batch {batch} of eval_data, expected finite scores.",
-                        hint="Check the model's output and the target of that batch.")
-    result: NDArray[np.float64] = scores.numpy()
-    return result
-
-
 def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_better: bool,
                    fine_tuned: Scores | None = None, ptq_simulated: bool = False, kind: str = "metric",
-                   sqnr: float | None = None, confidence: float = 0.95) -> Accuracy:
+                   sqnr: float | None = None, metric: str | None = None, confidence: float = 0.95) -> Accuracy:
     """Pair the scores of float, int8, the control and the fine-tuned model, sample by sample.
+
+    The default metric says itself which way is better.
 
     Raises:
         DataError: the passes saw different samples, or the same in another order.
     """
     for other in (int8, ptq, fine_tuned):
-        if other is not None and len(other.values) != len(fp32.values):
-            raise DataError(f"two passes over eval_data gave {len(fp32.values):,} and {len(other.values):,} samples.",
-                            hint="Give data that can be iterated again and do not depend on the model.")
-        if other is not None and other.fingerprint != fp32.fingerprint:
-            raise DataError("two passes over eval_data gave different samples or another order.",
-                            hint="Use shuffle=False and no random augmentation for eval_data.")
+        if other is not None:
+            hold_to_same_samples(len(fp32.values), len(other.values), fp32.fingerprint == other.fingerprint)
+    higher_is_better = higher_is_better if fp32.name is None else not fp32.lower_is_better
     before, after = fp32.values, int8.values
     low, high = paired_drop_interval(before, after, confidence=confidence)
     drop = float((before - after).mean())
     if not higher_is_better:
         drop, low, high = 0.0 - drop, 0.0 - high, 0.0 - low
     samples = len(before)
-    chance = fp32.majority if kind == "metric" and higher_is_better and is_binary(before) else None
+    on_maps = fp32.name in NAMED_IN_REPORTS
+    chance = fp32.majority if kind == "metric" and higher_is_better and (on_maps or is_binary(before)) else None
     flipped = np.flatnonzero(before != after)
     against = fine_tuned.values if ptq_simulated and fine_tuned is not None else after
     return Accuracy(
@@ -305,9 +195,29 @@ def compare_scores(fp32: Scores, int8: Scores, ptq: Scores | None, *, higher_is_
         samples=samples, provable_drop=high - drop, flips=_flips(fp32, int8, flipped), flipped=len(flipped),
         kind=kind, is_fraction=_are_shares(before, after, higher_is_better=higher_is_better),
         majority=chance, sqnr_db=sqnr, only_class=_only_class(fp32, int8), ptq_simulated=ptq_simulated,
-        at_chance=chance is not None and not above_chance(
-            int(fp32.values.sum()), samples=samples, chance=chance, alpha=1 - confidence),
+        metric=fp32.name or metric, higher_is_better=higher_is_better,
+        at_chance=chance is not None and (fp32.mean <= chance if on_maps else not above_chance(
+            int(fp32.values.sum()), samples=samples, chance=chance, alpha=1 - confidence)),
     )
+
+
+def hold_to_same_samples(one: int, other: int, same: bool) -> None:
+    """Check that two passes over the evaluation data saw the same.
+
+    Args:
+        one: Number of samples of a pass.
+        other: Number of samples of another one.
+        same: Whether the targets were the same.
+
+    Raises:
+        DataError: they saw different samples, or the same in another order.
+    """
+    if one != other:
+        raise DataError(f"two passes over eval_data gave {one:,} and {other:,} samples.",
+                        hint="Give data that can be iterated again and do not depend on the model.")
+    if not same:
+        raise DataError("two passes over eval_data gave different samples or another order.",
+                        hint="Use shuffle=False and no random augmentation for eval_data.")
 
 
 def _are_shares(*scores: NDArray[np.float64], higher_is_better: bool) -> bool:

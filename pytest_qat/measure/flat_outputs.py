@@ -81,10 +81,10 @@ def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples:
         but: Place of an output to leave out, because a metric looks at it.
 
     Raises:
-        DataError: no output is a floating-point tensor, or the two models' outputs differ in shape.
+        NotComparable: no output is a floating-point tensor of the same shapes on both sides.
     """
     found = []
-    for place, output in with_rows(pair_outputs(reference, candidate), samples).items():
+    for place, output in with_rows(pair_outputs(reference, candidate).same, samples).items():
         widths = {_columns(tensor).shape[1] for tensor in output.before}
         if place == but or len(widths) > 1 or sum(map(len, output.before)) < _FEWEST_SAMPLES:
             continue

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from pytest_qat.core.batches import named_float_tensors
-from pytest_qat.errors import DataError
+from pytest_qat.errors import NotComparable
 
-__all__ = ["PairedOutput", "pair_outputs", "with_rows"]
+__all__ = ["PairedOutput", "PairedOutputs", "nothing_to_compare", "pair_outputs", "with_rows"]
+
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedOutput:
-    """One output of both models over all batches.
+    """One output over all batches in which there is one.
 
     Attributes:
         before: Values of the float model, one tensor per batch.
@@ -28,31 +30,68 @@ class PairedOutput:
     after: list[Tensor]
 
 
-def pair_outputs(reference: Sequence[Any], candidate: Sequence[Any]) -> dict[str, PairedOutput]:
-    """Return each floating-point output of two models by its place, such as `['boxes']`; "" for a lone tensor.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedOutputs:
+    """What two models returned.
+
+    Attributes:
+        same: The outputs that have the same shapes on both sides, by place, such as `['boxes']`; "" for a lone tensor.
+        ragged: The others, each with what differs, as boxes of which float and int8 find another number.
+    """
+
+    same: dict[str, PairedOutput]
+    ragged: tuple[str, ...]
+
+
+def pair_outputs(reference: Sequence[Any], candidate: Sequence[Any]) -> PairedOutputs:
+    """Hold each floating-point output of two models against each other; empty ones say nothing and are left out.
 
     Args:
         reference: Outputs of the float model, one per batch.
         candidate: Outputs of the int8 model on the same batches.
 
     Raises:
-        DataError: there is no floating-point output, or the outputs of the two models differ in shape.
+        NotComparable: there is no floating-point output, or none has the same shapes on both sides.
     """
     found: dict[str, PairedOutput] = {}
-    for one, other in zip(reference, candidate, strict=True):
-        named = named_float_tensors(one)
-        if not named:
-            raise DataError("the model returned no floating-point tensor, so float and int8 cannot be compared.",
-                            hint="Give eval_data and metric.")
-        for (place, before), after in zip(named.items(), named_float_tensors(other).values(), strict=True):
-            if before.shape != after.shape:
-                raise DataError(
-                    f"float and int8 outputs differ in shape: {tuple(before.shape)} and {tuple(after.shape)}.",
-                    hint="Look for a reshape that depends on the dtype.")
-            output = found.setdefault(place, PairedOutput(before=[], after=[]))
-            output.before.append(before)
-            output.after.append(after)
-    return found
+    ragged: dict[str, str] = {}
+    for index, (one, other) in enumerate(zip(reference, candidate, strict=True)):
+        before, after = named_float_tensors(one), named_float_tensors(other)
+        for place in dict.fromkeys((*before, *after)):
+            seen = [_shape(named.get(place)) for named in (before, after)]
+            if seen[0] != seen[1]:
+                ragged.setdefault(place, f"{_title(place)} is {seen[0]} in float and {seen[1]} in int8 (batch {index})")
+            elif before[place].numel():
+                output = found.setdefault(place, PairedOutput(before=[], after=[]))
+                output.before.append(before[place])
+                output.after.append(after[place])
+    same = {place: output for place, output in found.items() if place not in ragged}
+    if not same:
+        raise nothing_to_compare(tuple(ragged.values()))
+    return PairedOutputs(same=same, ragged=tuple(ragged.values()))
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else str(tuple(tensor.shape))
+
+
+def _title(place: str) -> str:
+    return f"output {place}" if place else "the output"
+
+
+def nothing_to_compare(ragged: Sequence[str]) -> NotComparable:
+    """Return the error for two models that return nothing of the same form.
+
+    Args:
+        ragged: What differs, a text for each output; empty if there are no outputs.
+    """
+    hint = "Give eval_data and metric, which scores each side by itself."
+    if not ragged:
+        return NotComparable("the model returned no floating-point tensor with values in it, so float and int8 cannot "
+                             "be compared.", hint=hint)
+    more = f" and {len(ragged) - _NAMED} more" if len(ragged) > _NAMED else ""
+    return NotComparable(f"float and int8 outputs differ in shape, so they cannot be compared: "
+                         f"{'; '.join(ragged[:_NAMED])}{more}.", hint=hint)
 
 
 def with_rows(outputs: Mapping[str, PairedOutput], samples: Sequence[int]) -> dict[str, PairedOutput]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pytest_qat.core.batches import named_float_tensors
-from pytest_qat.errors import DataError
+from pytest_qat.errors import NotComparable
 
 __all__ = ["Parity", "compare_parity", "sqnr_db"]
 
@@ -20,6 +20,7 @@ HEALTHY_DB = 25.0
 """End-to-end SQNR that a converted model should reach; rounding differences add up, so healthy models have 25 to 35."""
 MARGIN_DB = 6.0
 """Conversion may add up to twice as much noise as quantization itself, which is 6 dB."""
+_BEFORE_SELECTION = "Return what comes before the selection, such as all boxes."
 _FEWEST = 64
 """Outputs with fewer values than this are not checked on their own, because their SQNR is mostly chance."""
 
@@ -75,13 +76,10 @@ def compare_parity(unquantized: Callable[[Any], Any], prepared: Callable[[Any], 
         batches: Inputs.
 
     Raises:
-        DataError: the model returns no floating-point tensor, or its forms return different numbers of them.
+        NotComparable: the model returns no floating-point tensor, or its forms return others or of other sizes.
     """
     plain, fake, real = (_outputs(run, batches) for run in (unquantized, prepared, converted))
-    if not len(plain) == len(fake) == len(real):
-        raise DataError(f"the unquantized, prepared and converted model return {len(plain)}, {len(fake)} and "
-                        f"{len(real)} floating-point tensors, expected the same number.",
-                        hint="Look for an output that depends on the mode or the dtype.")
+    _hold_to_same_form(plain, fake, real)
     whole = tuple(torch.cat(list(outputs.values())) for outputs in (plain, fake, real))
     parts = {"": whole}
     if len(real) > 1:
@@ -95,13 +93,31 @@ def compare_parity(unquantized: Callable[[Any], Any], prepared: Callable[[Any], 
         parity.sqnr_db if math.isinf(parity.sqnr_db) else parity.sqnr_db - parity.limit_db))
 
 
+def _hold_to_same_form(*forms: Mapping[str, Tensor]) -> None:
+    if not any(forms):
+        raise NotComparable("the model returned no floating-point tensor, so its forms cannot be compared.",
+                            hint="Return the logits as a tensor, or in a tuple or dict.")
+    if len({len(outputs) for outputs in forms}) > 1:
+        raise NotComparable(f"the float, prepared and converted model return {_listed(map(len, forms))} floating-point "
+                            "tensors, so they cannot be compared.", hint=_BEFORE_SELECTION)
+    for numbers in zip(*(outputs.items() for outputs in forms), strict=True):
+        sizes = [values.numel() for _, values in numbers]
+        if len(set(sizes)) > 1:
+            place = numbers[0][0]
+            raise NotComparable(
+                f"the float, prepared and converted model return {_listed(sizes)} values in "
+                f"{f'output {place}' if place else 'the output'}, so they cannot be compared.", hint=_BEFORE_SELECTION)
+
+
+def _listed(counts: Iterable[int]) -> str:
+    *others, last = map(str, counts)
+    return f"{', '.join(others)} and {last}"
+
+
 def _outputs(run: Callable[[Any], Any], batches: Sequence[Any]) -> dict[str, Tensor]:
     """Return the values of each output over all batches."""
     found: dict[str, list[Tensor]] = {}
     for inputs in batches:
         for place, tensor in named_float_tensors(run(inputs)).items():
             found.setdefault(place, []).append(tensor.flatten())
-    if not found:
-        raise DataError("the model returned no floating-point tensor, so prepared and converted cannot be compared.",
-                        hint="Return the logits as a tensor, or in a tuple or dict.")
     return {place: torch.cat(tensors) for place, tensors in found.items()}

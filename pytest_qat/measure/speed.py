@@ -186,8 +186,9 @@ def faster_layout(forms: Mapping[str, Deployed], contiguous: Call, inputs: tuple
 
 def _same_answers(one: object, other: object) -> bool:
     """Whether two layouts give the same outputs up to rounding; a layout with other outputs must not be timed."""
-    pairs = zip(float_tensors(one), float_tensors(other), strict=True)
-    return all(sqnr_db(signal, noisy) >= HEALTHY_DB for signal, noisy in pairs)
+    mine, others = float_tensors(one), float_tensors(other)
+    return [tensor.shape for tensor in mine] == [tensor.shape for tensor in others] and all(
+        sqnr_db(signal, noisy) >= HEALTHY_DB for signal, noisy in zip(mine, others, strict=True))
 
 
 def bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:

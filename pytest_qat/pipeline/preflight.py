@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -161,8 +162,8 @@ def _shapes(outputs: dict[str, Tensor]) -> list[tuple[int, ...]]:
 
 def _worst(one: dict[str, Tensor], other: dict[str, Tensor]) -> tuple[float, str]:
     """Return the lowest SQNR of any output, with the place of it; NaN is equal to itself."""
-    return min((sqnr_db(first.nan_to_num(), second.nan_to_num()), place)
-               for (place, first), second in zip(one.items(), other.values(), strict=True))
+    return min(((sqnr_db(first.nan_to_num(), second.nan_to_num()), place)
+               for (place, first), second in zip(one.items(), other.values(), strict=True)), default=(math.inf, ""))
 
 
 def _listed(outputs: dict[str, Tensor]) -> str:

@@ -26,7 +26,7 @@ from pytest_qat.findings import Finding
 from pytest_qat.finetune import Progress, silent
 from pytest_qat.measure.accuracy import Accuracy
 from pytest_qat.measure.coverage import Coverage, coverage_of_kernels, measure_coverage
-from pytest_qat.measure.evaluation import measure_accuracy
+from pytest_qat.measure.evaluation import Subjects, measure_accuracy
 from pytest_qat.measure.latency import TimingSettings
 from pytest_qat.measure.machine_lock import MachineLock
 from pytest_qat.measure.memory import Memory, MemoryProbes
@@ -36,6 +36,7 @@ from pytest_qat.measure.speed import Speed, measure_speed
 from pytest_qat.pipeline import stages
 from pytest_qat.pipeline.plain_model import with_plain_model
 from pytest_qat.pipeline.preflight import checked_model
+from pytest_qat.pipeline.scoring_trial import try_scoring
 from pytest_qat.pipeline.stages import Conversion, SharedStages, TrainedModel
 from pytest_qat.recipe import Recipe
 from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings
@@ -60,7 +61,7 @@ class RunSettings:
     Attributes:
         tolerances: The bounds that the int8 model must keep.
         threads: Intra-op threads while timing.
-        max_time_s: Budget of the speed measurement, in seconds.
+        max_time_s: Budget of the speed measurement, and of drawing samples again for a `set_metric`, in seconds.
         seed: Seed of every stage.
         device: Where fine-tuning takes place.
         strict: Whether inconclusive counts as failed.
@@ -128,7 +129,7 @@ class ModelRun:
 
     def inputs(self) -> nn.Module:
         """Return a copy of the float model in eval mode that is known to run on its example inputs."""
-        return self.stage("inputs", lambda: checked_model(self.case))
+        return self.stage("inputs", self._inputs)
 
     def prepared(self) -> PreparedModel:
         """Return the prepared (not yet calibrated) model."""
@@ -180,10 +181,12 @@ class ModelRun:
     def accuracy(self) -> Accuracy:
         """Return paired scores of float, control and int8."""
         done, pair = self.converted(), self.deployed()
+        subjects = Subjects(
+            pair=pair, run=self._run_shipped, ptq=done.ptq.module if done.ptq else None,
+            prepared=done.prepared.module if done.prepared else None,
+            ptq_simulated=load_workflow(self.recipe.workflow).CONVERTS_SLOWLY)
         return self.stage("accuracy", lambda: measure_accuracy(
-            self.case, pair, run=self._run_shipped, seed=self.settings.seed,
-            ptq_simulated=load_workflow(self.recipe.workflow).CONVERTS_SLOWLY,
-            ptq=done.ptq.module if done.ptq else None, prepared=done.prepared.module if done.prepared else None))
+            self.case, subjects, seed=self.settings.seed, budget_s=self.settings.max_time_s))
 
     def speed(self, floor: float) -> Speed:
         """Return the paired latency, measured with the machine to itself until it settles `floor`.
@@ -275,6 +278,11 @@ class ModelRun:
             return None, failed
         finally:
             self._computing = False
+
+    def _inputs(self) -> nn.Module:
+        model = checked_model(self.case)
+        try_scoring(self.case, model)
+        return model
 
     def _prepare(self) -> PreparedModel:
         made = self.shared.once("prepared", self.recipe, lambda: stages.prepare(self.case, self.recipe))

@@ -63,7 +63,8 @@ OPTIONS = (
     Option(name="qat-stage-timeout", metavar="S", parse="seconds", default=900.0,
            help="Maximum time for a runtime to build both artifacts, in seconds (default: 900)."),
     Option(name="qat-max-time", metavar="S", parse="seconds", default=20.0,
-           help="Maximum time for one comparison of speed, in seconds (default: 20)."),
+           help="Maximum time for a comparison of speed, or for the interval of a set_metric, in seconds "
+                "(default: 20)."),
     Option(name="qat-batches", metavar="N,N", parse="counts", bare="1,8,32",
            help="Also compare latencies at these batch sizes; without a value at 1, 8 and 32 (default: none)."),
     Option(name="qat-memory", metavar="on|off", parse="switch",

@@ -51,6 +51,9 @@ def accuracy_metrics(accuracy: Accuracy) -> AccuracyMetrics:
             "ptq_p_value": accuracy.ptq_p_value, "fine_tuned_p_value": accuracy.fine_tuned_p_value,
             "samples": accuracy.samples,
             "provable_drop": json_number(accuracy.provable_drop), "kind": accuracy.kind,
+            "metric": accuracy.metric, "higher_is_better": accuracy.higher_is_better,
+            "resamples": None if accuracy.resampling is None else accuracy.resampling.count,
+            "undefined_resamples": None if accuracy.resampling is None else accuracy.resampling.undefined,
             "is_fraction": accuracy.is_fraction, "sqnr_db": json_number(accuracy.sqnr_db), "flipped": accuracy.flipped,
             "flips": [{"index": flip.index, "target": json_number(flip.target), "before": flip.before,
                        "after": flip.after} for flip in accuracy.flips]}

@@ -50,7 +50,12 @@ class FlipRecord(TypedDict):
 
 
 class AccuracyMetrics(TypedDict):
-    """Scores and their drop; `kind` is `metric` or `agreement`, `is_fraction` whether scores are shares."""
+    """Scores and their drop.
+
+    `kind` is `metric`, `set_metric` or `agreement`; `metric` is what the score is called, null for agreement;
+    `is_fraction` says whether scores are shares. `resamples` and `undefined_resamples` are the drawn sets that the
+    interval of a `set_metric` rests on, and those on which it is not defined; null for other scores.
+    """
 
     fp32: float
     int8: float
@@ -65,7 +70,11 @@ class AccuracyMetrics(TypedDict):
     samples: int
     provable_drop: float | None
     kind: str
+    metric: str | None
+    higher_is_better: bool
     is_fraction: bool
+    resamples: int | None
+    undefined_resamples: int | None
     sqnr_db: float | None
     flipped: int
     flips: list[FlipRecord]
@@ -286,13 +295,17 @@ class RunRecord(TypedDict):
 
 
 class RankingEntry(TypedDict):
-    """One recipe's place in a ranking; `judged` is false for what was not tried or lost to another engine."""
+    """One recipe's place in a ranking; `judged` is false for what was not tried or lost to another engine.
+
+    `is_fraction` says whether the accuracy is a share, as that of the run does.
+    """
 
     recipe: str
     holds: bool
     latency_s: float | None
     speedup: float | None
     accuracy: float | None
+    is_fraction: bool | None
     size_bytes: int | None
     note: str
     judged: bool

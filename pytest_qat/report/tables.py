@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from pytest_qat.core.text import percent
-from pytest_qat.record.schema import Metrics, OutcomeName, Probes, Ranking, RankingEntry, RunRecord
+from pytest_qat.measure.score_names import NAMED_IN_REPORTS
+from pytest_qat.record.schema import AccuracyMetrics, Metrics, OutcomeName, Probes, Ranking, RankingEntry, RunRecord
 from pytest_qat.tolerances import MIN_COVERAGE
 
 __all__ = ["COLUMNS", "PROBE_COLUMNS", "RANKING_COLUMNS", "Line", "RankingRow", "Row", "check_lines", "finding_lines",
@@ -21,6 +22,7 @@ COLUMNS = ("", "fp32", "PTQ", "int8", "ratio", "required", "verdict")
 RANKING_COLUMNS = ("", "recipe", "int8 latency", "speedup", "accuracy", "size", "")
 PROBE_COLUMNS = ("recipe", "works", "MACs in int8", "size reduction", "time")
 _NOTHING = "-"
+_LONGEST_LABEL = 20
 _NAMED_BY_COVERAGE = "left-in-float"
 """Findings with this code are not listed, because the reason of the coverage check names the same modules."""
 
@@ -154,9 +156,16 @@ def _accuracy(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Itera
     share = partial(percent, digits=2)
     moved = form(gained) if accuracy["is_fraction"] or not size else share(gained / size)
     gain = f"{'+' if gained >= 0 else ''}{moved}"
-    yield ("accuracy" if accuracy["kind"] == "metric" else "agreement",
-           (form(accuracy["fp32"]), ptq, form(accuracy["int8"]), gain, f">= -{share(allowed or 0.0)}"),
-           "accuracy")
+    yield (_score_label(accuracy), (form(accuracy["fp32"]), ptq, form(accuracy["int8"]), gain,
+                                    f">= -{share(allowed or 0.0)}"), "accuracy")
+
+
+def _score_label(accuracy: AccuracyMetrics) -> str:
+    """Return what the row is called: a set's score and dense outputs have names of their own."""
+    name = accuracy["metric"]
+    if name and (accuracy["kind"] == "set_metric" or name in NAMED_IN_REPORTS):
+        return name if len(name) <= _LONGEST_LABEL else f"{name[:_LONGEST_LABEL - 1]}…"
+    return "agreement" if accuracy["kind"] == "agreement" else "accuracy"
 
 
 def _speed(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Iterator[Figure]:
@@ -236,12 +245,13 @@ def ranking_notes(ranking: Ranking) -> list[str]:
 
 def _ranking_row(place: int, entry: RankingEntry) -> RankingRow:
     latency, speedup, accuracy, size = entry["latency_s"], entry["speedup"], entry["accuracy"], entry["size_bytes"]
+    score = partial(percent, digits=2) if entry["is_fraction"] else "{:.4g}".format
     return RankingRow(
         holds=entry["holds"],
         state="passed" if entry["holds"] else "not passed" if entry["judged"] else "not judged",
         cells=(str(place) if entry["holds"] else "", entry["recipe"],
                _NOTHING if latency is None else _time(latency), _NOTHING if speedup is None else _ratio(speedup),
-               _NOTHING if accuracy is None else percent(accuracy, digits=2),
+               _NOTHING if accuracy is None else score(accuracy),
                _NOTHING if size is None else _bytes(size)))
 
 

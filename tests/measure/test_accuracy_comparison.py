@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_qat.errors import DataError
-from pytest_qat.measure.accuracy import Scores, compare_scores, evaluate
+from pytest_qat.measure.accuracy import Scores, compare_scores
+from pytest_qat.measure.scoring import evaluate
 from tests.measure.scored import HITS, LOGITS, compared, same, scores, table
 
 # -- float against int8 ---------------------------------------------------------------------------------------------

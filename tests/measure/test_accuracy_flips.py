@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pytest_qat.measure.accuracy import Flip, compare_scores, evaluate
+from pytest_qat.measure.accuracy import Flip, compare_scores
+from pytest_qat.measure.scoring import evaluate
 from tests.measure.scored import HITS, LOGITS, compared, same
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pytest_qat.errors import DataError
-from pytest_qat.measure.accuracy import evaluate, top1
+from pytest_qat.measure.default_metric import top1
+from pytest_qat.measure.scoring import evaluate
 from tests.measure.scored import HITS, LOGITS, same
 
 # -- top-1 ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pytest_qat.errors import DataError
+from pytest_qat.errors import NotComparable
 from pytest_qat.measure.parity import compare_parity, sqnr_db
 
 VALUES = st.lists(st.floats(-1e3, 1e3).filter(lambda value: abs(value) > 1e-3), min_size=1, max_size=20)
@@ -86,7 +86,7 @@ def test_a_quantized_output_is_compared_by_its_values() -> None:
 
 
 def test_outputs_without_a_float_tensor_are_refused() -> None:
-    with pytest.raises(DataError, match="no floating-point tensor"):
+    with pytest.raises(NotComparable, match="no floating-point tensor"):
         compare_parity(torch.argmax, torch.argmax, torch.argmax, [torch.ones(3)])
 
 
@@ -113,8 +113,19 @@ def test_a_few_values_are_no_output_of_their_own() -> None:
     assert found.sqnr_db > found.limit_db
 
 
+def test_forms_that_return_outputs_of_other_sizes_cannot_be_compared() -> None:
+    boxes = [torch.ones(5, 4), torch.ones(5, 4), torch.ones(4, 4)]
+    with pytest.raises(NotComparable, match=r"return 20, 20 and 16 values in output \['boxes'\]"):
+        compare_parity(*(lambda batch, made=made: {"boxes": made} for made in boxes), [None])
+
+
+def test_a_form_that_returns_nothing_is_told_apart_from_those_that_do() -> None:
+    with pytest.raises(NotComparable, match="return 1, 0 and 0 floating-point tensors"):
+        compare_parity(lambda batch: [torch.ones(3)], lambda batch: None, lambda batch: [None], [None])
+
+
 def test_forms_that_return_more_or_fewer_tensors_cannot_be_compared() -> None:
-    with pytest.raises(DataError, match="return 3, 3 and 1 floating-point tensors"):
+    with pytest.raises(NotComparable, match="return 3, 3 and 1 floating-point tensors"):
         compare_parity(outputs({}), outputs({}), outputs({}, fewer=True), [None])
 
 

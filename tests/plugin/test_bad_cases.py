@@ -56,6 +56,18 @@ BAD_CASES = '''
         def metric_scalar():
             return case(metric=lambda output, target: (output.argmax(1) == target).float().mean())
 
+        def set_metric_raises():
+            return case(set_metric=lambda outputs, targets: {}["auc"])
+
+        SCORED_SETS = []
+
+        def late(outputs, targets):
+            SCORED_SETS.append(len(targets))
+            return float("nan") if len(SCORED_SETS) == 3 else 0.5
+
+        def later_set_metric():
+            return case(set_metric=late)
+
         class Shuffled:
             counter = itertools.count(1)
 
@@ -97,8 +109,11 @@ BAD_CASES = '''
     ("train_raises", "convert", "the case's train raised ValueError: no data (models.py:"),
     ("loss_explodes", "convert", "the loss is nan at step 1, expected a finite number"),
     ("loss_vector", "convert", "loss_fn gave a tensor of shape (16,), expected a scalar tensor"),
-    ("metric_nan", "accuracy", "the metric gave NaN or infinity on batch 0"),
-    ("metric_scalar", "accuracy", "the metric gave a result of shape () on a batch of 16 samples, expected (16,)"),
+    ("metric_nan", "prepare", "gave NaN or infinity on batch 0"),
+    ("metric_scalar", "prepare", "gave a result of shape () on a batch of 16 samples, expected (16,)"),
+    ("metric_scalar", "prepare", "set_metric=… instead of metric=…"),
+    ("set_metric_raises", "prepare", "set_metric raised KeyError on the 64 samples of the float model"),
+    ("later_set_metric", "accuracy", "gave nan on the 64 samples of the int8 model"),
     ("in_place", "prepare", "Net changes its inputs in place"),
     ("nan_in_calibration", "convert", "batch 2 of the calibration data makes values from nan to nan at "),
     ("endless", "convert", "train_data has not ended after 100,000 batches"),
@@ -134,7 +149,7 @@ def test_odd_scores_and_data_that_change_between_models_end_in_one_sentence_each
 
         def late_nan(output, target):
             SCORED.append(len(target))
-            return torch.full((16,), float("nan") if len(SCORED) == 7 else 1.0)
+            return torch.full((16,), float("nan") if len(SCORED) == 8 else 1.0)
 
         def shrinking():
             return case(eval_data=Shrinking())
@@ -153,7 +168,7 @@ def test_odd_scores_and_data_that_change_between_models_end_in_one_sentence_each
     assert "Traceback" not in text
     assert "two passes over eval_data gave " in text
     assert "Give data that can be iterated again and do not depend on the model." in text
-    assert "the metric gave NaN or infinity on batch 2 of eval_data, expected finite scores." in text
+    assert "gave NaN or infinity on batch 2 of eval_data, expected finite scores." in text
     beyond = recorded(project, "beyond")["metrics"]["accuracy"]
     assert (beyond["fp32"], beyond["is_fraction"]) == (30.0, False)
     assert "accuracy 30 30 30 +0.00% >= -1.00% passed" in text

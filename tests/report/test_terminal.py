@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from pytest_qat.report.tables import ranking_rows, rows
 from pytest_qat.report.terminal import render
 
 METRICS = {
     "accuracy": {"fp32": 0.9712, "int8": 0.9656, "ptq": 0.9634, "drop": 0.0056, "drop_ci": [-0.002, 0.013],
-                 "p_value": 0.2, "samples": 500, "kind": "metric", "is_fraction": True, "sqnr_db": None},
+                 "p_value": 0.2, "samples": 500, "kind": "metric", "metric": "top-1", "is_fraction": True,
+                 "sqnr_db": None},
     "latency_s": {"fp32": 0.00312, "int8": 0.00104, "fp32_eager": 0.00364},
     "latency_percentiles_s": {"fp32": {"p50": 0.00312, "p90": 0.00345, "p99": 0.0041},
                               "int8": {"p50": 0.00104, "p90": 0.00121, "p99": 0.0023},
@@ -279,3 +281,20 @@ def test_colors_are_used_only_where_they_are_asked_for() -> None:
     colored = render([run], width=80, color=True)
     assert "\x1b[" in colored
     assert re.sub(r"\x1b\[[0-9;]*m", "", colored) == shown(run)
+
+
+@pytest.mark.parametrize(("changes", "label"), [
+    ({"kind": "set_metric", "metric": "auc"}, "auc"), ({"metric": "pixel accuracy"}, "pixel accuracy"),
+    ({"metric": "mine"}, "accuracy"), ({"kind": "agreement", "metric": None}, "agreement"),
+    ({"kind": "set_metric", "metric": "a_very_long_name_of_a_metric"}, "a_very_long_name_of…"),
+])
+def test_the_row_of_accuracy_is_called_by_what_was_scored(changes: dict, label: str) -> None:
+    assert rows(record(accuracy={**METRICS["accuracy"], **changes}))[0].label == label
+
+
+def test_the_score_of_a_ranking_is_in_percent_only_where_it_is_a_share() -> None:
+    entry = {"recipe": "fx-x86", "holds": True, "latency_s": None, "speedup": None, "size_bytes": None, "note": "",
+             "judged": True, "accuracy": 23.4567}
+    shown = [ranking_rows({"model": "m:f", "entries": [{**entry, "is_fraction": share}]})[0].cells[4]
+             for share in (True, False)]
+    assert shown == ["2345.67%", "23.46"]
