@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pytest_qat.core import progress
 from pytest_qat.core.batches import classify, float_tensors, labeled, sample_count, unlike
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import DataError, QATError
@@ -166,7 +167,8 @@ def top1(output: Any, target: Any) -> Tensor:
     return hits.reshape(hits.shape[0], -1).mean(dim=1)
 
 
-def evaluate(run: Callable[[Any], Any], data: Iterable[Any], metric: Metric | None, *, like: Any = None) -> Scores:
+def evaluate(run: Callable[[Any], Any], data: Iterable[Any], metric: Metric | None, *, like: Any = None,
+             step: str = "evaluating") -> Scores:
     """Score a model on every sample of `data`.
 
     Args:
@@ -174,29 +176,32 @@ def evaluate(run: Callable[[Any], Any], data: Iterable[Any], metric: Metric | No
         data: Batches `(inputs, target)`.
         metric: One score per sample; default `top1`.
         like: Inputs that the model is known to take; what it does not take is compared with them.
+        step: What to call this in the progress.
 
     Raises:
         DataError: the data are empty or of another form, the model does not take a batch that differs from `like`, or
             the metric does not give one finite score per sample.
     """
     seen = _Seen()
-    for index, (inputs, target) in enumerate(labeled(data, field="eval_data")):
-        try:
-            output = run(inputs)
-        except Exception as error:
-            difference = None if like is None or isinstance(error, QATError) else unlike(inputs, like)
-            if difference is None:
-                raise
-            raise DataError(
-                f"the model does not take batch {index} of eval_data, whose inputs are {difference}: "
-                f"{type(error).__name__}: {headline(error)}",
-                hint="Make eval_data yield what forward takes, in the shape of example_inputs.") from error
-        seen.values.append(_scores(metric or top1, output, target, batch=index, expected=_counts(inputs, target)))
-        seen.note_target(target, samples=len(seen.values[-1]))
-        if metric is None:
-            place, logits = classify(output, source=_TOP1, target=target)
-            seen.note_prediction(logits)
-            seen.scored = place if len(float_tensors(output)) > 1 else None
+    with progress.step(step, total=progress.known_length(data), unit="batches") as shown:
+        for index, (inputs, target) in enumerate(labeled(data, field="eval_data")):
+            try:
+                output = run(inputs)
+            except Exception as error:
+                difference = None if like is None or isinstance(error, QATError) else unlike(inputs, like)
+                if difference is None:
+                    raise
+                raise DataError(
+                    f"the model does not take batch {index} of eval_data, whose inputs are {difference}: "
+                    f"{type(error).__name__}: {headline(error)}",
+                    hint="Make eval_data yield what forward takes, in the shape of example_inputs.") from error
+            seen.values.append(_scores(metric or top1, output, target, batch=index, expected=_counts(inputs, target)))
+            seen.note_target(target, samples=len(seen.values[-1]))
+            if metric is None:
+                place, logits = classify(output, source=_TOP1, target=target)
+                seen.note_prediction(logits)
+                seen.scored = place if len(float_tensors(output)) > 1 else None
+            shown.advance()
     if not seen.values:
         raise DataError("eval_data is empty, expected at least one (inputs, target) batch.",
                         hint="Make eval_data yield batches, or leave it out to compare int8 with float.")

@@ -50,19 +50,22 @@ def measure_accuracy(case: QATCase, pair: DeployedPair, *, run: Callable[[Deploy
         return replace(compare_scores(same, agreed, twin, higher_is_better=True, kind="agreement", sqnr=sqnr),
                        flat=flat_outputs(reference, candidate, samples=samples))
 
-    def score(call_model: Callable[[Any], Any]) -> Scores:
+    def score(side: str, call_model: Callable[[Any], Any]) -> Scores:
         assert case.eval_data is not None, "unreachable because it was asked for"
         # A loader that shuffles with torch's generator gives the same order in each pass this way.
         with preserved_torch_state(seed=seed), torch.inference_mode():
-            return evaluate(call_model, case.eval_data, case.metric, like=case.example_inputs)
+            return evaluate(call_model, case.eval_data, case.metric, like=case.example_inputs,
+                            step=f"evaluating {side}")
 
-    def score_deployed(deployed: Deployed) -> Scores:
+    def score_deployed(side: str, deployed: Deployed) -> Scores:
         with deployed.session():
-            return score(partial(run, deployed))
+            return score(side, partial(run, deployed))
 
-    control, fine_tuned = (None if module is None else score(partial(call, module)) for module in (ptq, prepared))
-    before = score_deployed(fp32)
-    found = compare_scores(before, score_deployed(int8), control, fine_tuned=fine_tuned, ptq_simulated=ptq_simulated,
+    control, fine_tuned = (None if module is None else score(side, partial(call, module))
+                           for side, module in (("the control", ptq), ("the fine-tuned model", prepared)))
+    before = score_deployed("float", fp32)
+    after = score_deployed("int8", int8)
+    found = compare_scores(before, after, control, fine_tuned=fine_tuned, ptq_simulated=ptq_simulated,
                            higher_is_better=case.higher_is_better)
     if before.scored is None:  # a metric of the user's, or nothing beside what was scored
         return found
