@@ -113,7 +113,7 @@ def test_training_changes_weights_and_reports_first_and_last_loss() -> None:
     calibrate(module, [BATCHES[0][0]])
     before = copy.deepcopy([parameter.detach() for parameter in module.parameters()])
     steps: list[tuple[int, int | None]] = []
-    progress.listen(lambda open_steps: steps.append((open_steps[-1].done, open_steps[-1].total)) if open_steps else None)
+    progress.listen(lambda opened: steps.extend((step.done, step.total) for step in opened))
     done = fine_tune(module, made)
     progress.listen(None)
     assert any(not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
