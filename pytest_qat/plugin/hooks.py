@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_qat.errors import QATError
-from pytest_qat.plugin.items import forget
+from pytest_qat.plugin.items import captured, forget
 from pytest_qat.plugin.laws import LawItem, OpsCollector, ReplayCollector
 from pytest_qat.plugin.marked import RUN
 from pytest_qat.plugin.models import CheckItem, ModelCollector
@@ -72,7 +72,9 @@ class SessionHooks:
     def pytest_make_collect_report(
             self, collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
         """Add what the command line names to what the session collects."""
-        report = yield
+        with captured(collector) as output:
+            report = yield
+        report.sections += output
         if isinstance(collector, pytest.Session) and report.outcome == "passed":
             report.result.extend(self._collectors(collector))
         return report
