@@ -62,7 +62,7 @@ def measure_accuracy(case: QATCase, pair: DeployedPair, *, run: Callable[[Deploy
             return score(side, partial(run, deployed))
 
     control, fine_tuned = (None if module is None else score(side, partial(call, module))
-                           for side, module in (("the control", ptq), ("the fine-tuned model", prepared)))
+                           for side, module in (("PTQ", ptq), ("fine-tuned", prepared)))
     before = score_deployed("float", fp32)
     after = score_deployed("int8", int8)
     found = compare_scores(before, after, control, fine_tuned=fine_tuned, ptq_simulated=ptq_simulated,

@@ -92,7 +92,7 @@ def test_a_terminal_shows_a_live_line_from_the_start_and_keeps_none_of_it(start:
     assert terminal.screen.lines[-1].startswith(TRAINING)
     assert terminal.wait() == 0
     lines = [line.rstrip() for line in terminal.screen.lines]
-    assert f"{'qat-model:models:slow[fx-x86] ..':<{COLUMNS - 7}} [100%]"[:-1] in [line[:-1] for line in lines]
+    assert any(re.fullmatch(r"qat-model:models:slow\[fx-x86\] \.\. +\[100%\]", line) for line in lines), lines
     assert not any("fine-tuning by" in line and "passed" not in line for line in lines)
     assert not any("importing torch" in line or "printed" in line or "written" in line for line in lines)
     assert len(drawn(terminal)) > 8
@@ -125,6 +125,19 @@ def test_where_no_line_can_be_replaced_none_is(start: Callable[..., Terminal], a
     assert terminal.wait() == 0
     assert "\x1b[1A" not in terminal.text
     assert ("printed by train" in terminal.text) == ("-s" in arguments)
+
+
+@needs_terminal
+@pytest.mark.slow
+def test_a_marked_test_s_model_is_trained_where_output_is_captured(start: Callable[..., Terminal],
+                                                                   project: Project) -> None:
+    (project.path / "test_user.py").write_text(
+        'import pytest\n\n@pytest.mark.qat(model="models:slow", accuracy_drop=0.9)\ndef test_it():\n    pass\n')
+    terminal = start("test_user.py")
+    assert terminal.wait() == 0
+    assert "printed" not in terminal.text
+    assert "written by native code" not in terminal.text
+    assert any(line.startswith(TRAINING) for line in drawn(terminal))
 
 
 @needs_terminal
