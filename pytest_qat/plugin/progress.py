@@ -43,8 +43,9 @@ def show_progress(config: pytest.Config) -> None:
     if reporter is None or sys.stdout is None:
         return
     kind = kind_of_display(
-        terminal=reporter.isatty() and os.name == "posix", capture=config.getoption("capture"),
-        live_logs=config.getini("log_cli") or config.getoption("log_cli_level", None) is not None,
+        terminal=reporter.isatty() and os.name == "posix", capture=config.getoption("capture", "no"),
+        live_logs=config.pluginmanager.has_plugin("logging") and (
+            config.getini("log_cli") or config.getoption("log_cli_level") is not None),
         environment=os.environ, verbosity=config.get_verbosity())
     if kind != "none":
         config.pluginmanager.register(ProgressHooks(reporter, live=kind == "live"), _NAME)
