@@ -32,7 +32,8 @@ EXAMPLES = REPOSITORY / "docs" / "examples"
 WIDTH = 96
 _COMMENT = re.compile(r"<!-- (?P<name>[a-z ]+?)(?:: (?P<value>.*))? -->")
 _FENCE = re.compile(r"(?P<indent> *)```(?P<language>\w*)$")
-_MACHINE = re.compile(r"(platform|rootdir|configfile|testpaths|plugins|cachedir|hypothesis profile)\b")
+_MACHINE = re.compile(r"(platform|rootdir|configfile|testpaths|plugins|cachedir|hypothesis profile)\b|"
+                      r"qat: .+, \d+ (s|min|h)\b")
 _UNNEEDED = shutil.ignore_patterns(".*_cache", ".git", ".hypothesis", ".venv", "__pycache__", "site", "dist", "build")
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 # `pip install` would change the environment that the tests run in.

@@ -12,13 +12,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic import qat as nniqat
 
 from pytest_qat.case import QATCase
+from pytest_qat.core import progress
 from pytest_qat.core.batches import call, labeled, move, same_values
 from pytest_qat.core.tracebacks import headline, place_of
 from pytest_qat.errors import DataError, StageError, UnsupportedEnvironment
@@ -26,23 +27,11 @@ from pytest_qat.exported.model import ExportedModel
 from pytest_qat.workflows.names import observed, user_names
 from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers, take_over_ranges
 
-__all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "Progress", "calibrate", "fine_tune", "silent"]
+__all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "calibrate", "fine_tune"]
 
 _MOST_BATCHES = 100_000
 FREEZE_OBSERVERS_AT = 0.6
 FREEZE_BATCHNORM_AT = 0.8
-
-
-class Progress(Protocol):
-    """Where the loop reports how far it is."""
-
-    def __call__(self, step: int, total: int, loss: float) -> None:
-        """Take note that `step` of `total` is done."""
-
-
-def silent(step: int, total: int, loss: float) -> None:
-    """Report nothing."""
-    del step, total, loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +69,8 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
     for observer in observers:
         observer.averaging_constant = 1.0  # each call shows its own extremes
     means: dict[Any, tuple[int, Tensor, Tensor]] = {}
-    with torch.no_grad(), _extremes(prepared) as extremes:
+    with (torch.no_grad(), _extremes(prepared) as extremes,
+          progress.step("calibrating", total=progress.known_length(batches), unit="batches") as shown):
         for index, inputs in enumerate(batches):
             extremes.clear()
             try:
@@ -93,6 +83,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
                 count, mean_low, mean_high = means.get(observer, (0, low, high))
                 count += 1
                 means[observer] = count, mean_low + (low - mean_low) / count, mean_high + (high - mean_high) / count
+            shown.advance()
         for observer, (_, low, high) in means.items():
             observer.min_val.copy_(low)
             observer.max_val.copy_(high)
@@ -138,14 +129,15 @@ def _extremes(prepared: nn.Module) -> Iterator[dict[Any, tuple[Tensor, Tensor]]]
             handle.remove()
 
 
-def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu", progress: Progress = silent) -> FineTuning:
+def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu",
+              between_steps: Callable[[], None] = lambda: None) -> FineTuning:
     """Train a prepared module in place, as the case says, and leave it on the CPU in eval mode, observers off.
 
     Args:
         prepared: A prepared and calibrated module.
         case: Its `train`, or its `train_data`, `loss_fn`, `optimizer` and `epochs`.
         device: Where to train.
-        progress: Told after every step.
+        between_steps: Called after every step of the built-in loop.
 
     Raises:
         UnsupportedEnvironment: there is no such device.
@@ -159,10 +151,11 @@ def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu", progre
     if case.prepared is not None:
         done = FineTuning(kind="given")  # it is judged as the user trained it
     elif case.train is not None:
-        _own_loop(prepared, case)
+        with progress.step("fine-tuning by the case's train"):
+            _own_loop(prepared, case)
         done = FineTuning(kind="own")
     elif case.train_data is not None:
-        done = _built_in_loop(prepared, case, device=device, progress=progress)
+        done = _built_in_loop(prepared, case, device=device, between_steps=between_steps)
     else:
         done = FineTuning(kind="none")
     prepared.to("cpu").eval()
@@ -214,13 +207,14 @@ def _unchanged(before: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor
     return before.keys() == after.keys() and all(same_values(old, after[name]) for name, old in before.items())
 
 
-def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str, progress: Progress) -> FineTuning:
+def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str,
+                   between_steps: Callable[[], None]) -> FineTuning:
     assert case.train_data is not None, "unreachable because fine_tune asked"
     optimizer = _optimizer(prepared, case)
     per_epoch = _length(case.train_data)
     total = per_epoch * case.epochs
     losses: list[float] = []
-    with torch.enable_grad():
+    with torch.enable_grad(), progress.step("fine-tuning", total=total, unit="batches") as shown:
         for _ in range(case.epochs):
             for inputs, target in labeled(case.train_data, field="train_data"):
                 _freeze(prepared, done=len(losses) / total)
@@ -229,7 +223,8 @@ def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str, progress:
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.item())
-                progress(len(losses), total, losses[-1])
+                shown.advance(detail=f"loss {losses[-1]:.4f}")
+                between_steps()
     if not losses:
         raise DataError(f"train_data gave no batch in any of {case.epochs} epochs, expected {per_epoch} in each.",
                         hint="Make every iter(train_data) begin from the start, as that of a list does.")
@@ -276,10 +271,8 @@ def _shape(value: object) -> str:
 
 
 def _length(data: Iterable[Any]) -> int:
-    """Count the batches; a DataLoader has `__len__`, but raises where its data set has none."""
-    count: int | None = None
-    with contextlib.suppress(TypeError):
-        count = len(data)  # type: ignore[arg-type]
+    """Count the batches."""
+    count = progress.known_length(data)
     if count is None:
         count = sum(1 for _ in itertools.islice(data, _MOST_BATCHES + 1))
         if count > _MOST_BATCHES:

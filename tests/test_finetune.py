@@ -12,6 +12,7 @@ import torch.ao.quantization as tq
 from torch import nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.core import progress
 from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.errors import StageError
 from pytest_qat.finetune import calibrate, fine_tune
@@ -111,13 +112,15 @@ def test_training_changes_weights_and_reports_first_and_last_loss() -> None:
     module = prepared(made)
     calibrate(module, [BATCHES[0][0]])
     before = copy.deepcopy([parameter.detach() for parameter in module.parameters()])
-    steps: list[tuple[int, int]] = []
-    done = fine_tune(module, made, progress=lambda step, total, loss: steps.append((step, total)))
+    steps: list[tuple[int, int | None]] = []
+    progress.listen(lambda opened: steps.extend((step.done, step.total) for step in opened))
+    done = fine_tune(module, made)
+    progress.listen(None)
     assert any(not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
     assert done.first_loss is not None
     assert done.last_loss is not None
     assert done.last_loss < done.first_loss
-    assert steps == [(step, 30) for step in range(1, 31)]
+    assert steps == [(step, 30) for step in range(31)]
 
 
 def test_without_train_and_data_nothing_is_trained() -> None:

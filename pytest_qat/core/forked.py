@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,12 +23,15 @@ import torch
 from torch import nn
 
 from pytest_qat.core.batches import call
-from pytest_qat.core.system import Death, can_fork, death_by
+from pytest_qat.core.progress import listen, tick
+from pytest_qat.core.system import Death, can_fork, death_by, kill_group
 
-__all__ = ["HANGS", "ChildDeath", "ChildEnd", "Crash", "crash_of", "death_of", "run_forked", "signal_of"]
+__all__ = ["HANGS", "ChildDeath", "ChildEnd", "Children", "Crash", "crash_of", "death_of", "run_forked", "signal_of"]
 
 HANGS = "does not return"
 _FORKING = threading.Lock()
+_TICK_S = 0.5
+_IS_CHILD: ContextVar[bool] = ContextVar("is child", default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,34 @@ class ChildDeath(NamedTuple):
     hung: bool
 
 
+class Children:
+    """The children that threads have forked, for the one thread that is interrupted to kill them all."""
+
+    def __init__(self) -> None:
+        self._running: set[int] = set()
+        self._lock = threading.Lock()
+        self._killed = False
+
+    def add(self, child: int) -> None:
+        """Note that a child runs; after `kill` it is killed at once."""
+        with self._lock:
+            self._running.add(child)
+            if self._killed:
+                _kill(child)
+
+    def discard(self, child: int) -> None:
+        """Note that a child is about to be waited for, after which its number may be another's."""
+        with self._lock:
+            self._running.discard(child)
+
+    def kill(self) -> None:
+        """Kill all children, also those to come."""
+        with self._lock:
+            self._killed = True
+            for child in self._running:
+                _kill(child)
+
+
 class ChildEnd(NamedTuple):
     """How a child ended.
 
@@ -117,14 +149,20 @@ def death_of(work: Callable[[int], object], *, timeout_s: float, quiet: bool = T
     return None if ended.by is None else ChildDeath(ended.by, ended.written, ended.hung)
 
 
-def run_forked(work: Callable[[int], object], *, timeout_s: float, quiet: bool = True) -> ChildEnd:
+def run_forked(work: Callable[[int], object], *, timeout_s: float, quiet: bool = True,
+               children: Children | None = None) -> ChildEnd:
     """Do work in a forked child, which needs `can_fork`. Several threads may call this at the same time.
+
+    The child leads a process group of its own, in which its own children stay, and the group ends with it: neither
+    outlives the time limit or an interrupt of this process.
 
     Args:
         work: Takes a file descriptor that it may write to.
         timeout_s: Most seconds; the child is killed after them.
         quiet: Whether what the work prints is dropped.
+        children: Where to note the child while it runs.
     """
+    children = children or Children()
     with _FORKING:  # a child forked meanwhile would keep the writing end open, and this one would never seem to end
         reader, writer = os.pipe()
         with warnings.catch_warnings():
@@ -135,16 +173,25 @@ def run_forked(work: Callable[[int], object], *, timeout_s: float, quiet: bool =
             _work_as_child(work, writer, quiet=quiet)
         os.close(writer)
     try:
+        children.add(child)
         written, hung = _read_until_end(reader, deadline=time.monotonic() + timeout_s)
         if hung:
-            os.kill(child, signal.SIGKILL)
+            _kill(child)
     except BaseException:
-        os.kill(child, signal.SIGKILL)
+        _kill(child)
         raise
     finally:
+        children.discard(child)
         os.close(reader)
         _, status = os.waitpid(child, 0)
     return ChildEnd(written, hung, death_by(os.waitstatus_to_exitcode(status)))
+
+
+def _kill(child: int) -> None:
+    """Kill a child that has not been waited for, and the group that it leads, if it does."""
+    if not _IS_CHILD.get():
+        kill_group(child)
+    os.kill(child, signal.SIGKILL)
 
 
 def _work_as_child(work: Callable[[int], object], writer: int, *, quiet: bool) -> None:
@@ -152,6 +199,10 @@ def _work_as_child(work: Callable[[int], object], writer: int, *, quiet: bool) -
     code = 1
     try:
         faulthandler.disable()
+        listen(None)
+        if not _IS_CHILD.get():  # a child's child stays in its group
+            os.setpgid(0, 0)
+            _IS_CHILD.set(True)
         if quiet:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
@@ -182,9 +233,13 @@ def _read_until_end(reader: int, *, deadline: float) -> tuple[bytes, bool]:
     """Return the last part of what the child writes, and whether it still runs at the deadline."""
     written = b""
     while True:
-        ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
+        left = deadline - time.monotonic()
+        ready, _, _ = select.select([reader], [], [], max(0.0, min(left, _TICK_S)))
         if not ready:
-            return written, True
+            tick()
+            if left <= _TICK_S:
+                return written, True
+            continue
         chunk = os.read(reader, 65536)
         if not chunk:
             return written, False

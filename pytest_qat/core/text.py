@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["percent"]
+__all__ = ["duration", "percent"]
 
 _MOST_DIGITS = 4
 
@@ -31,3 +31,11 @@ def percent(share: float, *, digits: int = 1, unlike: float | None = None) -> st
     step = 10.0 ** -places / 100
     edge = nearest + math.copysign(step, share - nearest)
     return f"{'<' if share < edge else '>'}{edge:.{places}%}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in whole seconds: `35 s`, `2 min 5 s`, `1 h 2 min`."""
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

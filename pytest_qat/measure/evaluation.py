@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pytest_qat.case import QATCase, calibration_batches
+from pytest_qat.core import progress
 from pytest_qat.core.batches import call, labeled, sample_count
 from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.core.tracebacks import name_of
@@ -47,16 +48,32 @@ class Subjects:
     prepared: nn.Module | None
     ptq_simulated: bool
 
-    def passes(self, score: Callable[[Callable[[Any], Any]], T]) -> dict[str, T]:
-        """Return what each model scores, by `fp32`, `int8`, `ptq` and `fine_tuned`."""
+    def passes(self, score: Callable[[Callable[[Any], Any]], T], *, batches: int | None) -> dict[str, T]:
+        """Return what each model scores, by `fp32`, `int8`, `ptq` and `fine_tuned`.
+
+        Args:
+            score: Makes a pass over the data with a model.
+            batches: Number of batches of such a pass; None if it is not known.
+        """
         found = {}
-        for name, module in (("ptq", self.ptq), ("fine_tuned", self.prepared)):
+        for name, title, module in (("ptq", "PTQ", self.ptq), ("fine_tuned", "fine-tuned", self.prepared)):
             if module is not None:
-                found[name] = score(partial(call, module))
-        for name, deployed in (("fp32", self.pair.fp32["contiguous"]), ("int8", self.pair.int8["contiguous"])):
-            with deployed.session():
-                found[name] = score(partial(self.run, deployed))
+                with progress.step(f"evaluating {title}", total=batches, unit="batches") as shown:
+                    found[name] = score(_counted(partial(call, module), shown))
+        for name, title, deployed in (("fp32", "float", self.pair.fp32["contiguous"]),
+                                      ("int8", "int8", self.pair.int8["contiguous"])):
+            with deployed.session(), progress.step(f"evaluating {title}", total=batches, unit="batches") as shown:
+                found[name] = score(_counted(partial(self.run, deployed), shown))
         return found
+
+
+def _counted(model: Callable[[Any], Any], shown: progress.Step) -> Callable[[Any], Any]:
+    def run(inputs: Any) -> Any:
+        output = model(inputs)
+        shown.advance()
+        return output
+
+    return run
 
 
 def measure_accuracy(case: QATCase, subjects: Subjects, *, seed: int, budget_s: float) -> Accuracy:
@@ -74,22 +91,23 @@ def measure_accuracy(case: QATCase, subjects: Subjects, *, seed: int, budget_s: 
     """
     if case.eval_data is None:
         return _agreement(case, subjects)
+    batches = progress.known_length(case.eval_data)
     if case.set_metric is not None:
         sets = subjects.passes(lambda model: _pass_over(case, lambda data: gather(
-            run_labeled(model, data, like=case.example_inputs)), seed=seed))
+            run_labeled(model, data, like=case.example_inputs)), seed=seed), batches=batches)
         return compare_sets(case.set_metric, sets, higher_is_better=case.higher_is_better, budget_s=budget_s,
                             ptq_simulated=subjects.ptq_simulated)
     scores = subjects.passes(lambda model: _pass_over(case, lambda data: evaluate(
-        model, data, case.metric, like=case.example_inputs), seed=seed))
+        model, data, case.metric, like=case.example_inputs), seed=seed), batches=batches)
     found = compare_scores(
         scores["fp32"], scores["int8"], scores.get("ptq"), fine_tuned=scores.get("fine_tuned"),
         ptq_simulated=subjects.ptq_simulated, higher_is_better=case.higher_is_better,
         metric=None if case.metric is None else name_of(case.metric) or "metric")
     if scores["fp32"].scored is None:  # a metric of the user's, or nothing beside what was scored
         return found
-    batches, reference, candidate = _outputs(case, subjects)
+    seen, reference, candidate = _outputs(case, subjects)
     return replace(found, ragged=pair_outputs(reference, candidate).ragged, flat=flat_outputs(
-        reference, candidate, but=scores["fp32"].scored, samples=[sample_count(inputs) for inputs in batches]))
+        reference, candidate, but=scores["fp32"].scored, samples=[sample_count(inputs) for inputs in seen]))
 
 
 def _pass_over(case: QATCase, look: Callable[[Any], T], *, seed: int) -> T:

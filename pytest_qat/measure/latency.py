@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pytest_qat.core.progress import tick
 from pytest_qat.errors import InvalidOption, MeasurementError
 from pytest_qat.measure.clock import Clock, system_clock, time_calls
 from pytest_qat.measure.statistics import median_interval
@@ -188,6 +189,7 @@ def _compare(baseline_fn: Callable[[], object], candidate_fn: Callable[[], objec
         interval = median_interval(ratios, alpha=1 - settings.confidence)
         if _enough(interval, floor, settings, elapsed_s=(clock.now_ns() - started) / 1e9):
             break
+        tick()  # between blocks, which discard their first calls
     if interval is None and floor is not None:
         interval = _decide_clear_ratio(ratios, (baseline, candidate), floor, settings, clock)
     middle = (plain.median_low(ratios), plain.median_high(ratios)) if ratios else (
@@ -217,6 +219,7 @@ def _decide_clear_ratio(ratios: list[float], sides: tuple[_Side, _Side], floor: 
         order = sides if number % 2 else sides[::-1]
         times = {side: side.run_once(clock) for side in order}
         insort(ratios, times[baseline] / times[candidate])
+        tick()
     return median_interval(ratios, alpha=1 - settings.confidence)
 
 

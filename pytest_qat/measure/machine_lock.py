@@ -22,7 +22,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # filelock warns where the system has no file locks; none are used there
     from filelock import FileLock, Timeout
 
+from pytest_qat.core import progress
 from pytest_qat.core.system import can_lock
+from pytest_qat.measure.lock_holders import Notes, told
 
 if TYPE_CHECKING:
     from filelock import ReadWriteLock
@@ -46,12 +48,14 @@ class MachineLock:
         folder = folder or Path(tempfile.gettempdir()) / f"pytest-qat-{_user()}"
         self._lock: ReadWriteLock | None = None
         self._gate = FileLock(folder / "gate.lock")
+        self._notes = Notes(folder)
         self._held = contextlib.ExitStack()
         if not can_lock():
             return
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._gate.acquire(timeout=patience_s):
+            with contextlib.ExitStack() as gate:
+                self._wait(gate, self._at_gate, ends=time.monotonic() + patience_s)
                 self._lock = _lock_at(folder / "timing.lock.db")
         except Timeout:
             self._continue_without()
@@ -91,20 +95,47 @@ class MachineLock:
             self._held.close()
             self._enter(self._held, self._lock.read_lock)
 
-    def _enter(self, held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[None]]) -> None:
+    def _enter(self, held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[object]]) -> None:
         """Acquire the gate, then the lock; if that takes too long, continue without a lock from now on."""
         ends = time.monotonic() + self._patience_s
         try:
-            with self._gate.acquire(timeout=self._patience_s):
-                _take(held, lock, ends)
+            with contextlib.ExitStack() as gate:
+                self._wait(gate, self._at_gate, ends=ends)
+                self._wait(held, lock, ends=ends)
         except Timeout:
             self._continue_without()
+        else:
+            held.enter_context(self._notes.held())
+
+    def _at_gate(self, timeout_s: float) -> AbstractContextManager[object]:
+        return self._gate.acquire(timeout=timeout_s)
+
+    def _wait(self, held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[object]], *,
+              ends: float) -> None:
+        """Acquire a lock in short attempts: Ctrl-C cannot interrupt SQLite's own wait, and who has it may change.
+
+        Raises:
+            Timeout: others held it until `ends`.
+        """
+        if _acquired(held, lock, min(_WAIT_S, max(0.0, ends - time.monotonic()))):
+            return
+        with progress.step("waiting for the machine", still=True) as shown:
+            while True:
+                shown.advance(0, detail=told(self._notes.others(), now_s=time.time()))
+                left = ends - time.monotonic()
+                if left <= _WAIT_S:
+                    held.enter_context(lock(max(0.0, left)))
+                    return
+                if _acquired(held, lock, _WAIT_S):
+                    return
 
     def _continue_without(self) -> None:
         self._lock = None
+        holders = self._notes.others()
+        which = f" ({told(holders, now_s=time.time())})" if holders else ""
         warnings.warn(f"another pytest-qat process has held the timing lock for {self._patience_s:g} s and may be "
-                      "suspended. This process continues without the lock, so its timings may be noisier. To avoid "
-                      "this, resume or end the other process.", RuntimeWarning, stacklevel=3)
+                      f"suspended{which}. This process continues without the lock, so its timings may be noisier. To "
+                      "avoid this, resume or end the other process.", RuntimeWarning, stacklevel=3)
 
 
 def _lock_at(path: Path) -> ReadWriteLock | None:
@@ -119,17 +150,13 @@ def _lock_at(path: Path) -> ReadWriteLock | None:
         return None
 
 
-def _take(held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[None]], ends: float) -> None:
-    """Acquire a lock in short attempts, because Ctrl-C cannot interrupt SQLite's own wait.
-
-    Raises:
-        Timeout: others held it until `ends`.
-    """
-    while (left := ends - time.monotonic()) > _WAIT_S:
-        with contextlib.suppress(Timeout):
-            held.enter_context(lock(_WAIT_S))
-            return
-    held.enter_context(lock(max(0.0, left)))
+def _acquired(held: contextlib.ExitStack, lock: Callable[[float], AbstractContextManager[object]],
+              timeout_s: float) -> bool:
+    try:
+        held.enter_context(lock(timeout_s))
+    except Timeout:
+        return False
+    return True
 
 
 def _user() -> str:

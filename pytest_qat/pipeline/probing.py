@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from pytest_qat.case import QATCase, calibration_batches, without_training
-from pytest_qat.core.forked import run_forked
+from pytest_qat.core import progress
+from pytest_qat.core.forked import Children, run_forked
 from pytest_qat.core.system import can_fork
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
 from pytest_qat.core.tracebacks import headline
@@ -68,28 +69,45 @@ def probe_recipes(case: QATCase, names: Sequence[str] = COMPLETE_RECIPES, *, set
         settings: Limits.
         done: Told about each answer as it comes.
     """
-    ends = time.monotonic() + settings.budget_s
-    found: list[Probe] = []
-    waiting, running = list(names), set[Future[Probe]]()
-    with ThreadPoolExecutor(max_workers=settings.at_once) as pool:
-        while waiting or running:
-            while waiting and len(running) < settings.at_once:
-                left = ends - time.monotonic()
-                if left <= 0:
-                    found += [Probe(recipe=name, takes=None, reason="not tried: the time for probing was used up.")
-                              for name in waiting]
-                    waiting.clear()
-                    break
-                running.add(pool.submit(probe_recipe, case, get_recipe(waiting.pop(0)), seed=settings.seed,
-                                        timeout_s=min(settings.timeout_s, left)))
-            ended, running = wait(running, return_when=FIRST_COMPLETED)
-            for each in ended:
-                found.append(each.result())
-                done(found[-1])
+    children = Children()
+    with (progress.step("trying recipes", subject=case.label, total=len(names), unit="recipes",
+                        limit_s=settings.budget_s) as shown,
+          ThreadPoolExecutor(max_workers=settings.at_once) as pool):
+        try:
+            found = _all_probed(case, names, settings, pool, children=children, shown=shown, done=done)
+        except BaseException:  # such as Ctrl-C, which must not wait for the children
+            children.kill()
+            raise
     return sorted(found, key=best_first)
 
 
-def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int) -> Probe:
+def _all_probed(case: QATCase, names: Sequence[str], settings: ProbeSettings, pool: ThreadPoolExecutor, *,
+                children: Children, shown: progress.Step, done: Callable[[Probe], None]) -> list[Probe]:
+    ends = time.monotonic() + settings.budget_s
+    found: list[Probe] = []
+    waiting, running = list(names), dict[Future[Probe], str]()
+    while waiting or running:
+        while waiting and len(running) < settings.at_once:
+            left = ends - time.monotonic()
+            if left <= 0:
+                found += [Probe(recipe=name, takes=None, reason="not tried: the time for probing was used up.")
+                          for name in waiting]
+                waiting.clear()
+                break
+            name = waiting.pop(0)
+            running[pool.submit(probe_recipe, case, get_recipe(name), seed=settings.seed, children=children,
+                                timeout_s=min(settings.timeout_s, left))] = name
+        shown.advance(0, detail=", ".join(running.values()))
+        for each in wait(running, return_when=FIRST_COMPLETED).done:
+            del running[each]
+            found.append(each.result())
+            shown.advance(detail=", ".join(running.values()))
+            done(found[-1])
+    return found
+
+
+def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int,
+                 children: Children | None = None) -> Probe:
     """Try one recipe on a case in a child process.
 
     Args:
@@ -97,13 +115,14 @@ def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int) 
         recipe: How to quantize and where to run.
         timeout_s: Most seconds.
         seed: Seed of the trial.
+        children: Where to note the child while it runs; None: nowhere.
     """
     impossible = _impossible(recipe)
     if impossible is not None:
         return impossible
     began = time.monotonic()
     ended = run_forked(lambda writer: _answer(case, recipe, writer, timeout_s=timeout_s, seed=seed),
-                       timeout_s=timeout_s)
+                       timeout_s=timeout_s, children=children)
     seconds = time.monotonic() - began
     where = f"in {_last_stage(ended.written)}"
     if ended.hung:

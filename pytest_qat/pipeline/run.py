@@ -8,9 +8,8 @@ case or setting makes another run.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from pytest_qat.case import QATCase, Tolerances
+from pytest_qat.core import progress
 from pytest_qat.core.batches import call
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
 from pytest_qat.errors import CheckFailed, QATError
 from pytest_qat.findings import Finding
-from pytest_qat.finetune import Progress, silent
 from pytest_qat.measure.accuracy import Accuracy
 from pytest_qat.measure.coverage import Coverage, coverage_of_kernels, measure_coverage
 from pytest_qat.measure.evaluation import Subjects, measure_accuracy
@@ -106,18 +105,15 @@ class ModelRun:
         recipe: How to quantize and where to run.
         settings: What the command line decides.
         lock: The machine's timing lock.
-        progress: Makes the display of training's progress, given a label.
         shared: Stages in common with runs of the same case and settings by other recipes; None: nothing is shared.
     """
 
     def __init__(self, case: QATCase, recipe: Recipe, settings: RunSettings, *, lock: MachineLock,
-                 progress: Callable[[str], contextlib.AbstractContextManager[Progress]] | None = None,
                  shared: SharedStages | None = None) -> None:
         self.case, self.notes_on_model = with_plain_model(case)
         self.recipe = recipe
         self.settings = settings
         self._lock = lock
-        self._progress = progress or _no_progress
         self.shared = SharedStages() if shared is None else shared
         self._stages: dict[str, tuple[Any, Exception | None]] = {}
         self._speeds: list[Speed] = []
@@ -262,9 +258,11 @@ class ModelRun:
         held = self._lock.alone() if timing else self._lock.shared()
         self._computing = True
         try:
-            with (held, preserved_torch_state(seed=self.settings.seed), quantized_engine(self.recipe.engine),
+            with (progress.step(name.partition(" at ")[0], subject=f"{self.case.label} [{self.recipe.name}]"), held,
+                  preserved_torch_state(seed=self.settings.seed), quantized_engine(self.recipe.engine),
                   threads(self.settings.threads if timing else self.settings.work_threads),
-                  contextlib.nullcontext() if timing else without_fast_path()):
+                  progress.step("timing", budget_s=self.settings.max_time_s, still=True) if timing
+                  else without_fast_path()):
                 return make(), None
         except (CheckFailed, QATError) as error:
             return None, error
@@ -298,13 +296,8 @@ class ModelRun:
         return made
 
     def _train(self) -> TrainedModel:
-        first = self.prepared()
-        with self._progress(f"{self.case.label} [{self.recipe.name}]") as progress:
-            def step_done(step: int, total: int, loss: float) -> None:
-                progress(step, total, loss)
-                self._lock.give_way()
-
-            return stages.train(self.case, self.recipe, first, device=self.settings.device, progress=step_done)
+        return stages.train(self.case, self.recipe, self.prepared(), device=self.settings.device,
+                            between_steps=self._lock.give_way)
 
     def _run_shipped(self, deployed: Deployed, inputs: Any) -> Any:
         self._lock.give_way()
@@ -326,8 +319,3 @@ class ModelRun:
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="pytest-qat-")
         return Path(self._folder.name)
 
-
-@contextlib.contextmanager
-def _no_progress(label: str) -> Iterator[Progress]:
-    del label
-    yield silent

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from pytest_qat.case import QATCase, calibration_batches
+from pytest_qat.core import progress
 from pytest_qat.core.batches import call
 from pytest_qat.exported.model import ExportedModel, as_module
-from pytest_qat.finetune import FineTuning, Progress, calibrate, fine_tune, untrained_copy
+from pytest_qat.finetune import FineTuning, calibrate, fine_tune, untrained_copy
 from pytest_qat.measure.evaluation import CALIBRATION_BATCHES
 from pytest_qat.measure.parity import Parity, compare_parity
 from pytest_qat.pipeline.finite import refuse_broken
@@ -80,11 +81,15 @@ class Conversion:
 
 
 class SharedStages:
-    """Stages of one case that recipes with the same workflow, engine and quantizer have in common."""
+    """Stages of one case that recipes with the same workflow, engine and quantizer have in common.
 
-    def __init__(self) -> None:
+    Args:
+        probes: What came of trying recipes on the case, by recipe; what is tried later is added.
+    """
+
+    def __init__(self, *, probes: dict[str, Probe] | None = None) -> None:
         self._made: dict[Hashable, Any] = {}
-        self._probes: dict[str, Probe] = {}
+        self._probes = {} if probes is None else probes
 
     def once(self, stage: str, recipe: Recipe, make: Callable[[], T]) -> T:
         """Return what `make` gave for the first recipe that quantizes like this one; it is called at most once."""
@@ -134,7 +139,8 @@ def check_fit(case: QATCase, recipe: Recipe, prepared: PreparedModel, *, timeout
             runtime.check_graph(prepared.module.graph_module.graph, timeout_s=timeout_s)
 
 
-def train(case: QATCase, recipe: Recipe, first: PreparedModel, *, device: str, progress: Progress) -> TrainedModel:
+def train(case: QATCase, recipe: Recipe, first: PreparedModel, *, device: str,
+          between_steps: Callable[[], None]) -> TrainedModel:
     """Calibrate and fine-tune a copy of a prepared model, after a control without training was made of it.
 
     Args:
@@ -142,7 +148,7 @@ def train(case: QATCase, recipe: Recipe, first: PreparedModel, *, device: str, p
         recipe: How to convert the control.
         first: The prepared model; left as it is.
         device: Where to train.
-        progress: Told about each step.
+        between_steps: Called after each step of training.
 
     Raises:
         DataError: calibration or training data do not fit the model.
@@ -159,8 +165,9 @@ def train(case: QATCase, recipe: Recipe, first: PreparedModel, *, device: str, p
             ptq = ConvertedModel(module=twin.module)  # as fake-quantize simulates it
         else:
             # before any time goes into training
-            ptq = with_right_kernels(workflow.convert(twin, recipe), case, engine=recipe.engine)
-    done = fine_tune(prepared.module, case, device=device, progress=progress)
+            with progress.step("converting the control"):
+                ptq = with_right_kernels(workflow.convert(twin, recipe), case, engine=recipe.engine)
+    done = fine_tune(prepared.module, case, device=device, between_steps=between_steps)
     return TrainedModel(prepared=prepared, ptq=ptq, fine_tuning=done, left_off=resume_fake_quantize(prepared.module))
 
 
@@ -215,7 +222,8 @@ def deploy(case: QATCase, recipe: Recipe, conversion: Conversion, *, float_model
         StageError: writing or converting failed otherwise.
     """
     twin = load_workflow(recipe.workflow).float_twin(case).eval()
-    pair = load_runtime(recipe.runtime).deploy(twin, conversion.int8.module, case.example_inputs, folder, settings)
+    with progress.step(f"building the artifacts of {recipe.runtime}"):
+        pair = load_runtime(recipe.runtime).deploy(twin, conversion.int8.module, case.example_inputs, folder, settings)
     shipped = pair.fp32["contiguous"]
     with shipped.session():
         hold_to_model(float_model, partial(run_batch, shipped),

@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         session_of(config)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+@pytest.hookimpl(wrapper=True, trylast=True)  # innermost, where output is captured
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """After a test's body, hold the model to its marker, which a fixture or the body may have added."""
     yield

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_qat.errors import QATError
-from pytest_qat.plugin.items import forget
+from pytest_qat.plugin.items import captured, forget
 from pytest_qat.plugin.laws import LawItem, OpsCollector, ReplayCollector
 from pytest_qat.plugin.marked import RUN
 from pytest_qat.plugin.models import CheckItem, ModelCollector
 from pytest_qat.plugin.options import given
+from pytest_qat.plugin.progress import show_progress
 from pytest_qat.plugin.reports import attach, merge, outcome_of
 from pytest_qat.plugin.session import SESSION, QATSession
 from pytest_qat.plugin.summary import header, print_summary, write_record
@@ -44,6 +45,7 @@ def session_of(config: pytest.Config) -> QATSession:
     if session.asked and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = []  # no path was given: what the options name are the tests
     config.pluginmanager.register(SessionHooks(session), "qat-session")
+    show_progress(config)
     return session
 
 
@@ -57,6 +59,11 @@ class SessionHooks:
     def __init__(self, session: QATSession) -> None:
         self._session = session
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Show from now on what is being done."""
+        show_progress(session.config)
+
     def pytest_report_header(self) -> list[str]:
         """Say what the results depend on."""
         return header(self._session)
@@ -65,7 +72,9 @@ class SessionHooks:
     def pytest_make_collect_report(
             self, collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
         """Add what the command line names to what the session collects."""
-        report = yield
+        with captured(collector) as output:
+            report = yield
+        report.sections += output
         if isinstance(collector, pytest.Session) and report.outcome == "passed":
             report.result.extend(self._collectors(collector))
         return report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_qat.checks import CheckResult
     from pytest_qat.record.schema import Probes, Ranking, RunRecord
 
-__all__ = ["MEASURED", "OUTCOME", "CommandLineItem", "Measured", "forget", "note", "raise_result"]
+__all__ = ["MEASURED", "OUTCOME", "CommandLineItem", "Measured", "captured", "forget", "note", "raise_result"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,27 @@ def raise_result(result: CheckResult, *, item: pytest.Item, prefix: str = "") ->
     reason = prefix + " ".join(result.verdict.reasons)
     item.stash[OUTCOME] = outcome
     pytest.skip(reason if reason.startswith(outcome) else f"{outcome}: {reason}")
+
+
+@contextlib.contextmanager
+def captured(collector: pytest.Collector) -> Iterator[list[tuple[str, str]]]:
+    """Capture what is printed while one of this package's collectors loads a model, as pytest does for a file.
+
+    Yields:
+        A list that gets the report's sections on leaving.
+    """
+    sections: list[tuple[str, str]] = []
+    capture = collector.config.pluginmanager.get_plugin("capturemanager")
+    if capture is None or not collector.nodeid.startswith(("qat-model:", "qat-ops:")):
+        yield sections
+        return
+    capture.resume_global_capture()
+    try:
+        yield sections
+    finally:
+        capture.suspend_global_capture()
+        out, err = capture.read_global_capture()
+        sections += [(f"Captured {name}", text) for name, text in (("stdout", out), ("stderr", err)) if text]
 
 
 class CommandLineItem(pytest.Item):

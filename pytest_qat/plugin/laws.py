@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_qat.core import progress
 from pytest_qat.errors import CheckFailed, DataError, QATError
 from pytest_qat.plugin.items import CommandLineItem
 
@@ -107,8 +108,9 @@ class LawItem(CommandLineItem):
             failure = check_law(law, self.ops, seed=seed)
             return [] if failure is None else [failure]
 
-        failures = _failures(check, self.law, self.ops, reference=self.parent.reference,
-                             timeout_s=_MOST_S + (share_s or 0.0))
+        with progress.step("", subject=self.nodeid, budget_s=share_s):
+            failures = _failures(check, self.law, self.ops, reference=self.parent.reference,
+                                 timeout_s=_MOST_S + (share_s or 0.0))
         if failures:
             raise CheckFailed([self.law.summary,
                                *(line for failure in failures for line in self._lines(failure, seed))])

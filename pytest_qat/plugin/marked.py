@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_qat.core import progress
 from pytest_qat.core.parsing import parse_fraction, parse_ratio
 from pytest_qat.errors import CheckFailed, InvalidOption, QATError
 from pytest_qat.plugin.items import note, raise_result
@@ -271,8 +272,10 @@ def latency_comparison(session: QATSession) -> Callable[..., Speedup]:
         from pytest_qat.core.torch_state import preserved_torch_state, threads
         from pytest_qat.measure.latency import TimingSettings, compare_latency
 
-        settings = TimingSettings(max_time_s=session.options.max_time_s)
-        with session.registry.alone(), preserved_torch_state(), threads(session.options.threads):
+        budget_s = session.options.max_time_s
+        settings = TimingSettings(max_time_s=budget_s)
+        with (progress.step("speed", subject="qat_compare_latency"), session.registry.alone(), preserved_torch_state(),
+              threads(session.options.threads), progress.step("timing", budget_s=budget_s, still=True)):
             return compare_latency(baseline_fn, candidate_fn, settings=settings, floor=floor)
 
     return compare

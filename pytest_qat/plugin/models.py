@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckItem", "ModelCollector", "ProbeItem", "RankingItem", "RecipeCollector"]
 
-_PROBE_S = 120.0
-"""Most seconds to try one recipe under `--qat-probe`."""
-
 
 class ModelCollector(pytest.Collector):
     """One `--qat-model` reference; collecting it loads the case and makes a collector per recipe."""
@@ -129,7 +126,9 @@ class RankingItem(_ModelItem):
 
         ranking: Ranking = {"model": source.reference, "entries": []}
         try:
-            ranking["entries"] = rank(registry.case(source), glance=registry.glance, done=done,
+            case = registry.case(source)
+            ranking["entries"] = rank(case, self.qat.options.tolerances(case.tolerances), glance=registry.glance,
+                                      done=done, probe=lambda names: registry.probes(source, names),
                                       checks=lambda recipe: registry.checks(RunKey(source, recipe)))
         finally:
             note(self, *records, ranking=ranking)
@@ -159,16 +158,13 @@ class ProbeItem(CommandLineItem):
 
         from pytest_qat.core.torch_state import preserved_torch_state
         from pytest_qat.pipeline.preflight import checked_model
-        from pytest_qat.pipeline.probing import ProbeSettings, probe_recipes
 
         qat, source = self.parent.qat, self.parent.source
-        case, options = qat.registry.case(source), qat.options
-        with preserved_torch_state(seed=options.seed):
+        names = [name for name in qat.options.recipes if name != AUTO] or COMPLETE_RECIPES
+        case = qat.registry.case(source)
+        with preserved_torch_state(seed=qat.options.seed):
             checked_model(case)  # a model that does not run fails here, not once for each recipe
-        limits = ProbeSettings(timeout_s=min(options.stage_timeout_s, _PROBE_S), seed=options.seed,
-                               budget_s=_PROBE_S * len(COMPLETE_RECIPES))
-        names = [name for name in options.recipes if name != AUTO] or COMPLETE_RECIPES
-        found = probe_recipes(case, names, settings=limits)
+        found = qat.registry.probes(source, names)
         note(self, probes={"model": source.reference, "name": case.label,
                            "probes": [cast("ProbeRecord", asdict(probe)) for probe in found]})
         if not any(probe.takes for probe in found):

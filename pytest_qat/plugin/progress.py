@@ -1,74 +1,199 @@
-"""The progress of fine-tuning: a bar with the time left on a terminal, a few lines elsewhere, nothing under xdist."""
+"""Where the progress of a session is shown: on the terminal as a live line, in a pipe or a file as lines, or nowhere.
+
+A worker of pytest-xdist has no terminal and sends its progress to the controller. What is shown goes to a copy of the
+terminal's file descriptor, so it enters no captured output, and pytest's own line stays as it was.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from pytest_qat.core.progress import Listener, listen, listener
+from pytest_qat.report.display import Display, LiveScreen, PlainScreen, Sender
+from pytest_qat.report.progress import Work
+
 if TYPE_CHECKING:
-    from pytest_qat.finetune import Progress
+    from _pytest.terminal import TerminalReporter
 
-__all__ = ["progress_display"]
+__all__ = ["ProgressHooks", "kind_of_display", "show_progress"]
 
-_PLAIN_LINES = 4
+_NAME = "qat-progress"
+_CHANNEL = "qat_progress"
+"""On the input of a worker of pytest-xdist: the channel that its progress goes through."""
 
 
-def progress_display(config: pytest.Config) -> Callable[[str], AbstractContextManager[Progress]]:
-    """Return a function that opens the display of one fine-tuning, given its label."""
-    @contextlib.contextmanager
-    def display(label: str) -> Iterator[Progress]:
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        if hasattr(config, "workerinput") or reporter is None or config.get_verbosity() < 0:
-            yield _quiet
+def show_progress(config: pytest.Config) -> None:
+    """Show from now on, until the session ends, what is being done; pytest must have its terminal reporter by now."""
+    if config.pluginmanager.has_plugin(_NAME):
+        return
+    worker: Mapping[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is not None:
+        if _CHANNEL in worker:
+            config.pluginmanager.register(_Listening(Sender(worker[_CHANNEL].send)), _NAME)
+        return
+    reporter: TerminalReporter | None = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or sys.stdout is None:
+        return
+    kind = kind_of_display(
+        terminal=reporter.isatty() and os.name == "posix", capture=config.getoption("capture", "no"),
+        live_logs=config.pluginmanager.has_plugin("logging") and (
+            config.getini("log_cli") or config.getoption("log_cli_level") is not None),
+        environment=os.environ, verbosity=config.get_verbosity())
+    if kind != "none":
+        config.pluginmanager.register(ProgressHooks(reporter, live=kind == "live"), _NAME)
+
+
+def kind_of_display(*, terminal: bool, capture: str, live_logs: bool, environment: Mapping[str, str],
+                    verbosity: int) -> Literal["live", "lines", "none"]:
+    """Return how to show progress.
+
+    Args:
+        terminal: Whether pytest writes to a terminal.
+        capture: pytest's `--capture`; what else writes to the terminal would hit a live line.
+        live_logs: Whether pytest shows log records as they come.
+        environment: Environment variables.
+        verbosity: pytest's; a quiet session gets no lines, but a live one, which leaves nothing behind.
+    """
+    dumb = environment.get("TERM", "").lower() in ("", "dumb", "unknown")
+    on_ci = any(environment.get(name) for name in ("CI", "BUILD_NUMBER"))
+    if terminal and not dumb and not on_ci and capture == "fd" and not live_logs:
+        return "live" if verbosity > -2 else "none"
+    return "lines" if verbosity >= 0 else "none"
+
+
+class _Listening:
+    """Lets a listener hear of the steps of this process until the session ends."""
+
+    def __init__(self, listener_: Listener) -> None:
+        self._before = listener()
+        self._listener = listener_
+        listen(listener_)
+
+    def pytest_unconfigure(self) -> None:
+        """Put back who listened before: a session may run inside of another one."""
+        listen(self._before)
+
+
+class ProgressHooks(_Listening):
+    """The hooks that keep progress and what pytest writes apart.
+
+    Args:
+        reporter: pytest's.
+        live: Whether lines can be replaced.
+    """
+
+    def __init__(self, reporter: TerminalReporter, *, live: bool) -> None:
+        self._reporter = reporter
+        capture = reporter.config.pluginmanager.get_plugin("capturemanager")
+        self._uncaptured: Callable[[], AbstractContextManager[None]] = (
+            contextlib.nullcontext if capture is None else capture.global_and_fixture_disabled)
+        self._encoding, self._descriptor = self._copy_of_terminal()
+        self._display = Display(self._live_screen() if live and self._descriptor is not None else PlainScreen(
+            self._write_line, threaded=self._descriptor is not None))
+        super().__init__(self._display)
+
+    # -- hooks ----------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logstart(self) -> Generator[None, None, None]:
+        """Let pytest write; so do the hooks below."""
+        with self._display.hidden():
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self) -> Generator[None, None, None]:
+        """See above."""
+        with self._display.hidden():
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True, optionalhook=True)
+    def pytest_testnodeready(self) -> Generator[None, None, None]:
+        """See above."""
+        with self._display.hidden():
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True, optionalhook=True)
+    def pytest_xdist_node_collection_finished(self) -> Generator[None, None, None]:
+        """See above."""
+        with self._display.hidden():
+            return (yield)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Give a worker of pytest-xdist a channel for its progress."""
+        channel = node.gateway.newchannel()
+        channel.setcallback(lambda fields: self._display.heard(node.gateway.id, fields and Work(**fields)))
+        node.workerinput[_CHANNEL] = channel
+
+    @pytest.hookimpl(tryfirst=True, optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Forget what a worker did when it ended, or crashed."""
+        self._display.heard(node.gateway.id, None)
+
+    def pytest_enter_pdb(self) -> None:
+        """Leave the terminal to the debugger."""
+        self._display.close()
+        listen(None)
+
+    def pytest_leave_pdb(self) -> None:
+        """Go on."""
+        listen(self._display)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Show nothing more; workers of pytest-xdist may not have ended yet."""
+        self._display.close()
+
+    def pytest_unconfigure(self) -> None:
+        """Put back what was before."""
+        super().pytest_unconfigure()
+        self._display.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    # -- where it is written ---------------------------------------------------------------------------------------
+
+    def _copy_of_terminal(self) -> tuple[str, int | None]:
+        """Return the encoding and a descriptor of what pytest writes to; None where that is no file, as in a test."""
+        with self._uncaptured():
+            encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+            try:
+                return encoding, os.dup(sys.stdout.fileno())
+            except (OSError, ValueError, AttributeError):
+                return encoding, None
+
+    def _live_screen(self) -> LiveScreen:
+        writer = self._reporter._tw  # noqa: SLF001 - width and color have no public name
+        return LiveScreen(self._write, color=writer.hasmarkup, encoding=self._encoding,
+                          column=lambda: max(0, writer.width_of_current_line), width=self._width)
+
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._descriptor or 1).columns or 80
+        except OSError:
+            return shutil.get_terminal_size().columns
+
+    def _write(self, text: str) -> None:
+        left = text.encode(self._encoding, errors="replace")
+        with contextlib.suppress(OSError):  # a terminal that is gone, a full disk
+            while left and self._descriptor is not None:
+                left = left[os.write(self._descriptor, left):]
+
+    def _write_line(self, line: str) -> None:
+        """Write a line of its own, and leave pytest's line as `TerminalReporter.ensure_newline` does."""
+        if self._descriptor is None:
+            with self._uncaptured():
+                self._reporter.ensure_newline()
+                self._reporter.write_line(line)
             return
-        capture = config.pluginmanager.get_plugin("capturemanager")
-        uncaptured = capture.global_and_fixture_disabled if capture is not None else contextlib.nullcontext
-        make = _bar if sys.__stderr__ is not None and sys.__stderr__.isatty() else _lines
-        with make(label, reporter, uncaptured) as step:
-            yield step
-    return display
-
-
-def _quiet(step: int, total: int, loss: float) -> None:
-    del step, total, loss
-
-
-@contextlib.contextmanager
-def _bar(label: str, reporter: Any, uncaptured: Callable[[], AbstractContextManager[None]]) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("fine-tuning {task.description}"), BarColumn(), MofNCompleteColumn(),
-               TextColumn("loss {task.fields[loss]:.4f}"), TimeRemainingColumn())
-    bar = Bar(*columns, console=Console(file=sys.__stderr__), transient=True, redirect_stdout=False,
-              redirect_stderr=False)
-    task = bar.add_task(label, total=None, loss=float("nan"))
-
-    def advance(step: int, total: int, loss: float) -> None:
-        if step == 1:
-            with uncaptured():
-                reporter.ensure_newline()
-            bar.start()
-        bar.update(task, completed=step, total=total, loss=loss)
-
-    try:
-        yield advance
-    finally:
-        bar.stop()
-
-
-@contextlib.contextmanager
-def _lines(label: str, reporter: Any, uncaptured: Callable[[], AbstractContextManager[None]]) -> Iterator[Progress]:
-    def advance(step: int, total: int, loss: float) -> None:
-        if step in {1, total} or step % max(1, total // _PLAIN_LINES) == 0:
-            with uncaptured():
-                reporter.ensure_newline()
-                reporter.write_line(f"fine-tuning {label}: step {step}/{total}, loss {loss:.4f}")
-
-    yield advance
+        begun, self._reporter.currentfspath = self._reporter.currentfspath, None
+        self._write(f"{os.linesep if begun else ''}{line}{os.linesep}")

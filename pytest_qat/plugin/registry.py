@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
+import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_qat.recipe import AUTO, DEFAULT_RECIPE, get_recipe
+from pytest_qat.core import progress
+from pytest_qat.recipe import AUTO, COMPLETE_RECIPES, DEFAULT_RECIPE, get_recipe
 from pytest_qat.record.keys import ModelSource, RunKey
 
 if TYPE_CHECKING:
     from pytest_qat.case import QATCase
     from pytest_qat.checks import ModelChecks
-    from pytest_qat.finetune import Progress
     from pytest_qat.measure.machine_lock import MachineLock
+    from pytest_qat.pipeline.probe import Probe
     from pytest_qat.pipeline.run import ModelRun, RunSettings
     from pytest_qat.pipeline.stages import SharedStages
     from pytest_qat.plugin.settings import Options
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["RunRegistry"]
 
 _GLANCE_S = 3.0
+_PROBE_S = 120.0
+"""Most seconds to try one recipe without training."""
 _KEPT = 4
 """Number of runs kept in memory; one that is needed again later is run again, with the same seeds."""
 
@@ -37,19 +42,17 @@ class RunRegistry:
         options: The checked options.
         root: Folder that references are looked up in.
         workers: Number of xdist workers that share the machine; 1 without xdist.
-        progress: Makes the progress display of a fine-tuning.
     """
 
-    def __init__(self, options: Options, *, root: Path, workers: int,
-                 progress: Callable[[str], AbstractContextManager[Progress]]) -> None:
+    def __init__(self, options: Options, *, root: Path, workers: int) -> None:
         self._workers = workers
         self._options = options
         self._root = root
-        self._progress = progress
         self._cases: dict[ModelSource, QATCase] = {}
         self._checks: OrderedDict[RunKey, ModelChecks] = OrderedDict()
         self._lock: MachineLock | None = None
         self._shared: tuple[ModelSource, SharedStages] | None = None
+        self._probes: dict[ModelSource, dict[str, Probe]] = {}
 
     def case(self, source: ModelSource) -> QATCase:
         """Return the case of a model, loaded once.
@@ -57,19 +60,24 @@ class RunRegistry:
         Raises:
             QATError: the reference or what it gives is bad.
         """
+        if source not in self._cases:
+            if "torch" not in sys.modules:
+                with progress.step("importing torch", subject=source.reference):
+                    importlib.import_module("torch")
+            with progress.step("loading", subject=source.reference):
+                self._cases[source] = self._load(source)
+        return self._cases[source]
+
+    def _load(self, source: ModelSource) -> QATCase:
         from pytest_qat.core.torch_state import preserved_torch_state
         from pytest_qat.references import as_case, load_case
 
-        if source not in self._cases:
-            options, given = self._options, source.given
-            if given is None:
-                self._cases[source] = load_case(source.reference, root=self._root, shapes=options.shapes,
-                                                seed=options.seed)
-            else:
-                with preserved_torch_state(seed=options.seed):
-                    made = given() if callable(given) and not _is_module(given) else given
-                    self._cases[source] = as_case(made, source=source.reference, shapes=options.shapes)
-        return self._cases[source]
+        options, given = self._options, source.given
+        if given is None:
+            return load_case(source.reference, root=self._root, shapes=options.shapes, seed=options.seed)
+        with preserved_torch_state(seed=options.seed):
+            made = given() if callable(given) and not _is_module(given) else given
+            return as_case(made, source=source.reference, shapes=options.shapes)
 
     def recipes(self, case: QATCase) -> tuple[str, ...]:
         """Return the recipes to use for a collected case: the command line's, its own, the ini file's, the default.
@@ -103,7 +111,7 @@ class RunRegistry:
                 self._checks.popitem(last=False)[1].run.close()
             case = self.case(key.model)
             run = ModelRun(case, get_recipe(key.recipe), self._settings(case), lock=self._machine_lock(),
-                           progress=self._progress, shared=self._shared_stages(key.model))
+                           shared=self._shared_stages(key.model))
             self._checks[key] = ModelChecks(run, reference=key.model.reference)
         self._checks.move_to_end(key)
         return self._checks[key]
@@ -115,6 +123,21 @@ class RunRegistry:
         settings = dataclasses.replace(self._settings(case), batches=(), memory=False,
                                        max_time_s=min(_GLANCE_S, self._options.max_time_s))
         return ModelRun(case, get_recipe(recipe), settings, lock=self._machine_lock())
+
+    def probes(self, source: ModelSource, names: Sequence[str]) -> list[Probe]:
+        """Return what comes of trying recipes on a model without training, best first; each is tried once a session."""
+        from pytest_qat.pipeline.probe import best_first
+        from pytest_qat.pipeline.probing import ProbeSettings, probe_recipes
+
+        case, options = self.case(source), self._options
+        limits = ProbeSettings(timeout_s=min(options.stage_timeout_s, _PROBE_S), seed=options.seed,
+                               budget_s=_PROBE_S * len(COMPLETE_RECIPES))
+
+        def probe(missing: Sequence[str]) -> list[Probe]:
+            with self._machine_lock().shared():
+                return probe_recipes(case, missing, settings=limits)
+
+        return sorted(self._shared_stages(source).probed(names, probe), key=best_first)
 
     def _settings(self, case: QATCase) -> RunSettings:
         from pytest_qat.pipeline.run import RunSettings
@@ -131,7 +154,7 @@ class RunRegistry:
         from pytest_qat.pipeline.stages import SharedStages
 
         if self._shared is None or self._shared[0] != source:
-            self._shared = (source, SharedStages())
+            self._shared = (source, SharedStages(probes=self._probes.setdefault(source, {})))
         return self._shared[1]
 
     def _machine_lock(self) -> MachineLock:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from pytest_qat.plugin.progress import progress_display
 from pytest_qat.plugin.registry import RunRegistry
 from pytest_qat.plugin.settings import Options, read_options
 from pytest_qat.record.keys import RunKey
@@ -74,8 +73,7 @@ class QATSession:
     @functools.cached_property
     def registry(self) -> RunRegistry:
         """The runs of this process."""
-        return RunRegistry(self.options, root=self.root, workers=self._worker_count,
-                           progress=progress_display(self._config))
+        return RunRegistry(self.options, root=self.root, workers=self._worker_count)
 
     @property
     def _worker_count(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_qat.core import progress
 from pytest_qat.core.system import death_by, kill_group
 from pytest_qat.core.torch_state import child_environment
 from pytest_qat.errors import CheckFailed, StageError
@@ -22,6 +24,7 @@ __all__ = ["CHILD", "Built", "build"]
 CHILD = (sys.executable, "-m", "pytest_qat.runtimes.build_child")
 """Command of a child process; it takes the name of the runtime, program, artifact and number of threads."""
 _TAIL_BYTES = 2000
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +69,25 @@ def build(runtime: RuntimeName, programs: Mapping[str, Path], artifacts: Mapping
                     env=environment, stdin=subprocess.PIPE,  # a child ends itself when this pipe closes
                     stdout=log, stderr=log, start_new_session=True)
         ends = time.monotonic() + timeout_s
-        return {side: _outcome(side, runtime, process, artifacts[side], ends=ends, timeout_s=timeout_s)
-                for side, process in children.items()}
+        built = {}
+        with progress.step("building", limit_s=timeout_s) as shown:
+            for side, process in children.items():
+                _await(process, children, artifacts, ends=ends, shown=shown)
+                built[side] = _outcome(side, runtime, process, artifacts[side], ends=ends, timeout_s=timeout_s)
+        return built
     finally:
         for process in children.values():
             _end(process)
+
+
+def _await(child: subprocess.Popen[bytes], children: Mapping[str, subprocess.Popen[bytes]],
+           artifacts: Mapping[str, Path], *, ends: float, shown: progress.Step) -> None:
+    """Wait until a child has ended or the time is up, and show what the children are doing meanwhile."""
+    while child.poll() is None and (left := ends - time.monotonic()) > 0:
+        at_work = [side for side, each in children.items() if each.poll() is None]
+        shown.advance(0, detail="; ".join(f"{side}: {read_note(artifacts[side]).stage}" for side in at_work))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=min(_LOOK_S, left))
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

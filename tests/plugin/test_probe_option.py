@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import Project
+from torch import nn
 
+from pytest_qat.pipeline.probe import Probe
+from pytest_qat.plugin.registry import RunRegistry
+from pytest_qat.record.keys import ModelSource
 from tests.plugin.inner_runs import everything
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="recipes are tried in forked processes")
 
+OPTIONS: Any = SimpleNamespace(stage_timeout_s=900.0, seed=0)
 RESIDUAL = """
     class Residual(Net):
         def forward(self, x):
@@ -65,6 +74,25 @@ def test_nothing_is_tried_if_diagnosis_is_off_or_the_model_itself_does_not_run(p
     project.add(RESIDUAL)
     assert "tried:" not in everything(project.run("--qat-model=models:residual", "--qat-recipe=eager-x86"))
     assert "tried:" not in everything(project.run("--qat-model=models:broken", "--qat-diagnose=auto"))
+
+
+def test_a_recipe_is_tried_once_a_session_whatever_other_models_come_between(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tried: list[str] = []
+
+    def probe_recipes(case: object, names: Sequence[str], **limits: object) -> list[Probe]:
+        tried.extend(names)
+        return [Probe(recipe=name, takes=name == "eager-x86") for name in names]
+
+    monkeypatch.setattr("pytest_qat.pipeline.probing.probe_recipes", probe_recipes)
+    monkeypatch.setattr("pytest_qat.measure.machine_lock.tempfile.gettempdir", lambda: str(tmp_path))
+    registry = RunRegistry(OPTIONS, root=tmp_path, workers=1)
+    sources = [ModelSource(name, given=nn.Linear(2, 2)) for name in ("one", "other")]
+    monkeypatch.setattr(registry, "case", lambda source: None)
+    for source in (*sources, *sources):
+        found = registry.probes(source, ["fx-x86", "eager-x86"])
+        assert [probe.recipe for probe in found] == ["eager-x86", "fx-x86"]
+    assert tried == ["fx-x86", "eager-x86"] * 2
 
 
 @pytest.mark.parametrize("value", ["maybe", "-3", "nan"])
