@@ -58,6 +58,18 @@ def test_an_unknown_engine_names_those_that_are_there() -> None:
         pytest.fail("entered")
 
 
+def test_the_engine_is_set_and_restored_also_after_an_error() -> None:
+    before = torch.backends.quantized.engine
+    others = [engine for engine in torch.backends.quantized.supported_engines if engine not in ("none", before)]
+    for engine in others:
+        with pytest.raises(ValueError, match="inside"), quantized_engine(engine):
+            assert torch.backends.quantized.engine == engine
+            raise ValueError("inside")
+        assert torch.backends.quantized.engine == before
+    with quantized_engine(None):
+        assert torch.backends.quantized.engine == before
+
+
 def test_threads_are_set_and_restored() -> None:
     before = torch.get_num_threads()
     with threads(1):

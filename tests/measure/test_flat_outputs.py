@@ -29,6 +29,15 @@ def test_columns_that_one_scale_is_too_coarse_for_are_flat() -> None:
     assert found.values <= 4
 
 
+@pytest.mark.parametrize(("left", "columns"), [(0.01, (0,)), (0.09, (0,)), (0.11, ())])
+def test_a_column_that_shrinks_to_a_tenth_is_flat_however_many_values_it_takes(left: float,
+                                                                              columns: tuple[int, ...]) -> None:
+    reference = boxes()
+    found = flat_outputs([reference], [reference * torch.tensor([left, 1, 1, 1])], samples=[32])
+    assert [column for each in found for column in each.columns] == list(columns)
+    assert all(each.values == 32 for each in found)
+
+
 @pytest.mark.parametrize(("reference", "candidate"), [
     pytest.param(boxes(), quantized(boxes()), id="eight bits"),
     pytest.param(boxes(), boxes() * 0.5, id="half as large"),
