@@ -25,8 +25,7 @@ def _flat_finding(flat: FlatOutput, *, faint: bool) -> Finding:
         message=f"{flat.label} varies by {flat.spread:.3g} (standard deviation) in float, and in int8 by "
                 f"{flat.left:.3g}, with {flat.values} distinct value{'' if flat.values == 1 else 's'}: all columns of "
                 "a tensor share one scale, whose steps are too coarse here.",
-        remedy="train on normalized targets, so that all columns have about the same range around zero, or leave the "
-               "last layer in float with skip=(...).")
+        remedy="train on normalized targets, so that all columns have about the same range around zero.")
 
 
 def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *,
@@ -55,8 +54,7 @@ def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *,
         found.append(Finding(
             code="lost-in-conversion", severity="warning", evidence={"p_value": accuracy.fine_tuned_p_value},
             message=f"the fine-tuned model scores {score_text(accuracy, accuracy.fine_tuned)} with fake-quantize, but "
-                    f"{score_text(accuracy, accuracy.int8)} once converted: it was lost after training.",
-            remedy="look at the parity check, and freeze observers and BatchNorm statistics before training ends."))
+                    f"{score_text(accuracy, accuracy.int8)} once converted: it was lost after training."))
     if accuracy.kind == "agreement":
         found.append(Finding(
             code="agreement-only", severity="note", evidence={"sqnr_db": json_number(accuracy.sqnr_db)},
@@ -79,13 +77,12 @@ def _below_ptq(accuracy: Accuracy, fine_tuning: FineTuning | None, sign: float) 
                f"(p = {accuracy.ptq_p_value:.1g})")
     first = fine_tuning.first_loss if fine_tuning else None
     last = fine_tuning.last_loss if fine_tuning else None
-    remedy = "divide the learning rate by 10 to 100, train for more epochs, or ship the PTQ model."
+    remedy = "leave out train and train_data: the PTQ model was measured and is better."
     if first is not None and last is not None and last > first:
         message += f". The loss rose from {first:.3g} to {last:.3g}, as it does when the learning rate is too high."
-        remedy = "divide the learning rate by 10 to 100, or ship the PTQ model."
+        remedy = "divide the learning rate by 10 to 100, or leave out train and train_data."
     elif not simulated and accuracy.fine_tuned is not None and sign * accuracy.fine_tuned >= sign * accuracy.ptq:
         message += f", although the fine-tuned model itself scores {score_text(accuracy, accuracy.fine_tuned)}."
-        remedy = "freeze observers and BatchNorm statistics for the last part of training, or ship the PTQ model."
     else:
         message += "."
     return Finding(code="qat-below-ptq", severity="warning", message=message, remedy=remedy,

@@ -199,6 +199,5 @@ def _violation(tensor: QuantizedTensor, positions: list[tuple[float, float]], qu
         code="roundtrip-broken", severity="error", module=tensor.module or None,
         message=f"{tensor.name}: quantize-dequantize of {x:g} {law}: code {code}, back {result:g}, "
                 f"scale {float(tensor.scale[channel]):g}, zero_point {int(tensor.zero_point[channel])}.",
-        remedy="look at the quantize kernel of this dtype: rounding, zero_point order, clamping.",
         evidence={"value": x, "code": code, "dequantized": result, "channel": channel,
                   "scale": float(tensor.scale[channel]), "zero_point": int(tensor.zero_point[channel])})

@@ -169,7 +169,7 @@ class ProbeItem(CommandLineItem):
                                budget_s=_PROBE_S * len(COMPLETE_RECIPES))
         names = [name for name in options.recipes if name != AUTO] or COMPLETE_RECIPES
         found = probe_recipes(case, names, settings=limits)
-        note(self, probes={"model": source.reference, "name": case.label,
+        note(self, probes={"model": source.reference, "name": case.label, "command": qat.registry.command(source),
                            "probes": [cast("ProbeRecord", asdict(probe)) for probe in found]})
         if not any(probe.takes for probe in found):
             raise CheckFailed(["no recipe takes the model.", *(f"{probe.recipe}: {probe.reason}" for probe in found)])

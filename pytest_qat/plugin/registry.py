@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -104,9 +105,16 @@ class RunRegistry:
             case = self.case(key.model)
             run = ModelRun(case, get_recipe(key.recipe), self._settings(case), lock=self._machine_lock(),
                            progress=self._progress, shared=self._shared_stages(key.model))
-            self._checks[key] = ModelChecks(run, reference=key.model.reference)
+            self._checks[key] = ModelChecks(run, reference=key.model.reference, command=self.command(key.model))
         self._checks.move_to_end(key)
         return self._checks[key]
+
+    def command(self, source: ModelSource) -> str:
+        """Return what checks a model again on the command line; empty where it is an object that a marker holds."""
+        if source.given is not None:
+            return ""
+        shapes = f" --qat-inputs={self._options.shapes}" if self._options.shapes else ""
+        return f"pytest --qat-model={shlex.quote(source.reference)}{shapes}"
 
     def glance(self, case: QATCase, recipe: str) -> ModelRun:
         """Return a run that is not kept, with little time for its latencies; the caller closes it."""

@@ -5,7 +5,6 @@ Pure: from the record's types to strings.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -295,5 +294,5 @@ def probe_notes(probes: Probes) -> list[str]:
     notes = [f"{', '.join(recipes)}: {reason}" for reason, recipes in lines.items()]
     best = next((found["recipe"] for found in probes["probes"] if found["takes"]), None)
     if best is not None:
-        notes.append(f"To check it: pytest --qat-model={shlex.quote(probes['model'])} --qat-recipe={best}")
+        notes.append(f"To check it: {probes['command']} --qat-recipe={best}")
     return notes

@@ -73,12 +73,12 @@ FELL = FineTuning(kind="data", steps=100, first_loss=2.5, last_loss=0.5)
     ({"fine_tuned": 0.8}, ROSE, "from 0.5 to 2.5", "learning rate"),
     ({"fine_tuned": 0.95, "fine_tuned_p_value": 0.5}, ROSE, "from 0.5 to 2.5", "learning rate"),
     ({"fine_tuned": 0.95, "fine_tuned_p_value": 0.5}, FELL, "95.00%",
-     "freeze observers"),
-    ({"fine_tuned": 0.9}, None, "itself scores 90.00%", "freeze observers"),
-    ({"fine_tuned": 0.8}, FELL, "90.00% without (p = 0.01).", "train for more epochs"),
-    ({"fine_tuned": 0.8}, None, "90.00% without (p = 0.01).", "train for more epochs"),
-    ({"fine_tuned": None}, FineTuning(kind="own"), "90.00% without (p = 0.01).", "train for more epochs"),
-    ({"fine_tuned": None}, FineTuning(kind="data", steps=1, first_loss=1.0), "(p = 0.01).", "train for more epochs"),
+     "leave out train"),
+    ({"fine_tuned": 0.9}, None, "itself scores 90.00%", "leave out train"),
+    ({"fine_tuned": 0.8}, FELL, "90.00% without (p = 0.01).", "leave out train"),
+    ({"fine_tuned": 0.8}, None, "90.00% without (p = 0.01).", "leave out train"),
+    ({"fine_tuned": None}, FineTuning(kind="own"), "90.00% without (p = 0.01).", "leave out train"),
+    ({"fine_tuned": None}, FineTuning(kind="data", steps=1, first_loss=1.0), "(p = 0.01).", "leave out train"),
 ])
 def test_fine_tuning_that_made_it_worse_is_explained_by_what_is_known(
         changes: dict, fine_tuning: FineTuning | None, part: str, remedy: str) -> None:
@@ -115,7 +115,6 @@ def test_a_simulated_control_is_compared_with_the_simulated_fine_tuned_model() -
 def test_what_conversion_lost_is_told_with_both_scores() -> None:
     [finding] = causes(accuracy(int8=0.8, fine_tuned_p_value=0.01))
     assert "scores 90.00% with fake-quantize, but 80.00% once converted" in finding.message
-    assert "parity" in finding.remedy
     assert finding.severity == "warning"
 
 
