@@ -73,3 +73,13 @@ def test_a_bad_value_is_a_usage_error(project: Project, value: str) -> None:
     result = project.run("--qat-model=models:good", f"{option}={value}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert option in everything(result)
+
+
+def test_the_command_of_a_model_without_inputs_of_its_own_says_its_shape(project: Project) -> None:
+    project.add("""
+        def bare():
+            return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    """)
+    text = everything(project.run("--qat-model=models:bare", "--qat-inputs=8x3x8x8", "--qat-probe",
+                                  "--qat-recipe=fx-x86"))
+    assert "pytest --qat-model=models:bare --qat-inputs=8x3x8x8 --qat-recipe=fx-x86" in text

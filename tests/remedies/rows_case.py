@@ -199,8 +199,7 @@ def calibrated(batch: Any) -> Any:
 
 
 def evaluated(data: Any, metric: Any = None, model: Any = None) -> Any:
-    return done(lambda: evaluate(lambda inputs: (model or nn.Linear(4, 2))(inputs), data, metric,
-                                  like=(ROWS,)))
+    return done(lambda: evaluate(model or nn.Linear(4, 2), data, metric, like=(ROWS,)))
 
 
 def paired(*, other: bool = False, order: bool = False) -> Any:

@@ -39,7 +39,7 @@ from tests.remedies.rows_case import (
     paired,
     traced,
 )
-from tests.remedies.walk import Row, World
+from tests.remedies.walk import PLAIN, Row, World
 
 PREFLIGHT = "pipeline/preflight.py"
 
@@ -100,8 +100,8 @@ SCORE_ROWS = [
     Row(path=ACCURACY, text="Give class indices (target.argmax(1)",
         calls=evaluated([(ROWS, nn.functional.one_hot(PAIRS[0][1], 2))]),
         follow=evaluated([(ROWS, nn.functional.one_hot(PAIRS[0][1], 2).argmax(1))])),
-    Row(path=ACCURACY, text="Make eval_data yield what forward takes", calls=evaluated([(torch.randn(6, 5), PAIRS[0][1])]),
-        follow=evaluated(PAIRS)),
+    Row(path=ACCURACY, text="Make eval_data yield what forward takes",
+        calls=evaluated([(torch.randn(6, 5), PAIRS[0][1])]), follow=evaluated(PAIRS)),
     Row(path=ACCURACY, text="Make eval_data yield batches, or leave it out", calls=evaluated([]),
         follow=done(lambda: checked_model(case()))),
     Row(path=ACCURACY, text="metric(output, target) gets what the model returned",
@@ -150,8 +150,8 @@ def peaks(*, missing: bool) -> Any:
 
 
 def without_memory(world: World) -> object:
-    world.project.add("")
-    return world.project.run("--qat-model=models:good", "-k", "size")
+    world.project.add(PLAIN)
+    return world.project.run("--qat-model=models:plain", "-k", "size")
 
 
 def unreadable(world: World) -> None:

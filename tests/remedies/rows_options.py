@@ -15,7 +15,7 @@ from pytest_qat.report.json import check_writable
 from pytest_qat.tolerances import Tolerances
 from tests.plugin.inner_runs import OPS
 from tests.remedies.rows_case import done
-from tests.remedies.walk import Row, World
+from tests.remedies.walk import PLAIN, Row, World
 
 DROP = "--qat-accuracy-drop"
 
@@ -41,14 +41,16 @@ OPTION_ROWS = [
     Row(path=PARSING, text="If you meant {} percent", calls=fraction("5"), follow=fraction("5%")),
     Row(path=PARSING, text="Give {} as a ratio such as 1.5.", calls=ratio("-1"), follow=ratio("1.5")),
     Row(path=PARSING, text="Give it as {}.", calls=ratio("fast"), follow=ratio("1.5"), sites=2),
-    Row(path="tolerances.py", text="Leave it out instead.", calls=done(lambda: Tolerances(min_speedup=None)),  # type: ignore[arg-type]
+    Row(path="tolerances.py", text="Leave it out instead.",
+        calls=done(lambda: Tolerances(min_speedup=None)),  # type: ignore[arg-type]
         follow=done(Tolerances)),
     Row(path="recipe.py", text="Did you mean {}?", calls=done(lambda: get_recipe("fx-x68")),
         follow=done(lambda: get_recipe("fx-x86"))),
     Row(path="recipe.py", text="Choose one of them, or all.", calls=done(lambda: get_recipe("quickest")),
         follow=done(lambda: get_recipe("eager-x86"))),
     Row(path="plugin/settings.py", text="Write {}={}.", calls=option("count", "0"), follow=option("count", "1")),
-    Row(path="plugin/settings.py", text="Write {}=1,8,32.", calls=option("counts", "a"), follow=option("counts", "1,8,32")),
+    Row(path="plugin/settings.py", text="Write {}=1,8,32.",
+        calls=option("counts", "a"), follow=option("counts", "1,8,32")),
     Row(path="plugin/settings.py", text="Write {}=20.", calls=option("seconds", "nan"), follow=option("seconds", "20")),
     Row(path="plugin/settings.py", text="Give {} a value, or leave it out.", calls=option("text", " "),
         follow=option("text", "cpu")),
@@ -85,21 +87,22 @@ FILE_ROWS = [
 
 def marked(marker: str, *, fixture: str = "") -> Any:
     def work(world: World) -> pytest.RunResult:
-        world.project.add("")
+        world.project.add(PLAIN)
         (world.project.path / "test_marked.py").write_text(
             f"import pytest\n\n{marker}\ndef test_model({fixture}):\n    pass\n")
         return world.project.run("test_marked.py")
     return work
 
 
-GOOD = '@pytest.mark.qat(model="models:good", min_size_reduction=0.1)'
+GOOD = '@pytest.mark.qat(model="models:plain", min_size_reduction=0.1)'
 MARKER_ROWS = [
-    Row(path="plugin/marked.py", text="Name it: @pytest.mark.qat(model=", calls=marked('@pytest.mark.qat("models:good")'),
+    Row(path="plugin/marked.py", text="Name it: @pytest.mark.qat(model=",
+        calls=marked('@pytest.mark.qat("models:plain")'),
         follow=marked(GOOD)),
     Row(path="plugin/marked.py", text="Did you mean {}?",
-        calls=marked('@pytest.mark.qat(model="models:good", min_size_reducton=0.1)'), follow=marked(GOOD)),
+        calls=marked('@pytest.mark.qat(model="models:plain", min_size_reducton=0.1)'), follow=marked(GOOD)),
     Row(path="plugin/marked.py", text="Remove it.",
-        calls=marked('@pytest.mark.qat(model="models:good", min_size_reduction=0.1, zzz=3)'), follow=marked(GOOD)),
+        calls=marked('@pytest.mark.qat(model="models:plain", min_size_reduction=0.1, zzz=3)'), follow=marked(GOOD)),
     Row(path="plugin/marked.py", text='Add model="package.module:function".',
         calls=marked("@pytest.mark.qat(min_size_reduction=0.1)"), follow=marked(GOOD)),
     Row(path="plugin/marked.py", text='Add @pytest.mark.qat(model="package.module:function").',
@@ -152,13 +155,16 @@ REFERENCE_ROWS = [
     Row(path=REFERENCES, text="Did you mean {}? {}", calls=load("zooo:build"), follow=load("zoo:build")),
     Row(path=REFERENCES, text="Define {} there, or name another function.", calls=load("zoo:qqqq"),
         follow=load("zoo:qqqq", zoo=ZOO + "\nqqqq = build\n")),
-    Row(path=REFERENCES, text="Return an instance: {}(...).", calls=load("zoo:kind"), follow=load("zoo:bare", shapes="2x4")),
-    Row(path=REFERENCES, text="Return one of these from the function.", calls=load("zoo:made"), follow=load("zoo:build")),
+    Row(path=REFERENCES, text="Return an instance: {}(...).",
+        calls=load("zoo:kind"), follow=load("zoo:bare", shapes="2x4")),
+    Row(path=REFERENCES, text="Return one of these from the function.",
+        calls=load("zoo:made"), follow=load("zoo:build")),
     Row(path=REFERENCES, text="Give --qat-inputs=1x3x224x224", calls=load("zoo:bare"),
         follow=load("zoo:bare", shapes="2x4")),
     Row(path=REFERENCES, text="Make the function run without arguments", calls=load("zoo:needs"),
         follow=load("zoo:needs", zoo=ZOO.replace("needs(size)", "needs(size=4)"))),
-    Row(path=REFERENCES, text="Install {}, or drop the import.", calls=load("lost:build", lost="import nowhere_to_be\n" + ZOO),
+    Row(path=REFERENCES, text="Install {}, or drop the import.",
+        calls=load("lost:build", lost="import nowhere_to_be\n" + ZOO),
         follow=load("lost:build", lost=ZOO)),
     Row(path="core/libraries.py", text="Did you mean {}?", calls=load("torchvision:resnet81"),
         follow=load("torchvision:resnet18", shapes="1x3x64x64")),

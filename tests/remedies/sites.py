@@ -15,15 +15,15 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "pytest_qat"
 _ADVICE = re.compile(
-    r"(?:^|[.:;,] |\bor |\bnot measured: )(?:please )?(?:add|calibrate|call|change|check|choose|convert|divide|evaluate|freeze|"
-    r"give|increase|install|leave|load|look|lower|make|merge|move|pad|pass|put|quantize|raise|reduce|remove|replace|return|run|"
-    r"see|set|ship|shorten|shrink|switch|train|try|use|write) ", re.IGNORECASE)
+    r"(?:^|[.:;,] |\bor )(?:please )?(?:add|calibrate|call|change|check|choose|convert|divide|evaluate|freeze|give|"
+    r"increase|install|leave|load|look|lower|make|merge|move|pad|pass|put|quantize|raise|reduce|remove|replace|return|"
+    r"run|see|set|ship|shorten|shrink|switch|train|try|use|write) ", re.IGNORECASE)
 _KEYWORDS = ("remedy", "hint")
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One piece of advice in the code: its file, the function around it, and its text with `{}` for what is filled in."""
+    """One piece of advice in the code: file, function around it, and text with `{}` for what is filled in."""
 
     path: str
     function: str
@@ -83,19 +83,11 @@ class _Module:
         """Yield the advice that an expression can stand for."""
         if id(node) in self.taken:
             return
-        text = _text(node)
-        if text is not None:
-            self.taken |= {id(part) for part in ast.walk(node)}
-            if re.search(r"[a-z]{2}", text):
-                yield self._site(node, text)
-            else:  # nothing but what is filled in
-                for part in ast.walk(node):
-                    if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
-                        yield from self._named(part.value.id, at)
-        elif isinstance(node, ast.IfExp):
-            yield from (*self._of(node.body, at), *self._of(node.orelse, at))
-        elif isinstance(node, ast.BoolOp):
-            yield from (site for value in node.values for site in self._of(value, at))
+        if (text := _text(node)) is not None:
+            yield from self._written(node, text, at)
+        elif isinstance(node, (ast.IfExp, ast.BoolOp)):
+            branches = node.values if isinstance(node, ast.BoolOp) else (node.body, node.orelse)
+            yield from (site for branch in branches for site in self._of(branch, at))
         elif isinstance(node, ast.BinOp):  # text put together from parts: one piece of advice
             parts = [_text(part) for part in ast.walk(node) if isinstance(part, (ast.Constant, ast.JoinedStr))]
             self.taken |= {id(part) for part in ast.walk(node)}
@@ -107,6 +99,16 @@ class _Module:
                             for site in self._of(each.value, at))
         elif isinstance(node, ast.Name):
             yield from self._named(node.id, at)
+
+    def _written(self, node: ast.expr, text: str, at: ast.AST) -> Iterator[Site]:
+        """Yield a text, or what is filled in where it is nothing but that."""
+        self.taken |= {id(part) for part in ast.walk(node)}
+        if re.search(r"[a-z]{2}", text):
+            yield self._site(node, text)
+            return
+        for part in ast.walk(node):
+            if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
+                yield from self._named(part.value.id, at)
 
     def _named(self, name: str, at: ast.AST) -> Iterator[Site]:
         """Yield the advice that is assigned to a name, in the functions around or in the module."""

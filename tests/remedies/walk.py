@@ -17,6 +17,12 @@ from pytest_qat.findings import Finding
 from pytest_qat.pipeline.run import StageFailed
 from pytest_qat.verdict import Verdict
 
+PLAIN = """
+def plain():
+    return case(model=Net().eval(), train_data=None, loss_fn=None, eval_data=None)
+"""
+"""A model of a user's project that is not trained, for advice that has nothing to do with training."""
+
 
 @dataclass(frozen=True)
 class World:
