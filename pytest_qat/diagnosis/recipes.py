@@ -60,19 +60,19 @@ def need_of(check: str, tolerances: Tolerances, *, share: float | None = None) -
     match check:
         case "coverage":
             return Need(holds=lambda probe: probe.mac_share is not None and probe.mac_share >= floor,
-                        what=f"{percent(floor)} of MACs in int8")
+                        what=f"at least {percent(floor)} of MACs in int8")
         case "parity":
             return Need(holds=lambda probe: covered(probe) and probe.agrees is True, numbers=True,
                         what="outputs as fake-quantize simulates them")
         case "size":
             return Need(holds=lambda probe: covered(probe) and (probe.size_reduction or 0.0) >= smaller,
-                        what=f"{smaller:.2f}x smaller")
+                        what=f"an artifact {smaller:.2f}x smaller")
         case "speedup":
             least = max(floor, share or 0.0)
             return Need(holds=lambda probe: probe.mac_share is not None and probe.mac_share > least,
                         what=f"more than {percent(least)} of MACs in int8")
         case _:
-            return Need(holds=covered, what=f"{percent(floor)} of MACs in int8")
+            return Need(holds=covered, what=f"at least {percent(floor)} of MACs in int8")
 
 
 def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,

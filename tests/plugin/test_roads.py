@@ -116,7 +116,7 @@ def test_torchscript_ships_a_file_that_runs_without_python(project: Project) -> 
     result.stdout.fnmatch_lines(["*runtime torchscript, engine x86*"])
 
 
-def test_a_converted_model_that_nothing_lowered_fails_coverage_and_says_how_to_lower_it(project: Project) -> None:
+def test_a_converted_model_that_nothing_lowered_fails_coverage_as_that(project: Project) -> None:
     pytest.importorskip("torchao")
     project.add('''
         def reference():

@@ -189,7 +189,7 @@ MEASURE_ROWS = [
     Row(path="measure/memory.py", text="Measure memory on Linux or macOS", calls=peaks(missing=True),
         follow=peaks(missing=False)),
     Row(path="measure/memory.py", text="Leave out --qat-memory; no check needs it.", calls=unreadable,
-        follow=without_memory, sites=2),
+        follow=without_memory, sites=2, slow=True),
     Row(path="measure/roundtrip.py", text="calibrate on finite data", calls=qparams(float("nan")), follow=qparams(0.1)),
     Row(path="runtimes/torch.py", text="Leave out --qat-memory; no other check needs the trace.",
         calls=done(lambda: torch_runtime._script(Text(), (ROWS,))), follow=without_memory),
