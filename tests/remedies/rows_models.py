@@ -92,7 +92,7 @@ def classes(count: int, *, seed: int, noise: float = 0.6) -> list[tuple[Tensor, 
     return list(zip(values.split(32), target.split(32), strict=True))
 
 
-TRAINING = classes(10, seed=1)
+TRAINING = classes(20, seed=1)
 EVALUATION = classes(20, seed=2)
 
 
@@ -125,7 +125,7 @@ def breaking(model: nn.Module) -> None:
 
 
 def own_loop(train: Any) -> Any:
-    return lambda: case(model=fitted(epochs=16), eval_data=EVALUATION, train=train)
+    return lambda: case(model=fitted(epochs=8), eval_data=EVALUATION, train=train)
 
 
 def simulating(*, on: bool) -> Any:
@@ -172,16 +172,19 @@ FINDING_ROWS = [
         follow=told(boxes(normalized=True), "accuracy", code="flat-output", accuracy_drop=0.5)),
     Row(path=SCORES, text="train the float model as long as its fine-tuned copy",
         calls=told(trained(float_epochs=0, rate=0.5), "accuracy", code="suspicious-gain"),
-        follow=told(trained(float_epochs=16, rate=0.001), "accuracy", code="suspicious-gain"), slow=True),
+        follow=told(trained(float_epochs=8, rate=0.001), "accuracy", code="suspicious-gain"), slow=True),
     Row(path=SCORES, text="give eval_data to measure accuracy.",
-        calls=told(lambda: case(model=fitted(epochs=16)), "accuracy", code="agreement-only", accuracy_drop=0.1),
-        follow=told(trained(float_epochs=16, rate=None), "accuracy", code="agreement-only", accuracy_drop=0.1), slow=True),
+        calls=told(lambda: case(model=fitted(epochs=8)), "accuracy", code="agreement-only", accuracy_drop=0.1),
+        follow=told(trained(float_epochs=8, rate=None), "accuracy", code="agreement-only", accuracy_drop=0.1),
+        slow=True),
     Row(path=SCORES, text="leave out train and train_data: the PTQ model",
         calls=told(own_loop(breaking), "accuracy", code="qat-below-ptq"),
-        follow=told(own_loop(None), "accuracy", code="qat-below-ptq", accuracy_drop=0.05), slow=True),
+        follow=told(own_loop(None), "accuracy", code="qat-below-ptq", accuracy_drop=0.05),
+        slow=True),
     Row(path=SCORES, text="divide the learning rate by 10 to 100",
-        calls=told(trained(float_epochs=16, rate=20.0), "accuracy", code="qat-below-ptq"),
-        follow=told(trained(float_epochs=16, rate=0.2), "accuracy", code="qat-below-ptq", accuracy_drop=0.05), slow=True),
+        calls=told(trained(float_epochs=8, rate=20.0), "accuracy", code="qat-below-ptq"),
+        follow=told(trained(float_epochs=8, rate=0.2), "accuracy", code="qat-below-ptq", accuracy_drop=0.05),
+        slow=True),
     Row(path=TRAIN, text="call .eval() before handing it over.",
         calls=told(moded(train=True), "prepare", code="model-in-train-mode"),
         follow=told(moded(train=False), "prepare", code="model-in-train-mode")),
