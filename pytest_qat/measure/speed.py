@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pytest_qat.core.batches import float_tensors, sample_count, with_batch
-from pytest_qat.core.tracebacks import headline, place_of
+from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import MeasurementError
 from pytest_qat.measure.energy import NOT_MOVING, Energy, find_meter, measure_energy
 from pytest_qat.measure.latency import Speedup, TimingSettings, compare_latency
@@ -201,6 +201,6 @@ def bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:
             return model(adapted)
         except Exception as error:
             raise MeasurementError(f"the {side} model raised {type(error).__name__} while it was timed: "
-                                   f"{headline(error)} ({place_of(error)}).") from error
+                                   f"{headline(error)}.") from error
 
     return run
