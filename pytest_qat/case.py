@@ -167,7 +167,7 @@ class QATCase:
         seen = f"holds a TorchScript module ({scripted})" if scripted else "is a TorchScript module"
         raise InvalidCase(
             f"{field} {seen}, which hides its layers, expected a module that runs in Python.",
-            hint="Give the nn.Module that it was scripted from; the recipe fx-torchscript measures it as TorchScript.")
+            hint="Give the nn.Module that it was scripted from.")
 
     def _check_inputs(self) -> None:
         inputs: Any = self.example_inputs

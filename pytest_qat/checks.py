@@ -41,6 +41,7 @@ class CheckResult:
         tolerances: The tolerances that the check used.
         judged: Name of the check whose numbers decided the verdict: this one, or `coverage` if nothing computes in
             int8, or None if a stage failed before there were any numbers.
+        owner: Name of the check to which the failed stage belongs, if a stage failed.
         findings: Findings from failed stages and from diagnosis.
         error: Exception to raise for a failed check instead of `CheckFailed`: a tool error, or an unexpected exception
             with its traceback.
@@ -50,6 +51,7 @@ class CheckResult:
     verdict: Verdict
     tolerances: Tolerances
     judged: str | None = None
+    owner: str | None = None
     findings: tuple[Finding, ...] = ()
     error: Exception | None = None
 
@@ -60,10 +62,16 @@ class ModelChecks:
     Args:
         run: The stages of the model.
         reference: The reference by which the user named the model.
+        command: The command that checks the model again, without a recipe; empty if there is none.
+
+    Attributes:
+        run: The stages of the model.
+        command: As given.
     """
 
-    def __init__(self, run: ModelRun, *, reference: str) -> None:
+    def __init__(self, run: ModelRun, *, reference: str, command: str = "") -> None:
         self.run = run
+        self.command = command
         self._record: RunRecord = {
             "model": reference, "recipe": run.recipe.name, "name": run.case.label, "workflow": run.recipe.workflow,
             "runtime": run.recipe.runtime, "engine": run.recipe.engine, "threads": run.settings.threads,
@@ -135,15 +143,16 @@ class ModelChecks:
             verdict = Verdict(outcome=Outcome.INCONCLUSIVE, reasons=(str(error),))
         elif isinstance(error, (MissingPackage, NotComparable)):
             verdict = self._strictly(Verdict(outcome=Outcome.INCONCLUSIVE,
-                                             reasons=(f"{error.message} Remedy: {error.hint}",)))
+                                             reasons=(error.message + (
+                                                 f" Remedy: {error.hint}" if error.hint else ""),)))
         elif owner != name and owner in selected:
             verdict = _blocked(owner, error_text(error))
         elif isinstance(error, CheckFailed):
             verdict = Verdict(outcome=Outcome.FAILED, reasons=error.reasons)
-            return CheckResult(check=name, verdict=verdict, tolerances=tolerances, findings=error.findings)
+            return CheckResult(check=name, owner=owner, verdict=verdict, tolerances=tolerances, findings=error.findings)
         else:
             verdict = Verdict(outcome=Outcome.FAILED, reasons=(error_text(error),))
-            return CheckResult(check=name, verdict=verdict, tolerances=tolerances, error=error)
+            return CheckResult(check=name, owner=owner, verdict=verdict, tolerances=tolerances, error=error)
         return CheckResult(check=name, verdict=verdict, tolerances=tolerances)
 
     def _strictly(self, verdict: Verdict) -> Verdict:

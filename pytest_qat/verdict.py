@@ -97,10 +97,9 @@ def judge_parity(parity: Parity) -> Verdict:
     where = f" in output {parity.output}" if parity.output else ""
     numbers = (f"the converted model agrees with the prepared one to {db_text(parity.sqnr_db)}{where}, and the "
                f"prepared one with float to {db_text(parity.quantization_sqnr_db)}")
-    limit = parity.limit_db
-    if parity.sqnr_db >= limit:
+    if parity.holds:
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))
-    return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}; at least {db_text(limit)} is required.",))
+    return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}; at least {db_text(parity.limit_db)} is required.",))
 
 
 def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool = False,

@@ -104,8 +104,7 @@ def quantized_engine(name: str | None) -> Iterator[None]:
     if name not in supported:
         others = ", ".join(engine for engine in supported if engine != "none") or "none"
         raise UnsupportedEnvironment(
-            f"the recipe needs torch's quantized engine {name}, but this machine supports {others}.",
-            hint=f"Choose a recipe that ends in one of: {others}.")
+            f"the recipe needs torch's quantized engine {name}, but this machine supports {others}.")
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = name
     try:

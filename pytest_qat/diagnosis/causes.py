@@ -7,23 +7,24 @@ with another case, recipe or settings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 from pytest_qat.case import calibration_batches
 from pytest_qat.checks import CheckResult, ModelChecks, error_text
-from pytest_qat.diagnosis.costs import causes_of_size, causes_of_speed
+from pytest_qat.diagnosis.costs import MOSTLY_FLOAT, causes_of_size, causes_of_speed
 from pytest_qat.diagnosis.coverage import causes_of_coverage
 from pytest_qat.diagnosis.divergence import first_divergence, kernels_disagree
-from pytest_qat.diagnosis.recipes import recipes_that_take
+from pytest_qat.diagnosis.recipes import Need, need_of, recipes_that_take
 from pytest_qat.diagnosis.scores import causes_of_scores
 from pytest_qat.diagnosis.training import collapsed_ranges, notes_on_preparing, switched_off
-from pytest_qat.errors import DataError, InvalidCase
+from pytest_qat.errors import DataError, InvalidCase, UnsupportedEnvironment
 from pytest_qat.findings import Finding
 from pytest_qat.measure.size import take_census
 from pytest_qat.pipeline.run import ModelRun, StageFailed
 from pytest_qat.verdict import Outcome
+from pytest_qat.workflows.names import user_names
 
 __all__ = ["with_causes"]
 
@@ -53,25 +54,39 @@ def with_causes(checks: ModelChecks, result: CheckResult) -> CheckResult:
 
 
 def _explained(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
-    if result.judged is not None:
-        explain = _EXPLAIN.get(result.judged)
-        return () if explain is None else explain(checks.run, result)
-    if result.verdict.outcome is Outcome.FAILED and result.check in ("prepare", "convert"):
-        return _other_recipes(checks, result)
-    return ()
+    explain = _EXPLAIN.get(result.judged or "")
+    found = () if explain is None else explain(checks.run, result)
+    return (*found, *_what_would_do(checks, result, known=(*result.findings, *found)))
 
 
-def _other_recipes(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
-    """Return which recipes take a model that this one refused; nothing where the model or its data are the reason."""
-    run = checks.run
+def _what_would_do(checks: ModelChecks, result: CheckResult, *, known: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return which recipe would do, after a failure; nothing where the model or its data are the reason."""
+    run, need = checks.run, _need(checks.run, result)
     own_stages = run.case.prepared is not None or run.case.converted is not None
-    if own_stages or run.settings.diagnose_s <= 0 or isinstance(result.error, (DataError, InvalidCase)):
+    if need is None or own_stages or run.settings.diagnose_s <= 0 or isinstance(result.error, (DataError, InvalidCase)):
         return ()
     try:
         run.inputs()
-    except StageFailed:
-        return ()
-    return (recipes_that_take(run, reference=checks.reference, stage=result.check, budget_s=run.settings.diagnose_s),)
+    except StageFailed as failed:
+        if not isinstance(failed.error, UnsupportedEnvironment):  # the machine lacks what this recipe needs, no other
+            return ()
+    blamed = [finding.module for finding in known if finding.severity == "error" and finding.module]
+    of_this_engine = isinstance(result.error, UnsupportedEnvironment)
+    return (recipes_that_take(run, need, command=checks.command, blamed=blamed,
+                              check="convert" if of_this_engine else result.judged or result.owner or result.check),)
+
+
+def _need(run: ModelRun, result: CheckResult) -> Need | None:
+    """Return what another recipe must show to be worth a word after this result; None: nothing would be."""
+    if result.verdict.outcome is not Outcome.FAILED:
+        return None
+    if result.judged is None:
+        return need_of(result.owner, result.tolerances) if result.owner in ("prepare", "convert") else None
+    if result.judged == "speedup":
+        share = run.coverage().mac_share
+        few = share is not None and share < MOSTLY_FLOAT
+        return need_of("speedup", result.tolerances, share=share) if few else None
+    return need_of(result.judged, result.tolerances) if result.judged in ("coverage", "parity", "size") else None
 
 
 def _text_of(error: Exception) -> str:
@@ -120,9 +135,23 @@ def _accuracy(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
 def _size(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
     pair = run.deployed()
     allowed = pair.fp32["contiguous"].size_bytes / max(result.tolerances.min_size_reduction, 1e-9)
-    return causes_of_size(take_census(pair.int8["contiguous"]), allowed_bytes=allowed,
-                          dead=[name for idle in run.coverage().idle
-                                for name in (idle.names if idle.called or not idle.module else (f"{idle.module}.",))])
+    return causes_of_size(take_census(pair.int8["contiguous"]), allowed_bytes=allowed, dead=_dead_names(run))
+
+
+def _dead_names(run: ModelRun) -> list[str]:
+    """Return how the tensors that nothing reads are called in the artifact, where a workflow may have wrapped them."""
+    actual: dict[str, list[str]] = {}
+    for name, own in user_names(run.converted().int8.module).items():
+        actual.setdefault(own, []).append(name)
+    found = []
+    for idle in run.coverage().idle:
+        places = [idle.module, *actual.get(idle.module, ())]
+        if idle.called or not idle.module:
+            leaves = [name.rpartition(".")[2] for name in idle.names]
+            found += [*idle.names, *(f"{place}.{leaf}" for place in places if place for leaf in leaves)]
+        else:
+            found += [f"{place}." for place in places]
+    return found
 
 
 def _speedup(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:

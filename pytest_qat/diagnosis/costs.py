@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_qat.measure.speed import Speed
     from pytest_qat.runtimes.base import StoredTensor
 
-__all__ = ["causes_of_size", "causes_of_speed"]
+__all__ = ["MOSTLY_FLOAT", "causes_of_size", "causes_of_speed"]
 
 FLOAT_WEIGHT_SHARE = 0.05
 """A float weight tensor that takes at least this share of the int8 artifact is reported."""
@@ -44,26 +44,20 @@ def causes_of_size(int8: SizeCensus, *, allowed_bytes: float, dead: Collection[s
     total = sum(tensor.size_bytes for tensor in left)
     return (Finding(
         code="float-weights-left", severity="note", evidence={"bytes": total},
-        message=f"{percent(total / _whole(int8))} of the int8 artifact is float weights: {_named(left)}.",
-        remedy=_SIZE["float_weights"][2]),)
+        message=f"{percent(total / _whole(int8))} of the int8 artifact is float weights: {_named(left)}."),)
 
 
-_SIZE: Mapping[Kind, tuple[str, str, str]] = MappingProxyType({
-    "int8": ("size-int8-weights", "int8 weights",
-             "lower min_size_reduction: where all weights are int8, 4x is the most that a file can shrink."),
-    "float_weights": ("float-weights-left", "float weights",
-                      "quantize these layers (the coverage check says why), or save only the converted model."),
-    "dead": ("size-dead-weights", "weights that nothing reads", "remove the modules that nothing calls."),
-    "duplicates": ("size-duplicates", "tensors that are stored again",
-                   "share one tensor instead of copies, or use a recipe whose artifact keeps shared tensors once."),
-    "qparams": ("size-qparams", "scales and zero points",
-                "quantize these layers per tensor or in larger groups."),
-    "other": ("size-other-tensors", "biases and other tensors", "look at the largest of them in the census."),
-    "unknown": ("size-unnamed-data", "data that the file does not describe", "look at the model in float's artifact."),
-    "structure": ("size-structure", "structure of the file, which int8 does not shrink",
-                  "judge the size on the model that ships: a file of this size is mostly structure."),
+_SIZE: Mapping[Kind, tuple[str, str]] = MappingProxyType({
+    "int8": ("size-int8-weights", "int8 weights"),
+    "float_weights": ("float-weights-left", "float weights"),
+    "dead": ("size-dead-weights", "weights that nothing reads"),
+    "duplicates": ("size-duplicates", "tensors that are stored again"),
+    "qparams": ("size-qparams", "scales and zero points"),
+    "other": ("size-other-tensors", "biases and other tensors"),
+    "unknown": ("size-unnamed-data", "data that the file does not describe"),
+    "structure": ("size-structure", "structure of the file, which int8 does not shrink"),
 })
-"""Code, what to call it, and remedy, by kind."""
+"""Code and what to call it, by kind."""
 
 
 def _largest_part(int8: SizeCensus, allowed_bytes: float, dead: Collection[str]) -> Finding:
@@ -73,7 +67,12 @@ def _largest_part(int8: SizeCensus, allowed_bytes: float, dead: Collection[str])
     enough = [kind for kind in others if int8.total_bytes - sizes[kind] <= allowed_bytes]
     at_its_limit = not others or sizes.get("int8", 0) > allowed_bytes  # int8 weights alone are too much
     kind: Kind = enough[0] if enough else "int8" if at_its_limit else others[0]
-    code, title, remedy = _SIZE[kind]
+    code, title = _SIZE[kind]
+    remedy = ""
+    if kind == "dead":
+        remedy = "remove the modules that nothing calls."
+    elif kind == "int8":
+        remedy = "lower min_size_reduction: where all weights are int8, a file shrinks by less than 4x."
     whole = sum(sizes.values())
     shares = ", ".join(f"{text} {_SIZE[each][1]}" for each, text in zip(sizes, _shares(sizes.values()), strict=True))
     named = f" ({_named(tensors[kind])})" if kind in tensors else ""
@@ -123,23 +122,21 @@ def _why_slow(speed: Speed, coverage: Coverage, *, known: Sequence[Finding]) -> 
     evidence = {"macs": coverage.macs, "fp32_macs_per_s": rate, "mac_share": share}
     if rate < FEW_MACS_PER_S:
         return (Finding(
-            code="few-multiplications", severity="note", evidence=evidence,
+            code="few-multiplications", severity="warning", evidence=evidence,
             message=f"a float call does {coverage.macs:,} multiply-accumulates at {rate / 1e9:.2g} billion a second, "
                     "where a core does tens of billions: most of its time goes into other work (calls, copies, "
-                    "elementwise operations), which int8 products do not shorten.",
-            remedy="judge the speedup at a larger batch, if one ships, or of a larger model."),)
+                    "elementwise operations), which int8 products do not shorten."),)
     if share is not None and share < MOSTLY_FLOAT:
         return (Finding(
-            code="mostly-float", severity="note", evidence=evidence,
+            code="mostly-float", severity="warning", evidence=evidence,
             message=f"{percent(1 - share)} of the multiply-accumulates stay in float, so most of the work does not get "
-                    "faster, and converting between float and int8 comes on top.",
-            remedy="quantize what the coverage check names, or lower min_speedup."),)
+                    "faster, and converting between float and int8 comes on top."),)
     if any(finding.code == "overhead-bound" for finding in known):
         return ()
     return (Finding(
-        code="no-speed-cause", severity="note", evidence=evidence,
-        message="no cause could be separated: these figures show neither too little work nor much of it in float. "
-                "Slow int8 kernels for these shapes, or copies between layouts, are left."),)
+        code="no-speed-cause", severity="warning", evidence=evidence,
+        message="not found: these figures show neither too little work nor much of it in float. Slow int8 kernels for "
+                "these shapes, or copies between layouts, are left."),)
 
 
 def _bound_by_overhead(speed: Speed) -> tuple[Finding, ...]:
@@ -151,8 +148,7 @@ def _bound_by_overhead(speed: Speed) -> tuple[Finding, ...]:
     return (Finding(
         code="overhead-bound", severity="note", evidence=bound,
         message=f"most of an int8 call does not grow with the batch ({named}): such calls are bound by overhead, "
-                "which int8 does not shorten.",
-        remedy="judge the speedup at the batch size that ships."),)
+                "which int8 does not shorten."),)
 
 
 def _depends_on_batch(speed: Speed, floor: float) -> tuple[Finding, ...]:
@@ -168,4 +164,4 @@ def _depends_on_batch(speed: Speed, floor: float) -> tuple[Finding, ...]:
     return (Finding(
         code="verdict-depends-on-batch", severity="warning",
         message=f"at batch {speed.samples} int8 is {main.estimate:.2f}x as fast as float, but {', '.join(others)}.",
-        remedy="put the batch size that ships into example_inputs."),)
+        remedy="" if fast_enough else "if it ships at such a batch size, put that into example_inputs."),)

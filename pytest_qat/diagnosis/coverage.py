@@ -31,9 +31,7 @@ def _not_lowered(coverage: Coverage) -> Finding:
     return Finding(
         code="converted-not-lowered", severity="error",
         message=f"convert gave the reference form: {kept} products run as dequantize, float operation, quantize, which "
-                "is slower than float and uses no int8 kernel.",
-        remedy="lower it with torch.compile and freezing (pt2e-inductor), ExecuTorch (pt2e-executorch) or LiteRT "
-               "(pt2e-litert), and measure that.")
+                "is slower than float and uses no int8 kernel.")
 
 
 def _nothing_quantized(coverage: Coverage) -> Finding:
@@ -41,8 +39,7 @@ def _nothing_quantized(coverage: Coverage) -> Finding:
                       for left in coverage.leftovers[:_NAMED])
     return Finding(
         code="nothing-quantized", severity="error",
-        message=f"no module that a call reaches computes in int8; in float: {named or 'everything'}.",
-        remedy="use a workflow that has int8 kernels for these layers, or do not ship this model as quantized.")
+        message=f"no module that a call reaches computes in int8; in float: {named or 'everything'}.")
 
 
 def _dead_weights(coverage: Coverage) -> tuple[Finding, ...]:

@@ -77,9 +77,7 @@ def kernels_disagree(parity: Parity, culprit: Divergence | None, *, unknown_beca
         message="the int8 kernel computes something other than what fake-quantize simulated "
                 f"({db_text(culprit.sqnr_db)} at this {culprit.kind})." if culprit else
                 f"the int8 kernels compute something other than what fake-quantize simulated "
-                f"({db_text(parity.sqnr_db)}).",
-        remedy="choose a recipe with another engine, or name the module in skip=(...); on a machine without VNNI, "
-               "keep reduce_range=True in the qconfig.")
+                f"({db_text(parity.sqnr_db)}).")
 
 
 @dataclass(frozen=True, slots=True)

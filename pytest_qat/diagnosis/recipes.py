@@ -1,22 +1,26 @@
-"""Which other recipes take a model, found by trying them; only those that do are recommended.
+"""What else would do for a model that failed a check, found by trying it; only what was tried is recommended.
 
-A failed `prepare` or `convert` says why a recipe does not take the model. What helps next is not a guess about
-another one but its trial, see `pytest_qat.pipeline.probe`.
+Other recipes are tried, and this one with the modules to blame left in float (`skip=`), see `pipeline.probing`. A trial
+shows whether the model is taken, how much of it runs in int8, how small the artifact is and whether it computes what
+fake-quantize simulates. It shows no accuracy and no speed, so neither is promised.
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from pytest_qat.case import Tolerances
 from pytest_qat.core.text import percent
 from pytest_qat.findings import Finding
-from pytest_qat.pipeline.probe import Probe, best_first
-from pytest_qat.pipeline.probing import ProbeSettings, probe_recipes
+from pytest_qat.pipeline.probe import Probe, Trial, best_first
+from pytest_qat.pipeline.probing import ProbeSettings, try_all
 from pytest_qat.pipeline.run import ModelRun
 from pytest_qat.recipe import RECIPES, Recipe
 
-__all__ = ["command_for", "recipes_that_take", "takes_text"]
+__all__ = ["Need", "need_of", "recipes_that_take", "takes_text"]
 
 _CANDIDATES = ("fx-x86", "eager-x86", "torchao-int8", "pt2e-inductor", "pt2e-executorch", "pt2e-onnxruntime",
                "pt2e-litert")
@@ -25,56 +29,137 @@ _TIMEOUT_S = 60.0
 _NAMED = 3
 
 
-def recipes_that_take(run: ModelRun, *, reference: str, stage: str, budget_s: float) -> Finding:
-    """Try other recipes on the model of a run, and return which of them take it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a trial must show, so that the check that failed would not fail again for what is known.
+
+    Attributes:
+        holds: Whether a recipe that takes the model shows it.
+        what: The same in words.
+        numbers: Whether the trial has to compare outputs.
+    """
+
+    holds: Callable[[Probe], bool]
+    what: str
+    numbers: bool = False
+
+
+def need_of(check: str, tolerances: Tolerances, *, share: float | None = None) -> Need:
+    """Return what a recipe must show after a check has failed.
+
+    Args:
+        check: `prepare`, `convert`, `coverage`, `parity`, `size` or `speedup`.
+        tolerances: The bounds of the check.
+        share: Share of the multiply-accumulates that the run has in int8, for `speedup`.
+    """
+    floor, smaller = tolerances.coverage_floor, tolerances.min_size_reduction
+
+    def covered(probe: Probe) -> bool:
+        return probe.mac_share is None or probe.mac_share >= floor
+
+    match check:
+        case "coverage":
+            return Need(holds=lambda probe: probe.mac_share is not None and probe.mac_share >= floor,
+                        what=f"at least {percent(floor)} of MACs in int8")
+        case "parity":
+            return Need(holds=lambda probe: covered(probe) and probe.agrees is True, numbers=True,
+                        what="outputs as fake-quantize simulates them")
+        case "size":
+            return Need(holds=lambda probe: covered(probe) and (probe.size_reduction or 0.0) >= smaller,
+                        what=f"an artifact {smaller:.2f}x smaller")
+        case "speedup":
+            least = max(floor, share or 0.0)
+            return Need(holds=lambda probe: probe.mac_share is not None and probe.mac_share > least,
+                        what=f"more than {percent(least)} of MACs in int8")
+        case _:
+            return Need(holds=covered, what=f"at least {percent(floor)} of MACs in int8")
+
+
+def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,
+                      blamed: Collection[str] = ()) -> Finding:
+    """Try other recipes, and this one with modules left in float, and return which of them do.
 
     Args:
         run: The run that failed.
-        reference: Name of the model for the command to run.
-        stage: The check that failed, `prepare` or `convert`.
-        budget_s: Most seconds for all trials.
+        need: What a trial must show.
+        command: What checks the model again, without a recipe; empty: its recipe stands in a marker.
+        check: The check that failed.
+        blamed: Modules that its findings name.
     """
-    names = _others(run.recipe, stage)
-    settings = ProbeSettings(timeout_s=min(_TIMEOUT_S, budget_s), budget_s=budget_s, seed=run.settings.seed)
-    found = sorted(run.shared.probed(names, lambda missing: probe_recipes(run.case, missing, settings=settings)),
+    trials = [Trial(recipe=name, numbers=need.numbers) for name in _others(run.recipe, check)]
+    if skip := _can_be_skipped(run, blamed):
+        trials.insert(0, Trial(recipe=run.recipe.name, skip=skip, numbers=need.numbers))
+    left_s = max(0.0, run.settings.diagnose_s - run.shared.probing_s)
+    settings = ProbeSettings(timeout_s=min(_TIMEOUT_S, left_s), budget_s=left_s, seed=run.settings.seed)
+    began = time.monotonic()
+    found = sorted(run.shared.probed(trials, lambda missing: try_all(run.case, missing, settings=settings)),
                    key=best_first)
-    taking = [probe for probe in found if probe.takes]
-    evidence = {"probes": [{"recipe": probe.recipe, "takes": probe.takes, "mac_share": probe.mac_share,
-                            "size_reduction": probe.size_reduction, "seconds": round(probe.seconds, 1),
-                            "reason": probe.reason} for probe in found]}
-    if not taking:
-        tried = ", ".join(probe.recipe for probe in found if probe.takes is False)
-        unknown = "; ".join(f"{probe.recipe}: {probe.reason.rstrip('.')}" for probe in found if probe.takes is None)
-        return Finding(
-            code="no-recipe-takes-it", severity="note", evidence=evidence,
-            message=(f"tried and refused as well: {tried}." if tried else "no other recipe could be tried.")
-                    + (f" Without an answer: {unknown}." if unknown else ""))
-    others = f"; {', '.join(probe.recipe for probe in taking[1:_NAMED])} take it, too" if len(taking) > 1 else ""
-    return Finding(
-        code="recipe-takes-it", severity="note", evidence=evidence,
-        message=f"{takes_text(taking[0])}{others}.", remedy=f"run: {command_for(reference, taking[0].recipe)}")
+    run.shared.probing_s += time.monotonic() - began
+    evidence = {"check": check, "need": need.what, "probes": [_as_evidence(probe) for probe in found]}
+    doing = [probe for probe in found if probe.takes and need.holds(probe)]
+    if not doing:
+        return Finding(code="no-recipe-takes-it", severity="note", evidence=evidence, message=_none_text(found, need))
+    others = f"; {', '.join(_name(probe) for probe in doing[1:_NAMED])} do, too" if len(doing) > 1 else ""
+    return Finding(code="recipe-takes-it", severity="note", evidence=evidence,
+                   message=f"{takes_text(doing[0])}{others}.", remedy=_remedy(doing[0], command))
 
 
 def takes_text(probe: Probe) -> str:
     """Return how a recipe takes a model, as a clause."""
-    share = "" if probe.mac_share is None else f"{percent(probe.mac_share)} of MACs in int8, "
-    size = "" if probe.size_reduction is None else f"{probe.size_reduction:.2f}x smaller, "
-    return f"{probe.recipe} takes it ({share}{size}tried in {probe.seconds:.0f} s)"
+    parts = [] if probe.mac_share is None else [f"{percent(probe.mac_share)} of MACs in int8"]
+    parts += [] if probe.size_reduction is None else [f"{probe.size_reduction:.2f}x smaller"]
+    parts += [f"outputs within {probe.sqnr_db:.1f} dB of the simulated ones"] if probe.sqnr_db is not None else []
+    return f"{_name(probe)} takes it ({', '.join([*parts, f'tried in {probe.seconds:.0f} s'])})"
 
 
-def command_for(reference: str, recipe: str) -> str:
-    """Return the command that checks a model by a recipe."""
-    return f"pytest --qat-model={shlex.quote(reference)} --qat-recipe={recipe}"
+def _name(probe: Probe) -> str:
+    return f"{probe.recipe} with {_skip_text(probe)}" if probe.skip else probe.recipe
 
 
-def _others(failed: Recipe, stage: str) -> Sequence[str]:
+def _skip_text(probe: Probe) -> str:
+    return f"skip={tuple(probe.skip)!r}"
+
+
+def _remedy(probe: Probe, command: str) -> str:
+    if probe.skip:
+        return f"give the QATCase {_skip_text(probe)}."
+    return f"run: {command} --qat-recipe={probe.recipe}" if command else f'give the marker recipe="{probe.recipe}".'
+
+
+def _none_text(found: Sequence[Probe], need: Need) -> str:
+    """Return what came of trials of which none does."""
+    refused = ", ".join(_name(probe) for probe in found if probe.takes is False)
+    short = "; ".join(takes_text(probe) for probe in found if probe.takes)
+    unknown = "; ".join(f"{_name(probe)}: {probe.reason.rstrip('.')}" for probe in found if probe.takes is None)
+    parts = ([f"none shows {need.what}: {short}"] if short else []) + (
+        [f"tried and refused as well: {refused}"] if refused else [])
+    text = ". ".join(part[0].upper() + part[1:] if index else part for index, part in enumerate(parts))
+    return f"{text or 'no other recipe could be tried'}." + (f" Without an answer: {unknown}." if unknown else "")
+
+
+def _as_evidence(probe: Probe) -> dict[str, Any]:
+    return {"recipe": probe.recipe, "skip": list(probe.skip), "takes": probe.takes, "mac_share": probe.mac_share,
+            "size_reduction": probe.size_reduction, "agrees": probe.agrees, "sqnr_db": probe.sqnr_db,
+            "seconds": round(probe.seconds, 1), "reason": probe.reason}
+
+
+def _can_be_skipped(run: ModelRun, blamed: Collection[str]) -> tuple[str, ...]:
+    """Return the names among these that `skip=` takes and that leave something to quantize."""
+    if run.recipe.workflow == "pt2e" and run.case.quantizer is not None:
+        return ()  # a quantizer of the user's own decides by itself
+    known = {name for name, _ in run.case.model.named_modules() if name}
+    names = tuple(dict.fromkeys(name for name in blamed if name))
+    return names if set(names) <= known - set(run.case.skip) else ()
+
+
+def _others(failed: Recipe, check: str) -> Sequence[str]:
     """Return the recipes that may do better; what failed to prepare fails for each engine and runtime alike."""
     def alike(other: Recipe) -> bool:
         same = other.workflow == failed.workflow and other.quantizer == failed.quantizer
-        return same if stage == "prepare" else same and (other.engine, other.runtime) == (failed.engine, failed.runtime)
+        return same if check == "prepare" else same and (other.engine, other.runtime) == (failed.engine, failed.runtime)
 
     names = [name for name in _CANDIDATES if not alike(RECIPES[name])]
-    if stage == "convert" and failed.engine is not None:  # a kernel that fails in one engine may do in another
+    if check != "prepare" and failed.engine is not None:  # a kernel that fails in one engine may do in another
         names[:0] = [name for name, other in RECIPES.items() if name not in names and not alike(other)
                      and (other.workflow, other.runtime) == (failed.workflow, failed.runtime)]
     return names

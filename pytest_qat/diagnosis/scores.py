@@ -29,8 +29,7 @@ def _flat_finding(flat: FlatOutput, *, faint: bool) -> Finding:
         message=f"{flat.label} varies by {flat.spread:.3g} (standard deviation) in float, and in int8 by "
                 f"{flat.left:.3g}, with {flat.values} distinct value{'' if flat.values == 1 else 's'}: all columns of "
                 "a tensor share one scale, whose steps are too coarse here.",
-        remedy="train on normalized targets, so that all columns have about the same range around zero, or leave the "
-               "last layer in float with skip=(...).")
+        remedy="train on normalized targets, so that all columns have about the same range around zero.")
 
 
 def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *, higher_is_better: bool,
@@ -66,8 +65,7 @@ def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *, high
             code="lost-in-conversion", severity="warning",
             evidence={"p_value": accuracy.fine_tuned_p_value, "share_of_drop": share},
             message=f"the fine-tuned model scores {score_text(accuracy, accuracy.fine_tuned)} with fake-quantize, but "
-                    f"{score_text(accuracy, accuracy.int8)} once converted{_share_text(share)}.",
-            remedy="look at the parity check: it compares the same two models by their outputs."))
+                    f"{score_text(accuracy, accuracy.int8)} once converted{_share_text(share)}."))
     if accuracy.kind == "agreement":
         found.append(Finding(
             code="agreement-only", severity="note", evidence={"sqnr_db": json_number(accuracy.sqnr_db)},
@@ -109,8 +107,7 @@ def _below_ptq(accuracy: Accuracy, fine_tuning: FineTuning | None, sign: float) 
     elif not simulated and accuracy.fine_tuned is not None and sign * accuracy.fine_tuned >= sign * accuracy.ptq:
         message += f" The fine-tuned model itself scores {score_text(accuracy, accuracy.fine_tuned)}."
     return Finding(code="qat-below-ptq", severity="warning", message=message,
-                   remedy=f"ship the PTQ model, which scored {score_text(accuracy, accuracy.ptq)} here, or train "
-                          "differently. Not tried: a lower learning rate, more epochs, observers and BatchNorm "
-                          "statistics frozen for the last part.",
+                   remedy="leave out train and train_data: the PTQ model was measured, and scored "
+                          f"{score_text(accuracy, accuracy.ptq)}.",
                    evidence={"p_value": accuracy.ptq_p_value, "share_of_drop": share, "first_loss": first,
                              "last_loss": last})

@@ -147,7 +147,7 @@ def _refusal(error: BaseException, model: nn.Module) -> Finding:
     return Finding(
         code="not-exportable", severity="error", module=locate_module(error, model) or None,
         message=f"{cause}{at}: {text.rstrip('.')}.",
-        remedy=f"{remedy}{f', at {place}' if at else ''}, or keep it out of the model.",
+        remedy=f"{remedy}{f', at {place}' if at else ''}.",
         evidence={"error": type(error).__name__, "line": place if at else ""})
 
 

@@ -221,7 +221,7 @@ def _reason(product: Product, module: nn.Module | None, share: Share, reasons: M
         return "no kernel of the artifact is known to compute it" if product.macs else (
             f"{kind} looks up its table in float")
     if module is not None and has_int8_form(module):
-        return f"no int8 tensor reaches this {kind}; look at the operation before it"
+        return f"no int8 tensor reaches this {kind}"
     if type(module).__module__.startswith("torch.nn."):
         return f"{kind} has no int8 form in this workflow"
     return f"{kind} computes with its own parameters or functions, which this workflow does not quantize"

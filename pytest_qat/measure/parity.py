@@ -49,6 +49,11 @@ class Parity:
         """The SQNR that conversion must reach: 25 dB, or 6 dB less than quantization itself leaves if that is lower."""
         return min(HEALTHY_DB, self.quantization_sqnr_db - MARGIN_DB)
 
+    @property
+    def holds(self) -> bool:
+        """Whether the converted model computes what the prepared one simulates."""
+        return self.finite and self.prepared_finite and self.sqnr_db >= self.limit_db
+
 
 def sqnr_db(signal: Tensor, noisy: Tensor) -> float:
     """Return `20 log10(|x| / |x - y|)` in dB; inf if the tensors are equal.

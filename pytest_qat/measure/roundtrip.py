@@ -199,6 +199,5 @@ def _violation(tensor: QuantizedTensor, positions: list[tuple[float, float]], qu
         code="roundtrip-broken", severity="error", module=tensor.module or None,
         message=f"{tensor.name}: quantize-dequantize of {x:g} {law}: it gives code {code} and {result:g} with "
                 f"scale {float(tensor.scale[channel]):g}, zero_point {int(tensor.zero_point[channel])}.",
-        remedy="check the quantize kernel of this dtype: how it rounds, when it adds zero_point, and where it clamps.",
         evidence={"value": x, "code": code, "dequantized": result, "channel": channel,
                   "scale": float(tensor.scale[channel]), "zero_point": int(tensor.zero_point[channel])})

@@ -204,6 +204,6 @@ def bound(form: Deployed, inputs: tuple[Any, ...], side: str) -> Call:
             return model(adapted)
         except Exception as error:
             raise MeasurementError(f"the {side} model raised {type(error).__name__} while it was timed: "
-                                   f"{headline(error)}.", hint="Call the model several times in a row.") from error
+                                   f"{headline(error)}.") from error
 
     return run

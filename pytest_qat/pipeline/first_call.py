@@ -58,7 +58,6 @@ def try_once(converted: nn.Module, case: QATCase, *, engine: str | None) -> None
             findings=[Finding(
                 code="native-crash", severity="error", module=user_names(converted)[crash.module or ""] or None,
                 message=f"the {engine or 'int8'} kernel crashes on this machine.",
-                remedy="choose a recipe with another engine, or name the module in skip=(...).",
                 evidence={"signal": crash.signal_name, "engine": engine})])
     try:
         with torch.inference_mode():

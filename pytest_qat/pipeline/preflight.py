@@ -119,8 +119,7 @@ def check_prepared(case: QATCase, recipe: Recipe) -> None:
     if found != wanted and (found, wanted) != ("eager", "torchao"):
         raise InvalidCase(
             f"prepared= is {_FORMS[found]}, but {recipe.name} converts {_FORMS[wanted]}.",
-            hint=f"Choose a recipe that begins with {found}, or leave out prepared= to have {recipe.name} prepare the "
-                 "float model.")
+            hint=f"Leave out prepared= to have {recipe.name} prepare the float model.")
 
 
 def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Sequence[Any]) -> None:

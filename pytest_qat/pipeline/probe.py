@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Probe", "best_first"]
+__all__ = ["Probe", "Trial", "best_first"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What to try.
+
+    Attributes:
+        recipe: Name of the recipe.
+        skip: Modules to leave in float beside those that the case leaves.
+        numbers: Whether to run the artifact and compare its outputs with those that fake-quantize simulates.
+    """
+
+    recipe: str
+    skip: tuple[str, ...] = ()
+    numbers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,8 +33,13 @@ class Probe:
         reason: Why it does not take the model, or why it was not tried; empty if it takes it.
         module: The user's module that it stopped at, where that is known.
         code: Code of the finding behind the reason, where there is one.
-        mac_share: Share of the multiply-accumulates that run in int8; None where the artifact does not tell.
+        mac_share: Share of the multiply-accumulates that run in int8; None where the artifact does not tell, or the
+            model multiplies nothing.
         size_reduction: bytes(float artifact) / bytes(int8 artifact).
+        skip: Modules that were left in float for the trial, beside those that the case leaves.
+        agrees: Whether the artifact computes what fake-quantize simulates, as the parity check judges it; None: that
+            was not looked at.
+        sqnr_db: To how many dB it does; None where it was not looked at, or is infinite.
     """
 
     recipe: str
@@ -30,6 +50,9 @@ class Probe:
     code: str | None = None
     mac_share: float | None = None
     size_reduction: float | None = None
+    skip: tuple[str, ...] = ()
+    agrees: bool | None = None
+    sqnr_db: float | None = None
 
 
 def best_first(probe: Probe) -> tuple[int, float, float]:

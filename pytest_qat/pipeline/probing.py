@@ -1,14 +1,15 @@
 """Try a recipe on a model without training: prepare, convert, build the artifact, call it once.
 
-A probe answers whether a recipe takes a model, how much of it then runs in int8 and how small the file gets; it says
-nothing about accuracy or speed. It happens in a forked child, so that a crash or a hang costs its time limit and
-nothing else.
+A probe answers whether a recipe takes a model, how much of it then runs in int8, how small the file gets and, if asked,
+whether the artifact computes what fake-quantize simulates; it says nothing about accuracy or speed. It happens in a
+forked child, so that a crash or a hang costs its time limit and nothing else.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import sys
 import tempfile
@@ -16,30 +17,32 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from pytest_qat.case import QATCase, calibration_batches, without_training
 from pytest_qat.core import progress
-from pytest_qat.core.forked import Children, run_forked
+from pytest_qat.core.forked import ChildEnd, Children, run_forked
 from pytest_qat.core.system import can_fork
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed, MissingPackage, QATError, UnsupportedEnvironment
-from pytest_qat.finetune import calibrate
+from pytest_qat.finetune import calibrate, untrained_copy
 from pytest_qat.measure.coverage import coverage_of_kernels, measure_coverage
 from pytest_qat.pipeline import stages
 from pytest_qat.pipeline.first_call import with_right_kernels
 from pytest_qat.pipeline.plain_model import with_plain_model
 from pytest_qat.pipeline.preflight import checked_model
-from pytest_qat.pipeline.probe import Probe, best_first
+from pytest_qat.pipeline.probe import Probe, Trial, best_first
 from pytest_qat.recipe import COMPLETE_RECIPES, Recipe, get_recipe
 from pytest_qat.runtimes import DeploySettings, load_runtime
+from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.workflows import load_workflow
 from pytest_qat.workflows.known_errors import explain, unexplained
 
-__all__ = ["ProbeSettings", "probe_recipe", "probe_recipes"]
+__all__ = ["ProbeSettings", "probe_recipe", "probe_recipes", "try_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,53 +64,60 @@ class ProbeSettings:
 
 def probe_recipes(case: QATCase, names: Sequence[str] = COMPLETE_RECIPES, *, settings: ProbeSettings,
                   done: Callable[[Probe], None] = lambda probe: None) -> list[Probe]:
-    """Try recipes on a case, some at the same time, and return what came of each, best first.
+    """Try recipes on a case and return what came of each, best first; see `try_all`."""
+    return sorted(try_all(case, [Trial(recipe=name) for name in names], settings=settings, done=done), key=best_first)
+
+
+def try_all(case: QATCase, trials: Sequence[Trial], *, settings: ProbeSettings,
+            done: Callable[[Probe], None] = lambda probe: None) -> list[Probe]:
+    """Make trials on a case, some at the same time, and return what came of each, in their order.
 
     Args:
         case: The user's model; never changed.
-        names: Recipes, the most wanted first.
+        trials: The most wanted first.
         settings: Limits.
         done: Told about each answer as it comes.
     """
     children = Children()
-    with (progress.step("trying recipes", subject=case.label, total=len(names), unit="recipes",
+    with (progress.step("trying recipes", subject=case.label, total=len(set(trials)), unit="recipes",
                         limit_s=settings.budget_s) as shown,
           ThreadPoolExecutor(max_workers=settings.at_once) as pool):
         try:
-            found = _all_probed(case, names, settings, pool, children=children, shown=shown, done=done)
+            found = _all_tried(case, trials, settings, pool, children=children, shown=shown, done=done)
         except BaseException:  # such as Ctrl-C, which must not wait for the children
             children.kill()
             raise
-    return sorted(found, key=best_first)
+    return [found[trial] for trial in trials]
 
 
-def _all_probed(case: QATCase, names: Sequence[str], settings: ProbeSettings, pool: ThreadPoolExecutor, *,
-                children: Children, shown: progress.Step, done: Callable[[Probe], None]) -> list[Probe]:
+def _all_tried(case: QATCase, trials: Sequence[Trial], settings: ProbeSettings, pool: ThreadPoolExecutor, *,
+               children: Children, shown: progress.Step, done: Callable[[Probe], None]) -> dict[Trial, Probe]:
     ends = time.monotonic() + settings.budget_s
-    found: list[Probe] = []
-    waiting, running = list(names), dict[Future[Probe], str]()
+    found: dict[Trial, Probe] = {}
+    waiting, running = list(dict.fromkeys(trials)), dict[Future[Probe], Trial]()
     while waiting or running:
         while waiting and len(running) < settings.at_once:
             left = ends - time.monotonic()
             if left <= 0:
-                found += [Probe(recipe=name, takes=None, reason="not tried: the time for probing was used up.")
-                          for name in waiting]
+                found |= {trial: Probe(recipe=trial.recipe, skip=trial.skip, takes=None, reason=(
+                    "not tried: the time for probing was used up.")) for trial in waiting}
                 waiting.clear()
                 break
-            name = waiting.pop(0)
-            running[pool.submit(probe_recipe, case, get_recipe(name), seed=settings.seed, children=children,
-                                timeout_s=min(settings.timeout_s, left))] = name
-        shown.advance(0, detail=", ".join(running.values()))
-        for each in wait(running, return_when=FIRST_COMPLETED).done:
-            del running[each]
-            found.append(each.result())
-            shown.advance(detail=", ".join(running.values()))
-            done(found[-1])
+            trial = waiting.pop(0)
+            running[pool.submit(probe_recipe, case, get_recipe(trial.recipe), seed=settings.seed, skip=trial.skip,
+                                numbers=trial.numbers, children=children,
+                                timeout_s=min(settings.timeout_s, left))] = trial
+        shown.advance(0, detail=", ".join(trial.recipe for trial in running.values()))
+        for ended in wait(running, return_when=FIRST_COMPLETED).done:
+            trial = running.pop(ended)
+            found[trial] = ended.result()
+            shown.advance(detail=", ".join(trial.recipe for trial in running.values()))
+            done(found[trial])
     return found
 
 
-def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int,
-                 children: Children | None = None) -> Probe:
+def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int, skip: tuple[str, ...] = (),
+                 numbers: bool = False, children: Children | None = None) -> Probe:
     """Try one recipe on a case in a child process.
 
     Args:
@@ -115,27 +125,32 @@ def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int,
         recipe: How to quantize and where to run.
         timeout_s: Most seconds.
         seed: Seed of the trial.
+        skip: Modules to leave in float beside those that the case leaves.
+        numbers: Whether to run the artifact and compare its outputs with those that fake-quantize simulates.
         children: Where to note the child while it runs; None: nowhere.
     """
     impossible = _impossible(recipe)
     if impossible is not None:
-        return impossible
+        return replace(impossible, skip=skip)
+    wider = replace(case, skip=(*case.skip, *skip))
     began = time.monotonic()
-    ended = run_forked(lambda writer: _answer(case, recipe, writer, timeout_s=timeout_s, seed=seed),
+    ended = run_forked(lambda writer: _answer(wider, recipe, writer, timeout_s=timeout_s, seed=seed, numbers=numbers),
                        timeout_s=timeout_s, children=children)
-    seconds = time.monotonic() - began
+    return replace(_read(ended, recipe, timeout_s=timeout_s), seconds=time.monotonic() - began, skip=skip)
+
+
+def _read(ended: ChildEnd, recipe: Recipe, *, timeout_s: float) -> Probe:
+    """Return what a child answered, or how it ended instead."""
     where = f"in {_last_stage(ended.written)}"
     if ended.hung:
-        return Probe(recipe=recipe.name, takes=None, seconds=seconds, reason=(
-            f"no answer within {timeout_s:.0f} s ({where})."))
+        return Probe(recipe=recipe.name, takes=None, reason=f"no answer within {timeout_s:.0f} s ({where}).")
     if ended.by is not None:
-        return Probe(recipe=recipe.name, takes=False, seconds=seconds, code="native-crash", reason=(
+        return Probe(recipe=recipe.name, takes=False, code="native-crash", reason=(
             f"it killed its process with {ended.by.name} ({where})."))
     try:
-        return Probe(**{**json.loads(ended.written.rstrip().rpartition(b"\n")[2]), "seconds": seconds})
+        return Probe(**json.loads(ended.written.rstrip().rpartition(b"\n")[2]))
     except (ValueError, TypeError):
-        return Probe(recipe=recipe.name, takes=None, seconds=seconds, reason=(
-            f"its process ended without an answer ({where})."))
+        return Probe(recipe=recipe.name, takes=None, reason=f"its process ended without an answer ({where}).")
 
 
 def _impossible(recipe: Recipe) -> Probe | None:
@@ -145,7 +160,7 @@ def _impossible(recipe: Recipe) -> Probe | None:
         with quantized_engine(recipe.engine):
             pass
     except MissingPackage as missing:
-        return Probe(recipe=recipe.name, takes=None, reason=f"not tried: {missing.message} {missing.hint}")
+        return Probe(recipe=recipe.name, takes=None, reason=f"not tried: {missing.message} {missing.hint}".rstrip())
     except UnsupportedEnvironment as unsupported:
         return Probe(recipe=recipe.name, takes=False, reason=unsupported.message)
     if not can_fork():
@@ -159,7 +174,7 @@ def _last_stage(written: bytes) -> str:
     return stages[-1] if stages else "starting"
 
 
-def _answer(case: QATCase, recipe: Recipe, writer: int, *, timeout_s: float, seed: int) -> None:
+def _answer(case: QATCase, recipe: Recipe, writer: int, *, timeout_s: float, seed: int, numbers: bool) -> None:
     """Try the recipe in this process, the child, and write stages and the answer to the pipe, a line each."""
     stage = "starting"
 
@@ -171,13 +186,14 @@ def _answer(case: QATCase, recipe: Recipe, writer: int, *, timeout_s: float, see
     try:
         with (preserved_torch_state(seed=seed), quantized_engine(recipe.engine), threads(1), without_fast_path(),
               tempfile.TemporaryDirectory(prefix="pytest-qat-") as folder):
-            made = _tried(case, recipe, enter, folder=Path(folder), timeout_s=timeout_s)
+            made = _tried(case, recipe, enter, folder=Path(folder), timeout_s=timeout_s, numbers=numbers)
     except BaseException as error:  # whatever it is, it is the answer
         made = _refusal(error, case, recipe, stage)
     os.write(writer, (json.dumps(asdict(made)) + "\n").encode())
 
 
-def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folder: Path, timeout_s: float) -> Probe:
+def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folder: Path, timeout_s: float,
+           numbers: bool) -> Probe:
     """Go through the stages of a run, without training, and without loading what another process has built."""
     enter("prepare")
     plain = replace(without_training(with_plain_model(case)[0]), prepared=None, converted=None)
@@ -203,8 +219,13 @@ def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folde
     if coverage.int8_modules == 0:
         return Probe(recipe=recipe.name, takes=False, code="nothing-quantized", reason="nothing of it runs in int8.",
                      mac_share=0.0)
-    return Probe(recipe=recipe.name, takes=True, mac_share=coverage.mac_share,
-                 size_reduction=fp32.size_bytes / max(1, shipped.size_bytes))
+    found = Probe(recipe=recipe.name, takes=True, mac_share=coverage.mac_share if coverage.macs else None,
+                  size_reduction=fp32.size_bytes / max(1, shipped.size_bytes))
+    if not numbers:
+        return found
+    enter("parity")
+    parity = stages.measure_parity(plain, untrained_copy(prepared.module), partial(run_batch, shipped))
+    return replace(found, agrees=parity.holds, sqnr_db=parity.sqnr_db if math.isfinite(parity.sqnr_db) else None)
 
 
 def _refusal(error: BaseException, case: QATCase, recipe: Recipe, stage: str) -> Probe:

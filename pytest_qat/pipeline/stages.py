@@ -27,7 +27,7 @@ from pytest_qat.measure.parity import Parity, compare_parity
 from pytest_qat.pipeline.finite import refuse_broken
 from pytest_qat.pipeline.first_call import try_once, with_right_kernels
 from pytest_qat.pipeline.preflight import check_prepared, check_shapes, hold_to_model
-from pytest_qat.pipeline.probe import Probe
+from pytest_qat.pipeline.probe import Probe, Trial
 from pytest_qat.recipe import Recipe
 from pytest_qat.runtimes import DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
@@ -84,10 +84,14 @@ class SharedStages:
     """Stages of one case that recipes with the same workflow, engine and quantizer have in common.
 
     Args:
-        probes: What came of trying recipes on the case, by recipe; what is tried later is added.
+        probes: What came of trials on the case; what is tried later is added.
+
+    Attributes:
+        probing_s: Seconds that went into trials of the case so far.
     """
 
-    def __init__(self, *, probes: dict[str, Probe] | None = None) -> None:
+    def __init__(self, *, probes: dict[Trial, Probe] | None = None) -> None:
+        self.probing_s = 0.0
         self._made: dict[Hashable, Any] = {}
         self._probes = {} if probes is None else probes
 
@@ -99,12 +103,11 @@ class SharedStages:
         made: T = self._made[key]
         return made
 
-    def probed(self, names: Sequence[str], probe: Callable[[Sequence[str]], Sequence[Probe]]) -> list[Probe]:
-        """Return what came of trying recipes on the case; each is tried once, `probe` gets those that were not."""
-        missing = [name for name in names if name not in self._probes]
-        if missing:
-            self._probes.update({found.recipe: found for found in probe(missing)})
-        return [self._probes[name] for name in names]
+    def probed(self, trials: Sequence[Trial], probe: Callable[[Sequence[Trial]], Sequence[Probe]]) -> list[Probe]:
+        """Return what came of trials on the case; each is made once, `probe` gets those that were not."""
+        missing = [trial for trial in trials if trial not in self._probes]
+        self._probes.update(zip(missing, probe(missing) if missing else (), strict=True))
+        return [self._probes[trial] for trial in trials]
 
 
 def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:

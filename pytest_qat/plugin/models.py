@@ -165,7 +165,7 @@ class ProbeItem(CommandLineItem):
         with preserved_torch_state(seed=qat.options.seed):
             checked_model(case)  # a model that does not run fails here, not once for each recipe
         found = qat.registry.probes(source, names)
-        note(self, probes={"model": source.reference, "name": case.label,
+        note(self, probes={"model": source.reference, "name": case.label, "command": qat.registry.command(source),
                            "probes": [cast("ProbeRecord", asdict(probe)) for probe in found]})
         if not any(probe.takes for probe in found):
             raise CheckFailed(["no recipe takes the model.", *(f"{probe.recipe}: {probe.reason}" for probe in found)])

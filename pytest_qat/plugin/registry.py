@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import shlex
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_qat.case import QATCase
     from pytest_qat.checks import ModelChecks
     from pytest_qat.measure.machine_lock import MachineLock
-    from pytest_qat.pipeline.probe import Probe
+    from pytest_qat.pipeline.probe import Probe, Trial
     from pytest_qat.pipeline.run import ModelRun, RunSettings
     from pytest_qat.pipeline.stages import SharedStages
     from pytest_qat.plugin.settings import Options
@@ -52,7 +53,7 @@ class RunRegistry:
         self._checks: OrderedDict[RunKey, ModelChecks] = OrderedDict()
         self._lock: MachineLock | None = None
         self._shared: tuple[ModelSource, SharedStages] | None = None
-        self._probes: dict[ModelSource, dict[str, Probe]] = {}
+        self._probes: dict[ModelSource, dict[Trial, Probe]] = {}
 
     def case(self, source: ModelSource) -> QATCase:
         """Return the case of a model, loaded once.
@@ -112,9 +113,16 @@ class RunRegistry:
             case = self.case(key.model)
             run = ModelRun(case, get_recipe(key.recipe), self._settings(case), lock=self._machine_lock(),
                            shared=self._shared_stages(key.model))
-            self._checks[key] = ModelChecks(run, reference=key.model.reference)
+            self._checks[key] = ModelChecks(run, reference=key.model.reference, command=self.command(key.model))
         self._checks.move_to_end(key)
         return self._checks[key]
+
+    def command(self, source: ModelSource) -> str:
+        """Return what checks a model again on the command line; empty where it is an object that a marker holds."""
+        if source.given is not None:
+            return ""
+        shapes = f" --qat-inputs={self._options.shapes}" if self._options.shapes else ""
+        return f"pytest --qat-model={shlex.quote(source.reference)}{shapes}"
 
     def glance(self, case: QATCase, recipe: str) -> ModelRun:
         """Return a run that is not kept, with little time for its latencies; the caller closes it."""
@@ -126,18 +134,19 @@ class RunRegistry:
 
     def probes(self, source: ModelSource, names: Sequence[str]) -> list[Probe]:
         """Return what comes of trying recipes on a model without training, best first; each is tried once a session."""
-        from pytest_qat.pipeline.probe import best_first
-        from pytest_qat.pipeline.probing import ProbeSettings, probe_recipes
+        from pytest_qat.pipeline.probe import Trial, best_first
+        from pytest_qat.pipeline.probing import ProbeSettings, try_all
 
         case, options = self.case(source), self._options
         limits = ProbeSettings(timeout_s=min(options.stage_timeout_s, _PROBE_S), seed=options.seed,
                                budget_s=_PROBE_S * len(COMPLETE_RECIPES))
 
-        def probe(missing: Sequence[str]) -> list[Probe]:
+        def probe(missing: Sequence[Trial]) -> list[Probe]:
             with self._machine_lock().shared():
-                return probe_recipes(case, missing, settings=limits)
+                return try_all(case, missing, settings=limits)
 
-        return sorted(self._shared_stages(source).probed(names, probe), key=best_first)
+        trials = [Trial(recipe=name) for name in names]
+        return sorted(self._shared_stages(source).probed(trials, probe), key=best_first)
 
     def _settings(self, case: QATCase) -> RunSettings:
         from pytest_qat.pipeline.run import RunSettings

@@ -6,7 +6,7 @@ JSON cannot express (infinity, NaN) is null, and so is everything that was not m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TypedDict
 
 from pytest_qat.findings import FindingRecord
@@ -329,6 +329,9 @@ class ProbeRecord(TypedDict):
     code: str | None
     mac_share: float | None
     size_reduction: float | None
+    skip: Sequence[str]
+    agrees: bool | None
+    sqnr_db: float | None
 
 
 class Probes(TypedDict):
@@ -336,6 +339,7 @@ class Probes(TypedDict):
 
     model: str
     name: str
+    command: str
     probes: list[ProbeRecord]
 
 

@@ -5,7 +5,6 @@ This module is pure: it turns types of the record into strings.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -305,5 +304,5 @@ def probe_notes(probes: Probes) -> list[str]:
     notes = [f"{', '.join(recipes)}: {reason}" for reason, recipes in lines.items()]
     best = next((found["recipe"] for found in probes["probes"] if found["takes"]), None)
     if best is not None:
-        notes.append(f"To check the model: pytest --qat-model={shlex.quote(probes['model'])} --qat-recipe={best}")
+        notes.append(f"To check the model: {probes['command']} --qat-recipe={best}")
     return notes

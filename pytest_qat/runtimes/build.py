@@ -107,8 +107,8 @@ def _outcome(side: str, runtime: RuntimeName, child: subprocess.Popen[bytes], ar
         stage = read_note(artifact).stage
         raise CheckFailed([f"{runtime} did not finish the {side} model within {timeout_s:g} s."], findings=[Finding(
             code="stage-timeout", severity="error", evidence={"timeout_s": timeout_s, "stage": stage},
-            message=f"{runtime} hangs or needs more time in {stage}.",
-            remedy="raise --qat-stage-timeout, or use a smaller model or smaller example_inputs.")]) from None
+            message=f"{runtime} needs more time in {stage}, or hangs there.",
+            remedy=f"if it only needs more time, give --qat-stage-timeout more than {timeout_s:g} s.")]) from None
     note = read_note(artifact)
     if note.done:  # a child that crashes while it exits has done its work
         return Built(artifact=artifact, kernels=note.kernels, tensors=note.tensors)
@@ -118,18 +118,15 @@ def _outcome(side: str, runtime: RuntimeName, child: subprocess.Popen[bytes], ar
             [f"{runtime} crashed with {death.name} ({death.meaning}) on the {side} model in {note.stage}."],
             findings=[Finding(
                 code="native-crash", severity="error", evidence={"signal": death.name, "stage": note.stage},
-                message=f"native code of {runtime} crashes on the {side} model.",
-                remedy="leave the module that it crashes on in float with skip=(...), or choose another recipe.")])
+                message=f"native code of {runtime} crashes on the {side} model.")])
     if note.reasons:
         raise CheckFailed([f"{runtime} cannot run the {side} model: {reason}" for reason in note.reasons],
                           findings=note.findings)
     if note.error:
-        raise StageError(f"{runtime} cannot build the {side} model: {note.error}",
-                         hint=note.hint or "Convert the model in a Python shell to see the whole error, or choose "
-                                           "another recipe.")
+        raise StageError(f"{runtime} cannot build the {side} model: {note.error}", hint=note.hint)
     tail = _log_of(artifact).read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
     raise StageError(f"{runtime} ended with exit status {status} on the {side} model; "
-                     f"its last output was: {tail[-1] if tail else 'nothing'}", hint="Choose another recipe.")
+                     f"its last output was: {tail[-1] if tail else 'nothing'}")
 
 
 def _log_of(artifact: Path) -> Path:

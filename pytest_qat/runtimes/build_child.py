@@ -107,7 +107,6 @@ def _failure(error: Exception, name: str, stage: str, exported: list[torch.expor
     return Note(stage=stage, reasons=(f"{type(error).__name__} in {stage}.",), findings=(Finding(
         code="not-lowerable", severity="error", module=module_of(node) or None,
         message=f"{name} stopped at {described(node)}: {text.rstrip('.')}.",
-        remedy="write this part of the model in another way" + (f", at {line}." if line else "."),
         evidence={"error": type(error).__name__, "op": op_of(node), "line": line, "stage": stage}),))
 
 

@@ -112,9 +112,7 @@ def _finding(code: str, text: str, nodes: Sequence[torch.fx.Node]) -> Finding:
     where = f" ({places[0]})" if len(places) == 1 else f" (in {len(places)} places: {'; '.join(places[:5])})"
     return Finding(
         code=code, severity="error", module=(modules[0] or None) if len(modules) == 1 else None,
-        message=f"{text}{where if places else ''}.", evidence={"places": places[:20], "lines": lines[:20]},
-        remedy="write this part of the model with operations that it has a kernel for" + (
-            f", at {lines[0]}." if lines else "."))
+        message=f"{text}{where if places else ''}.", evidence={"places": places[:20], "lines": lines[:20]})
 
 
 @contextlib.contextmanager

@@ -199,8 +199,7 @@ class ExportedRuntime(ABC):
                 findings=[Finding(
                     code="artifact-too-large", severity="error",
                     evidence={"size_bytes": size, "max_bytes": self.max_bytes},
-                    message=f"the format of {self.suffix} files does not allow larger ones.",
-                    remedy="split the model, or use a recipe with another runtime.")])
+                    message=f"the format of {self.suffix} files does not allow larger ones.")])
 
     def _form(self, built: Built, outputs: OutputForm, *, settings: DeploySettings, order: InputOrder,
               example_inputs: tuple[Any, ...]) -> Deployed:

@@ -65,7 +65,7 @@ class InductorRuntime(ExportedRuntime):
         names = [name for name in (wanted if isinstance(wanted, (tuple, list)) else (wanted,)) if name]
         if not any(shutil.which(name) for name in (*names, "g++", "clang++")):
             raise MissingPackage("Inductor needs a C++ compiler, and there is none on the PATH.",
-                                 hint="Install g++, or choose a recipe with another runtime.")
+                                 hint="Install g++.")
 
     def check_program(self, exported: torch.export.ExportedProgram) -> None:
         """Try the shapes of the program's int8 linear layers, because on some machines oneDNN crashes on some shapes.
@@ -88,8 +88,7 @@ class InductorRuntime(ExportedRuntime):
                         code="native-crash", severity="error", module=module_of(node), evidence={
                             "signal": crash.signal_name, "input": list(rows.shape), "weight": list(weight)},
                         message=f"Inductor calls the kernel with inputs of shape {list(rows.shape)} and weights of "
-                                f"shape {list(weight)}, and on this machine it crashes.",
-                        remedy="leave the module in float with skip=(...), or choose another recipe or batch size.")])
+                                f"shape {list(weight)}, and on this machine it crashes.")])
 
     def lower(self, exported: torch.export.ExportedProgram) -> Lowered:
         """Return the exported program without its example inputs and stack traces."""
@@ -151,7 +150,7 @@ class InductorRuntime(ExportedRuntime):
         """
         raise MeasurementError(
             f"peak memory cannot be measured in inductor: the process that runs {path.name} also compiles it, and the "
-            "compiler takes more memory than the model.", hint="Measure memory with a recipe of another runtime.")
+            "compiler takes more memory than the model.")
 
 
 def _kernels_of_code(code: str, named: tuple[Kernel, ...]) -> tuple[Kernel, ...]:

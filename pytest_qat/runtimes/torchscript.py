@@ -14,7 +14,7 @@ from torch import nn
 
 from pytest_qat.core.batches import call, to_channels_last
 from pytest_qat.core.files import save_whole, write_whole
-from pytest_qat.core.tracebacks import headline
+from pytest_qat.core.tracebacks import headline, locate_module, place_of
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import RuntimeName
@@ -63,8 +63,8 @@ def trace(module: nn.Module, inputs: Any) -> Any:
         return torch_runtime.trace(module, inputs)
     except Exception as error:  # whatever a model does that a trace cannot record
         raise CheckFailed(["TorchScript cannot trace the model."], findings=[Finding(
-            code="not-traceable", severity="error", message=f"torch.jit.trace fails: {headline(error)}.",
-            remedy="make forward take tensors and return tensors, tuples or dicts of tensors; or use an fx recipe.",
+            code="not-traceable", severity="error", module=locate_module(error, module) or None,
+            message=f"torch.jit.trace fails: {headline(error).rstrip('.')} ({place_of(error)}).",
             evidence={"error": type(error).__name__})]) from error
 
 

@@ -6,6 +6,7 @@ minutes to hours. How long is estimated from the graph before anything is built.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ def check_steps(graph: torch.fx.Graph, *, runtime: str, seconds_per_step: Mappin
             code="unrolled-recurrence", severity="error", module=each.module or None,
             message=f"{runtime} has no operator for {each.kind}, and writes its {each.steps} steps out"
                     f"{f' ({each.line})' if each.line else ''}.",
-            remedy=f"shorten the sequence to {timeout_s / estimate_s:.0%} of its length, or put a convolution in the "
-                   "place of the recurrence.",
+            remedy=f"shorten the sequence to {timeout_s / estimate_s:.0%} of its length, or give --qat-stage-timeout "
+                   f"{math.ceil(estimate_s)} s.",
             evidence={"steps": each.steps, "timeout_s": timeout_s,
                       "estimate_s": round(each.steps * seconds_per_step[each.kind], 1)}) for each in found])

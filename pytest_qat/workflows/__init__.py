@@ -25,9 +25,7 @@ def load_workflow(name: WorkflowName) -> Workflow:
             return _import(name)
     except ImportError as error:
         raise MissingPackage(
-            f"the {name} workflow needs a module that cannot be imported here: {error}.",
-            hint="Choose a recipe with another workflow, or install a release of torch that has this module.",
-        ) from error
+            f"the {name} workflow needs a module that cannot be imported here: {error}.") from error
 
 
 def _import(name: WorkflowName) -> Workflow:

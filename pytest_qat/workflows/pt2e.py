@@ -182,6 +182,4 @@ def _refusal(error: Exception, quantizer: object, graph: torch.fx.Graph) -> Find
         code="quantizer-refused", severity="error", module=module or None,
         message=f"{type(quantizer).__name__} raised {type(error).__name__}{where}: {headline(error).rstrip('.')} "
                 f"(raised at {Path(frame.filename).name}:{frame.lineno}).",
-        remedy=f"leave it in float with skip=({module!r},)." if module else
-               "leave the module in float with skip=(...), or give the case a quantizer of its own.",
         evidence={"error": type(error).__name__, "line": line_of(node) if node is not None else ""})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = ["CONVERTS_SLOWLY", "convert", "float_twin", "prepare"]
 CONVERTS_SLOWLY: bool = False
 GROUP = 32
 """Weights that share a scale in the int4 form."""
+_NAMED = 5
 
 
 def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
@@ -40,8 +42,8 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
     chosen = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in reasons]
     if not chosen:
         raise CheckFailed(["there is no linear layer to quantize."], findings=[Finding(
-            code="no-linear-layers", severity="error", message=f"{recipe.name} quantizes linear layers only.",
-            remedy="use an fx or pt2e recipe, which also quantizes convolutions.", evidence=dict(reasons))])
+            code="no-linear-layers", severity="error", evidence=dict(reasons),
+            message=f"{recipe.name} quantizes linear layers only; {_why_none(model, reasons)}.")])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantize_(model, _prepare_config(recipe), filter_fn=_only(chosen))
@@ -78,6 +80,12 @@ def _config(recipe: Recipe) -> Any:
         return Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4,  # type: ignore[attr-defined, unused-ignore]
                                                      weight_granularity=PerGroup(GROUP))
     return Int8DynamicActivationInt8WeightConfig()
+
+
+def _why_none(model: nn.Module, reasons: Mapping[str, str]) -> str:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    named = "; ".join(f"{name or 'the model itself'}: {reasons[name]}" for name in linear[:_NAMED])
+    return f"none of the model's can be ({named})" if linear else "the model has none"
 
 
 def _only(names: list[str]) -> Any:

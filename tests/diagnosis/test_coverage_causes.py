@@ -15,11 +15,10 @@ def left(module: str, *, reason: str = "it is so") -> Leftover:
     return Leftover(module=module, kind="Linear", weights=10, macs=100, reason=reason)
 
 
-def test_a_model_without_int8_gets_the_reasons_of_its_layers_and_a_remedy() -> None:
+def test_a_model_without_int8_gets_the_reasons_of_its_layers() -> None:
     nothing, noted = causes_of_coverage(coverage(left("head"), int8_modules=0))
     assert (nothing.code, nothing.severity) == ("nothing-quantized", "error")
     assert "head (Linear: it is so)" in nothing.message
-    assert nothing.remedy
     assert (noted.code, noted.module) == ("left-in-float", "head")
 
 
@@ -30,12 +29,12 @@ def test_every_leftover_is_a_note() -> None:
     assert found[0].evidence == {"weights": 10, "macs": 100, "place": None}
 
 
-def test_a_reference_form_is_told_with_the_runtimes_that_lower_it() -> None:
+def test_a_reference_form_is_told_as_that() -> None:
     first, *_ = causes_of_coverage(coverage(left("a", reason="dq"), left("b", reason="dq"), left("c"), int8_modules=0,
                                             reference=True))
     assert first.code == "converted-not-lowered"
     assert "2 products" in first.message
-    assert "pt2e-inductor" in first.remedy
+    assert not first.remedy, "what helps is tried, not guessed"
 
 
 def test_a_model_all_in_int8_gives_no_findings() -> None:

@@ -126,7 +126,7 @@ def test_a_program_that_takes_too_long_is_ended(programs: dict[str, Path], probe
         probes.measure(programs, timeout_s=0.05)
     assert time.monotonic() - began < 5
     assert all(is_gone(process) for process in probes._processes.values())
-    assert "example_inputs" in caught.value.hint
+    assert "--qat-memory" in caught.value.hint
 
 
 def test_processes_that_are_not_wanted_after_all_end_at_once_however_often_one_asks() -> None:

@@ -13,8 +13,8 @@ from torch import nn
 
 from pytest_qat.case import QATCase
 from pytest_qat.pipeline import probing as module
-from pytest_qat.pipeline.probe import Probe, best_first
-from pytest_qat.pipeline.probing import ProbeSettings, probe_recipe, probe_recipes
+from pytest_qat.pipeline.probe import Probe, Trial, best_first
+from pytest_qat.pipeline.probing import ProbeSettings, probe_recipe, probe_recipes, try_all
 from pytest_qat.recipe import get_recipe
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="recipes are tried in forked processes")
@@ -121,3 +121,39 @@ def test_the_order_is_by_answer_then_share_in_int8_then_size() -> None:
               Probe(recipe="big", takes=True, mac_share=0.99, size_reduction=2.0),
               Probe(recipe="small", takes=True, mac_share=0.99, size_reduction=3.0)]
     assert [probe.recipe for probe in sorted(probes, key=best_first)] == ["small", "big", "half", "silent", "refuses"]
+
+
+@needs_fork
+def test_outputs_are_compared_if_asked() -> None:
+    plain, looked_at = (probe_recipe(case(Net()), get_recipe("fx-x86"), timeout_s=120.0, seed=0, numbers=numbers)
+                        for numbers in (False, True))
+    assert (plain.agrees, plain.sqnr_db) == (None, None)
+    assert looked_at.agrees is True
+    assert looked_at.sqnr_db is not None
+    assert looked_at.sqnr_db > 20
+
+
+@needs_fork
+def test_a_kernel_that_is_wrong_agrees_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = module.run_batch
+    monkeypatch.setattr(module, "run_batch", lambda deployed, inputs: -right(deployed, inputs))
+    found = probe_recipe(case(Net()), get_recipe("fx-x86"), timeout_s=120.0, seed=0, numbers=True)
+    assert (found.takes, found.agrees) == (True, False)
+
+
+@needs_fork
+def test_what_is_skipped_for_a_trial_stays_in_float() -> None:
+    given = case(Net())
+    found = probe_recipe(given, get_recipe("fx-x86"), timeout_s=120.0, seed=0, skip=("conv",))
+    assert (found.takes, found.skip) == (True, ("conv",))
+    assert found.mac_share is not None
+    assert 0 < found.mac_share < 0.5
+    assert given.skip == ()
+
+
+@needs_fork
+def test_trials_that_differ_in_what_is_skipped_are_made_apart_and_keep_their_order() -> None:
+    trials = [Trial(recipe="fx-x86", skip=("conv",)), Trial(recipe="fx-x86"), Trial(recipe="fx-x86", skip=("conv",))]
+    found = try_all(case(Net()), trials, settings=ProbeSettings())
+    assert [probe.skip for probe in found] == [("conv",), (), ("conv",)]
+    assert found[0] is found[2]

@@ -13,7 +13,7 @@ import pytest
 from conftest import Project
 from torch import nn
 
-from pytest_qat.pipeline.probe import Probe
+from pytest_qat.pipeline.probe import Probe, Trial
 from pytest_qat.plugin.registry import RunRegistry
 from pytest_qat.record.keys import ModelSource
 from tests.plugin.inner_runs import everything
@@ -80,11 +80,12 @@ def test_a_recipe_is_tried_once_a_session_whatever_other_models_come_between(
         monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tried: list[str] = []
 
-    def probe_recipes(case: object, names: Sequence[str], **limits: object) -> list[Probe]:
+    def try_all(case: object, trials: Sequence[Trial], **limits: object) -> list[Probe]:
+        names = [trial.recipe for trial in trials]
         tried.extend(names)
         return [Probe(recipe=name, takes=name == "eager-x86") for name in names]
 
-    monkeypatch.setattr("pytest_qat.pipeline.probing.probe_recipes", probe_recipes)
+    monkeypatch.setattr("pytest_qat.pipeline.probing.try_all", try_all)
     monkeypatch.setattr("pytest_qat.measure.machine_lock.tempfile.gettempdir", lambda: str(tmp_path))
     registry = RunRegistry(OPTIONS, root=tmp_path, workers=1)
     sources = [ModelSource(name, given=nn.Linear(2, 2)) for name in ("one", "other")]
@@ -101,3 +102,13 @@ def test_a_bad_value_is_a_usage_error(project: Project, value: str) -> None:
     result = project.run("--qat-model=models:good", f"{option}={value}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert option in everything(result)
+
+
+def test_the_command_of_a_model_without_inputs_of_its_own_says_its_shape(project: Project) -> None:
+    project.add("""
+        def bare():
+            return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    """)
+    text = everything(project.run("--qat-model=models:bare", "--qat-inputs=8x3x8x8", "--qat-probe",
+                                  "--qat-recipe=fx-x86"))
+    assert "pytest --qat-model=models:bare --qat-inputs=8x3x8x8 --qat-recipe=fx-x86" in text

@@ -116,7 +116,7 @@ def test_torchscript_ships_a_file_that_runs_without_python(project: Project) -> 
     result.stdout.fnmatch_lines(["*runtime torchscript, engine x86*"])
 
 
-def test_a_converted_model_that_nothing_lowered_fails_coverage_and_says_how_to_lower_it(project: Project) -> None:
+def test_a_converted_model_that_nothing_lowered_fails_coverage_as_that(project: Project) -> None:
     pytest.importorskip("torchao")
     project.add('''
         def reference():
@@ -139,8 +139,8 @@ def test_a_converted_model_that_nothing_lowered_fails_coverage_and_says_how_to_l
     text = " ".join(result.stdout.str().split())
     [unlowered] = [found for found in document(project)["runs"][0]["findings"]
                    if found["code"] == "converted-not-lowered"]
-    assert "pt2e-inductor" in unlowered["remedy"]
-    assert f"cause: {unlowered['message']} remedy: {unlowered['remedy']}" in text
+    assert not unlowered["remedy"], "the case brings its own stages, so that nothing was tried"
+    assert f"cause: {unlowered['message']}" in text
 
 
 def test_recipes_that_differ_in_the_runtime_only_share_their_training(project: Project) -> None:

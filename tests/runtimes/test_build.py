@@ -184,7 +184,7 @@ def test_every_deadly_signal_is_named(tmp_path: Path, number: signal.Signals) ->
 
 @pytest.mark.usefixtures("_leaves_no_process")
 def test_a_child_that_exits_early_is_quoted_by_the_last_line_it_wrote(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"scripted .*status 3 .*int8.*: the last words\n"):
+    with pytest.raises(StageError, match=r"scripted .*status 3 .*int8.*: the last words$"):
         built(tmp_path, int8="import os; os.write(2, b'first\\nthe last words\\n'); os._exit(3)")
 
 
@@ -219,7 +219,6 @@ def reported(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> StageE
 def test_an_error_comes_with_its_first_line_and_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = reported(tmp_path, "raise ValueError('no such op\\nand much more')", monkeypatch)
     assert error.message.partition("int8 model: ")[2].startswith("ValueError: no such op (in lowering; raised at ")
-    assert error.hint
 
 
 def test_an_error_that_wraps_another_is_reported_by_its_cause_without_colors(

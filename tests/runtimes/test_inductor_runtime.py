@@ -154,9 +154,8 @@ def test_a_program_loaded_again_is_frozen_again(pair: DeployedPair) -> None:
 
 
 def test_memory_cannot_be_measured(tmp_path: Path) -> None:
-    with pytest.raises(MeasurementError, match=r"int8\.program") as caught:
+    with pytest.raises(MeasurementError, match=r"int8\.program"):
         InductorRuntime().load_program(tmp_path / "int8.program")
-    assert caught.value.hint
 
 
 def test_without_a_compiler_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_what_a_quantizer_raises_becomes_a_finding() -> None:
     (finding,) = caught.value.findings
     assert (finding.code, finding.severity) == ("quantizer-refused", "error")
     assert finding.message.startswith("Refusing raised ValueError: no pattern fits")
-    assert "skip=(...)" in finding.remedy
+    assert not finding.remedy, "what helps is tried, not guessed"
     assert finding.evidence["error"] == "ValueError"
 
 

@@ -1,0 +1,193 @@
+"""What is recommended after a failure: only what a trial has shown to do, and never more than it has shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_qat.case import QATCase, Tolerances
+from pytest_qat.checks import ModelChecks
+from pytest_qat.core import torch_state
+from pytest_qat.diagnosis import recipes
+from pytest_qat.diagnosis.causes import with_causes
+from pytest_qat.diagnosis.recipes import need_of, recipes_that_take
+from pytest_qat.findings import Finding
+from pytest_qat.measure.machine_lock import MachineLock
+from pytest_qat.pipeline.probe import Probe, Trial
+from pytest_qat.pipeline.run import ModelRun, RunSettings
+from pytest_qat.recipe import get_recipe
+
+COMMAND = "pytest --qat-model=models:net"
+BOUNDS = Tolerances(min_coverage=0.5, min_size_reduction=2.0)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[ModelRun]]:
+    runs: list[ModelRun] = []
+    yield runs
+    for run in runs:
+        run.close()
+
+
+def run_of(opened: list[ModelRun], recipe: str = "fx-x86", *, model: nn.Module | None = None,
+           tolerances: Tolerances = BOUNDS, diagnose_s: float = 60.0, **changes: Any) -> ModelRun:
+    torch.manual_seed(0)
+    case = QATCase(model=model or nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval(),
+                   example_inputs=(torch.randn(32, 16),), **changes)
+    opened.append(ModelRun(case, get_recipe(recipe), RunSettings(tolerances=tolerances, diagnose_s=diagnose_s),
+                           lock=MachineLock()))
+    return opened[-1]
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, **answers: dict[str, Any]) -> list[Trial]:
+    """Let trials answer as told, others refuse; return what was tried."""
+    made: list[Trial] = []
+
+    def try_all(case: QATCase, trials: Sequence[Trial], **settings: Any) -> list[Probe]:
+        made.extend(trials)
+        found = []
+        for trial in trials:
+            key = f"{trial.recipe.replace('-', '_')}{'_skip' if trial.skip else ''}"
+            found.append(Probe(**{"recipe": trial.recipe, "skip": trial.skip, "takes": key in answers,
+                                  "reason": "" if key in answers else "no.", **answers.get(key, {})}))
+        return found
+
+    monkeypatch.setattr(recipes, "try_all", try_all)
+    return made
+
+
+def told(run: ModelRun, check: str, *, blamed: Sequence[str] = (), command: str = COMMAND) -> Finding:
+    return recipes_that_take(run, need_of(check, run.settings.tolerances, share=0.3), command=command, check=check,
+                             blamed=blamed)
+
+
+@pytest.mark.parametrize(("check", "short", "enough"), [
+    ("prepare", {"mac_share": 0.4}, {"mac_share": 0.6}), ("convert", {"mac_share": 0.4}, {"mac_share": None}),
+    ("coverage", {"mac_share": 0.4}, {"mac_share": 0.5}), ("coverage", {"mac_share": None}, {"mac_share": 0.9}),
+    ("size", {"mac_share": 1.0, "size_reduction": 1.9}, {"mac_share": 1.0, "size_reduction": 2.0}),
+    ("size", {"mac_share": 0.4, "size_reduction": 3.0}, {"mac_share": 0.6, "size_reduction": 2.5}),
+    ("parity", {"mac_share": 1.0, "agrees": False}, {"mac_share": 1.0, "agrees": True}),
+    ("parity", {"mac_share": 1.0, "agrees": None}, {"mac_share": 0.8, "agrees": True}),
+    ("speedup", {"mac_share": 0.5}, {"mac_share": 0.6}), ("speedup", {"mac_share": None}, {"mac_share": 0.9}),
+])
+def test_a_recipe_is_recommended_only_if_its_trial_shows_what_the_check_needs(
+        check: str, short: dict, enough: dict, opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, eager_x86=short)
+    nothing = told(run_of(opened), check)
+    assert (nothing.code, nothing.remedy) == ("no-recipe-takes-it", "")
+    assert "eager-x86 takes it" in nothing.message
+    scripted(monkeypatch, eager_x86=short, pt2e_executorch=enough)
+    found = told(run_of(opened), check)
+    assert (found.code, found.remedy) == ("recipe-takes-it", f"run: {COMMAND} --qat-recipe=pt2e-executorch")
+    assert "faster" not in found.message
+
+
+def test_numbers_are_compared_only_where_they_are_what_failed(opened: list[ModelRun],
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    for check in ("prepare", "convert", "coverage", "parity", "size", "speedup"):
+        made = scripted(monkeypatch)
+        told(run_of(opened), check)
+        assert made
+        assert {trial.numbers for trial in made} == {check == "parity"}
+
+
+def test_the_recipe_that_failed_is_not_tried_again_as_it_was(opened: list[ModelRun],
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch)
+    told(run_of(opened), "parity")
+    assert "fx-x86" not in [trial.recipe for trial in made]
+    assert {"fx-fbgemm", "fx-qnnpack", "eager-x86"} <= {trial.recipe for trial in made}
+
+
+@pytest.mark.parametrize(("blamed", "skip"), [
+    (("0",), ("0",)), (("0", "2", "0"), ("0", "2")), (("",), None), (("nowhere",), None), ((), None)])
+def test_modules_to_blame_are_left_in_float_for_a_trial_of_the_same_recipe(
+        blamed: tuple[str, ...], skip: tuple[str, ...] | None, opened: list[ModelRun],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch, fx_x86_skip={"mac_share": 0.7})
+    found = told(run_of(opened), "convert", blamed=blamed)
+    assert [trial.skip for trial in made if trial.recipe == "fx-x86"] == ([] if skip is None else [skip])
+    assert found.remedy == ("" if skip is None else f"give the QATCase skip={skip!r}.")
+
+
+def test_a_quantizer_of_the_user_s_own_decides_by_itself_what_to_skip(opened: list[ModelRun],
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch)
+    told(run_of(opened, "pt2e-executorch", quantizer=object()), "prepare", blamed=("0",))
+    assert [trial for trial in made if trial.skip] == []
+
+
+def test_a_model_that_only_a_marker_holds_has_no_command(opened: list[ModelRun],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, eager_x86={"mac_share": 1.0})
+    assert told(run_of(opened), "convert", command="").remedy == 'give the marker recipe="eager-x86".'
+
+
+def test_all_trials_of_a_model_share_the_time(opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets: list[float] = []
+
+    def try_all(case: QATCase, trials: Sequence[Trial], *, settings: Any) -> list[Probe]:
+        budgets.append(settings.budget_s)
+        return [Probe(recipe=trial.recipe, takes=False) for trial in trials]
+
+    monkeypatch.setattr(recipes, "try_all", try_all)
+    run = run_of(opened, diagnose_s=60.0)
+    run.shared.probing_s = 45.0
+    told(run, "convert")
+    told(run, "coverage")  # the same trials, whose answers are known
+    told(run, "parity")
+    assert len(budgets) == 2
+    assert budgets[0] == pytest.approx(15.0)
+    assert budgets[1] <= 15.0
+
+
+def test_an_engine_that_this_machine_lacks_sends_to_one_that_it_has(opened: list[ModelRun],
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch, fx_x86={"mac_share": 1.0})
+    monkeypatch.setattr(torch_state.torch.backends.quantized.__class__, "supported_engines",
+                        property(lambda self: ["x86", "none"]))
+    checks = ModelChecks(run_of(opened, "fx-qnnpack"), reference="models:net", command=COMMAND)
+    found = with_causes(checks, checks.check("prepare"))
+    assert found.verdict.outcome.value == "failed"
+    assert "fx-x86" in [trial.recipe for trial in made]
+    assert found.findings[-1].remedy == f"run: {COMMAND} --qat-recipe=fx-x86"
+
+
+class Reference(nn.Module):
+    """Adds, so that eager mode refuses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)
+        return y + y
+
+
+@pytest.mark.parametrize(("check", "selected", "tolerances", "expected"), [
+    ("prepare", None, BOUNDS, True), ("accuracy", (), BOUNDS, True), ("accuracy", ("prepare",), BOUNDS, False)])
+def test_whichever_check_shows_a_refusal_first_tells_what_would_do(
+        check: str, selected: tuple[str, ...] | None, tolerances: Tolerances, expected: bool,
+        opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, fx_x86={"mac_share": 1.0})
+    checks = ModelChecks(run_of(opened, "eager-x86", model=Reference().eval()), reference="models:net", command=COMMAND)
+    found = with_causes(checks, checks.check(check, **({} if selected is None else {"selected": selected})))
+    assert any(finding.code == "recipe-takes-it" for finding in found.findings) is expected
+
+
+@pytest.mark.parametrize(("check", "bounds", "tried"), [
+    ("size", Tolerances(min_size_reduction=50.0, min_coverage=0.0), True),
+    ("size", Tolerances(min_size_reduction=0.1, min_coverage=0.0), False),
+    ("coverage", Tolerances(min_coverage=0.5), False), ("parity", Tolerances(), False),
+])
+def test_only_a_failed_check_tries_anything(check: str, bounds: Tolerances, tried: bool, opened: list[ModelRun],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch)
+    checks = ModelChecks(run_of(opened, tolerances=bounds), reference="models:net", command=COMMAND)
+    with_causes(checks, checks.check(check))
+    assert bool(made) is tried

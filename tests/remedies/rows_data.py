@@ -1,0 +1,282 @@
+"""Advice about the model as it is handed over, about scores and outputs, and about PyTorch's own errors."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+import torch.ao.quantization as tq
+from torch import Tensor, nn
+from torch.ao.quantization import quantize_fx
+
+from pytest_qat.case import QATCase
+from pytest_qat.core import torch_state
+from pytest_qat.core.files import write_whole
+from pytest_qat.exported.model import ExportedModel
+from pytest_qat.exported.program import export_program
+from pytest_qat.measure import memory
+from pytest_qat.measure.latency import TimingSettings
+from pytest_qat.measure.outputs import agreement_scores
+from pytest_qat.measure.paired_outputs import pair_outputs
+from pytest_qat.measure.parity import compare_parity
+from pytest_qat.measure.roundtrip import QuantizedTensor, check_roundtrip
+from pytest_qat.pipeline.preflight import check_shapes, checked_model
+from pytest_qat.runtimes import torch as torch_runtime
+from pytest_qat.workflows.known_errors import explain
+from tests.remedies.rows_case import (
+    IMAGES,
+    PAIRS,
+    ROWS,
+    Locked,
+    Stateful,
+    called,
+    case,
+    done,
+    evaluated,
+    held,
+    own_prepared,
+    paired,
+    traced,
+)
+from tests.remedies.walk import PLAIN, Row, World
+
+PREFLIGHT = "pipeline/preflight.py"
+
+
+def stays(x: Tensor) -> Tensor:
+    return x
+
+
+def kept(kept_value: Any) -> Any:
+    return done(lambda: checked_model(QATCase(model=Locked(kept_value).eval(), example_inputs=(ROWS,))))
+
+
+def double(*, mended: bool) -> Any:
+    model = nn.Linear(4, 2).double()
+    return done(lambda: checked_model(QATCase(model=model.float() if mended else model, example_inputs=(ROWS,))))
+
+
+def shaped(side: int) -> Any:
+    return lambda world: check_shapes(case(eval_data=[(torch.randn(8, 3, side, side), torch.arange(8) % 4)]))
+
+
+PREFLIGHT_ROWS = [
+    Row(path=PREFLIGHT, text="Make {} yield batches, or leave it out.",
+        calls=done(lambda: checked_model(case(eval_data=[]))), follow=done(lambda: checked_model(case()))),
+    Row(path=PREFLIGHT, text="Keep only parameters and buffers as tensor attributes", calls=kept(threading.Lock()),
+        follow=kept(None)),
+    Row(path=PREFLIGHT, text="Call .float() on the model.", calls=double(mended=False), follow=double(mended=True)),
+    Row(path=PREFLIGHT, text="Give the arguments of one forward call as example_inputs.",
+        calls=done(lambda: checked_model(case(example_inputs=(IMAGES, torch.arange(8))))),
+        follow=done(lambda: checked_model(case(example_inputs=(IMAGES,))))),
+    Row(path=PREFLIGHT, text="Use operations that return a new tensor",
+        calls=called(lambda model, x: model.fc(x.sub_(1.0).div_(2.0))),
+        follow=called(lambda model, x: model.fc((x - 1.0) / 2.0))),
+    Row(path=PREFLIGHT, text="Return the logits as a tensor, or in a tuple or dict.",
+        calls=called(lambda model, x: model.fc(x).argmax(1)),
+        follow=called(lambda model, x: {"logits": model.fc(x)})),
+    Row(path=PREFLIGHT, text="Look for NaN in the weights",
+        calls=called(lambda model, x: model.fc(x) * float("nan")), follow=called(lambda model, x: model.fc(x))),
+    Row(path=PREFLIGHT, text="bring every batch to one shape, by padding", calls=shaped(12), follow=shaped(8)),
+    Row(path=PREFLIGHT, text="Leave out prepared= to have {} prepare", calls=own_prepared(give=True),
+        follow=own_prepared(give=False)),
+    Row(path=PREFLIGHT, text="move them into forward itself", calls=traced(inside=False), follow=traced(inside=True)),
+    Row(path=PREFLIGHT, text="pass the state as an input and return it", calls=held(Stateful(keeps=True).eval()),
+        follow=held(Stateful(keeps=False).eval())),
+]
+
+
+def one_row(output: Tensor, target: Tensor) -> Tensor:
+    return (output.argmax(1) == target).float()
+
+
+def agreement(outputs: Any) -> Any:
+    return done(lambda: agreement_scores([outputs], [outputs], samples=[6]))
+
+
+ACCURACY = "measure/accuracy.py"
+SCORE_ROWS = [
+    Row(path=ACCURACY, text="Give class indices (target.argmax(1)",
+        calls=evaluated([(ROWS, nn.functional.one_hot(PAIRS[0][1], 2))]),
+        follow=evaluated([(ROWS, nn.functional.one_hot(PAIRS[0][1], 2).argmax(1))])),
+    Row(path=ACCURACY, text="Make eval_data yield what forward takes",
+        calls=evaluated([(torch.randn(6, 5), PAIRS[0][1])]), follow=evaluated(PAIRS)),
+    Row(path=ACCURACY, text="Make eval_data yield batches, or leave it out", calls=evaluated([]),
+        follow=done(lambda: checked_model(case()))),
+    Row(path=ACCURACY, text="metric(output, target) gets what the model returned",
+        calls=evaluated(PAIRS, lambda output, target: output["logits"]), follow=evaluated(PAIRS, one_row)),
+    Row(path=ACCURACY, text="Return one score per sample, without averaging.",
+        calls=evaluated(PAIRS, lambda output, target: one_row(output, target).mean()),
+        follow=evaluated(PAIRS, one_row)),
+    Row(path=ACCURACY, text="Check the model's output and the target of that batch.",
+        calls=evaluated([(ROWS, torch.zeros(6))], lambda output, target: output[:, 0] / target),
+        follow=evaluated([(ROWS, torch.ones(6))], lambda output, target: output[:, 0] / target)),
+    Row(path=ACCURACY, text="Give data that can be iterated again", calls=paired(other=True), follow=paired()),
+    Row(path=ACCURACY, text="Use shuffle=False and no random augmentation", calls=paired(order=True), follow=paired()),
+    Row(path="measure/outputs.py", text="Give eval_data and metric.", calls=agreement(torch.tensor(1.0)),
+        follow=evaluated(PAIRS, one_row)),
+    Row(path="measure/paired_outputs.py", text="Give eval_data and metric.", calls=agreement(torch.arange(6)),
+        follow=evaluated(PAIRS, one_row)),
+    Row(path="measure/paired_outputs.py", text="Look for a reshape that depends on the dtype.",
+        calls=done(lambda: pair_outputs([ROWS], [ROWS.reshape(4, 6)])),
+        follow=done(lambda: pair_outputs([ROWS], [ROWS]))),
+    Row(path="measure/parity.py", text="Look for an output that depends on the mode",
+        calls=done(lambda: compare_parity(stays, stays, lambda x: (x, x), [ROWS])),
+        follow=done(lambda: compare_parity(stays, stays, stays, [ROWS]))),
+    Row(path="measure/parity.py", text="Return the logits as a tensor",
+        calls=done(lambda: compare_parity(*(lambda x: x.argmax(1),) * 3, [ROWS])),
+        follow=done(lambda: compare_parity(stays, stays, stays, [ROWS]))),
+]
+
+
+def timing(**changes: Any) -> Any:
+    return done(lambda: TimingSettings(**changes))
+
+
+def qparams(scale: float) -> Any:
+    made = QuantizedTensor(name="fc.output", module="fc", dtype=torch.quint8, scale=torch.tensor([scale]),
+                           zero_point=torch.tensor([0]), per_channel=False)
+    return lambda world: check_roundtrip([made], seed=0)
+
+
+def peaks(*, missing: bool) -> Any:
+    """What is measured without a figure from the system; leaving it out measures nothing."""
+    def work(world: World) -> None:
+        if missing:
+            world.patch.setattr(memory, "peak_memory_bytes", lambda: None)
+            memory.MemoryProbes("torch", threads=1).measure({})
+    return work
+
+
+def without_memory(world: World) -> object:
+    world.project.add(PLAIN)
+    return world.project.run("--qat-model=models:plain", "-k", "size")
+
+
+def unreadable(world: World) -> None:
+    for side in memory.SIDES:
+        (world.path / side).write_bytes(b"no program")
+    memory.MemoryProbes("torch", threads=1).measure({side: world.path / side for side in memory.SIDES})
+
+
+def written(folder: str) -> Any:
+    def work(world: World) -> None:
+        (world.path / "room").mkdir(exist_ok=True)
+        write_whole(b"model", world.path / folder / "int8.pt")
+    return work
+
+
+class Text(nn.Module):
+    def forward(self, x: Tensor) -> str:
+        return "no tensor"
+
+
+def fixed_batch(rows: int) -> Any:
+    def work(world: World) -> None:
+        class Fixed(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x.reshape(6, 4))
+
+        program = export_program(Fixed(4, 2), (ROWS,), any_batch=True)
+        ExportedModel(program.module(), always_on=frozenset()).train()(torch.randn(rows, 4))
+    return work
+
+
+MEASURE_ROWS = [
+    Row(path="measure/latency.py", text="Leave it out, say.", calls=timing(max_time_s=-1.0), follow=timing(), sites=2),
+    Row(path="measure/latency.py", text="Give 0.95.", calls=timing(confidence=2.0), follow=timing(confidence=0.95)),
+    Row(path="measure/memory.py", text="Measure memory on Linux or macOS", calls=peaks(missing=True),
+        follow=peaks(missing=False)),
+    Row(path="measure/memory.py", text="Leave out --qat-memory; no check needs it.", calls=unreadable,
+        follow=without_memory, sites=2, slow=True),
+    Row(path="measure/roundtrip.py", text="calibrate on finite data", calls=qparams(float("nan")), follow=qparams(0.1)),
+    Row(path="runtimes/torch.py", text="Leave out --qat-memory; no other check needs the trace.",
+        calls=done(lambda: torch_runtime._script(Text(), (ROWS,))), follow=without_memory),
+    Row(path="core/files.py", text="Free some space, or set TMPDIR", calls=written("full"), follow=written("room")),
+    Row(path="exported/model.py", text="Give batches of {} (drop_last=True).", calls=fixed_batch(5),
+        follow=fixed_batch(6)),
+]
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.words(ids).mean(1)
+
+
+def explained(action: Any) -> Any:
+    """Do what a user does by hand, and explain what PyTorch raises."""
+    def work(world: World) -> object:
+        with torch_state.preserved_torch_state(seed=0), torch_state.quantized_engine("x86"):
+            try:
+                action()
+            except Exception as error:
+                found = explain(error, model=nn.Identity(), stage="convert")
+                return found or f"unexplained: {error}"
+        return None
+    return work
+
+
+def by_hand(*layers: nn.Module, inputs: Tensor = ROWS) -> None:
+    model = nn.Sequential(*layers).train()
+    model.qconfig = tq.get_default_qat_qconfig("x86")  # type: ignore[assignment]
+    prepared = tq.prepare_qat(model)
+    prepared(inputs)
+    tq.convert(prepared.eval())(inputs)
+
+
+def left_in_float(layer: nn.Module) -> nn.Module:
+    layer.qconfig = None  # type: ignore[assignment]
+    return layer
+
+
+def embedding(*, mended: bool) -> None:
+    mapping = tq.get_default_qat_qconfig_mapping("x86")
+    if mended:
+        mapping = mapping.set_object_type(nn.Embedding, None)
+    model = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 2)).train()
+    quantize_fx.prepare_qat_fx(model, mapping, (torch.tensor([[1, 2]]),))
+
+
+def fused(*, train: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).train()
+    model[0].train(train)
+    tq.fuse_modules_qat(model, [["0", "1"]])
+
+
+def prepared_by_hand(*, train: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 4)).train(train)
+    model.qconfig = tq.get_default_qat_qconfig("x86")  # type: ignore[assignment]
+    tq.prepare_qat(model)
+
+
+def exported_words(length: int) -> None:
+    program = torch.export.export(Words(), (torch.zeros(2, 8, dtype=torch.int64),)).module()
+    program(torch.zeros(2, length, dtype=torch.int64))
+
+
+KNOWN = "workflows/known_errors.py"
+KNOWN_ROWS = [
+    Row(path=KNOWN, text="put a QuantStub where the tensor enters",
+        calls=explained(lambda: by_hand(nn.Linear(4, 2), tq.DeQuantStub())),
+        follow=explained(lambda: by_hand(tq.QuantStub(), nn.Linear(4, 2), tq.DeQuantStub()))),
+    Row(path=KNOWN, text="put a DeQuantStub before the float part.",
+        calls=explained(lambda: by_hand(tq.QuantStub(), nn.Linear(4, 4), left_in_float(nn.Linear(4, 2)))),
+        follow=explained(lambda: by_hand(tq.QuantStub(), nn.Linear(4, 4), tq.DeQuantStub(),
+                                         left_in_float(nn.Linear(4, 2))))),
+    Row(path=KNOWN, text="set its qconfig to None", calls=explained(lambda: embedding(mended=False)),
+        follow=explained(lambda: embedding(mended=True))),
+    Row(path=KNOWN, text="use a PerChannelMinMaxObserver",
+        calls=explained(lambda: tq.MinMaxObserver(qscheme=torch.per_channel_symmetric)),
+        follow=explained(lambda: tq.PerChannelMinMaxObserver(qscheme=torch.per_channel_symmetric))),
+    Row(path=KNOWN, text="call fuse_modules_qat on a model in train mode", calls=explained(lambda: fused(train=False)),
+        follow=explained(lambda: fused(train=True))),
+    Row(path=KNOWN, text="bring every batch to one shape: pad token ids", calls=explained(lambda: exported_words(5)),
+        follow=explained(lambda: exported_words(8))),
+    Row(path=KNOWN, text="call .train() before prepare_qat.", calls=explained(lambda: prepared_by_hand(train=False)),
+        follow=explained(lambda: prepared_by_hand(train=True))),
+]
