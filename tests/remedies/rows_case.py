@@ -13,7 +13,8 @@ from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.core import torch_state
 from pytest_qat.core.batches import classify, in_parts, labeled
 from pytest_qat.finetune import _length, _loss, _optimizer, calibrate, fine_tune
-from pytest_qat.measure.accuracy import Scores, compare_scores, evaluate
+from pytest_qat.measure.accuracy import Scores, compare_scores
+from pytest_qat.measure.scoring import evaluate
 from pytest_qat.pipeline.preflight import check_prepared, checked_model, hold_to_model
 from pytest_qat.recipe import get_recipe
 from pytest_qat.tolerances import Tolerances

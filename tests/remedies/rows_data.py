@@ -17,7 +17,7 @@ from pytest_qat.exported.model import ExportedModel
 from pytest_qat.exported.program import export_program
 from pytest_qat.measure import memory
 from pytest_qat.measure.latency import TimingSettings
-from pytest_qat.measure.outputs import agreement_scores
+from pytest_qat.measure.outputs import agreement_of
 from pytest_qat.measure.paired_outputs import pair_outputs
 from pytest_qat.measure.parity import compare_parity
 from pytest_qat.measure.roundtrip import QuantizedTensor, check_roundtrip
@@ -92,7 +92,7 @@ def one_row(output: Tensor, target: Tensor) -> Tensor:
 
 
 def agreement(outputs: Any) -> Any:
-    return done(lambda: agreement_scores([outputs], [outputs], samples=[6]))
+    return done(lambda: agreement_of([outputs], [outputs], samples=[6]))
 
 
 ACCURACY = "measure/accuracy.py"

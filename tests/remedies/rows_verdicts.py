@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pytest_qat.diagnosis.costs import causes_of_speed
-from pytest_qat.measure.accuracy import Accuracy, compare_scores, evaluate
+from pytest_qat.measure.accuracy import Accuracy, compare_scores
+from pytest_qat.measure.scoring import evaluate
 from pytest_qat.measure.flat_outputs import FlatOutput
 from pytest_qat.measure.speed import BatchSpeed, Speed
 from pytest_qat.tolerances import Tolerances
