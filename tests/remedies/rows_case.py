@@ -212,6 +212,19 @@ def paired(*, other: bool = False, order: bool = False) -> Any:
                                         higher_is_better=True))
 
 
+def score_of(y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """A score that takes its targets first, as scikit-learn's do."""
+    return (y_pred.argmax(1) == y_true).float()
+
+
+def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+    return score_of(targets, outputs)
+
+
+def score(outputs: Tensor, targets: Tensor) -> Tensor:
+    return score_of(targets, outputs).mean()
+
+
 def own_prepared(*, give: bool) -> Any:
     def work(world: Any) -> None:
         with torch_state.preserved_torch_state(seed=0), torch_state.quantized_engine("x86"):
@@ -221,6 +234,7 @@ def own_prepared(*, give: bool) -> Any:
 
 
 INT8_OUT = "case.py"
+LABELED = [(IMAGES, torch.arange(8) % 4)]
 CASE_ROWS = [
     Row(path=INT8_OUT, text="Give the trained float model with its weights.",
         calls=made(model=nn.ReLU()), follow=made()),
@@ -238,13 +252,21 @@ CASE_ROWS = [
         follow=made(train_data=PAIRS, loss_fn=cross_entropy)),
     Row(path=INT8_OUT, text="Add train_data=", calls=made(loss_fn=cross_entropy),
         follow=made(train_data=PAIRS, loss_fn=cross_entropy)),
+    Row(path=INT8_OUT, text="Keep metric for a score of each sample, or set_metric for one of the whole set.",
+        calls=made(eval_data=LABELED, metric=per_sample, set_metric=score),
+        follow=lambda world: [made(eval_data=LABELED, metric=per_sample)(world),
+                              made(eval_data=LABELED, set_metric=score)(world)]),
+    Row(path=INT8_OUT, text="Add eval_data=", calls=made(set_metric=score),
+        follow=made(set_metric=score, eval_data=LABELED)),
+    Row(path=INT8_OUT, text="Turn them around: {}=lambda outputs, targets: {}(targets, outputs).",
+        calls=made(metric=score_of),
+        follow=made(metric=lambda outputs, targets: score_of(targets, outputs))),
     Row(path=INT8_OUT, text="Write tolerances=", calls=made(tolerances=0.01),
         follow=made(tolerances=Tolerances(accuracy_drop=0.01))),
     Row(path=INT8_OUT, text="Use the names that model.named_modules() gives.", calls=made(skip=("head",)),
         follow=made(skip=(list(dict(Net().named_modules()))[-1],))),
     Row(path=INT8_OUT, text="Write {}.", calls=made(skip="fc"), follow=made(skip=("fc",))),
-    Row(path=INT8_OUT, text="Give {} as a DataLoader", calls=made(eval_data=IMAGES), follow=made(
-        eval_data=[(IMAGES, torch.arange(8) % 4)])),
+    Row(path=INT8_OUT, text="Give {} as a DataLoader", calls=made(eval_data=IMAGES), follow=made(eval_data=LABELED)),
     Row(path=INT8_OUT, text="Return an instance: {}(...).", calls=made(model=Net), follow=made(model=Net())),
     Row(path=INT8_OUT, text="Return the trained float model.", calls=made(model="net"), follow=made(model=Net())),
     Row(path=INT8_OUT, text="Make {} yield a batch.",

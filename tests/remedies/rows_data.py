@@ -1,4 +1,4 @@
-"""Advice about the model as it is handed over, about scores and outputs, and about PyTorch's own errors."""
+"""Advice about the model as it is handed over, about what is measured of it, and about PyTorch's own errors."""
 
 from __future__ import annotations
 
@@ -17,35 +17,25 @@ from pytest_qat.exported.model import ExportedModel
 from pytest_qat.exported.program import export_program
 from pytest_qat.measure import memory
 from pytest_qat.measure.latency import TimingSettings
-from pytest_qat.measure.outputs import agreement_of
-from pytest_qat.measure.paired_outputs import pair_outputs
-from pytest_qat.measure.parity import compare_parity
 from pytest_qat.measure.roundtrip import QuantizedTensor, check_roundtrip
 from pytest_qat.pipeline.preflight import check_shapes, checked_model
 from pytest_qat.runtimes import torch as torch_runtime
 from pytest_qat.workflows.known_errors import explain
 from tests.remedies.rows_case import (
     IMAGES,
-    PAIRS,
     ROWS,
     Locked,
     Stateful,
     called,
     case,
     done,
-    evaluated,
     held,
     own_prepared,
-    paired,
     traced,
 )
 from tests.remedies.walk import PLAIN, Row, World
 
 PREFLIGHT = "pipeline/preflight.py"
-
-
-def stays(x: Tensor) -> Tensor:
-    return x
 
 
 def kept(kept_value: Any) -> Any:
@@ -84,49 +74,6 @@ PREFLIGHT_ROWS = [
     Row(path=PREFLIGHT, text="move them into forward itself", calls=traced(inside=False), follow=traced(inside=True)),
     Row(path=PREFLIGHT, text="pass the state as an input and return it", calls=held(Stateful(keeps=True).eval()),
         follow=held(Stateful(keeps=False).eval())),
-]
-
-
-def one_row(output: Tensor, target: Tensor) -> Tensor:
-    return (output.argmax(1) == target).float()
-
-
-def agreement(outputs: Any) -> Any:
-    return done(lambda: agreement_of([outputs], [outputs], samples=[6]))
-
-
-ACCURACY = "measure/accuracy.py"
-SCORE_ROWS = [
-    Row(path=ACCURACY, text="Give class indices (target.argmax(1)",
-        calls=evaluated([(ROWS, nn.functional.one_hot(PAIRS[0][1], 2))]),
-        follow=evaluated([(ROWS, nn.functional.one_hot(PAIRS[0][1], 2).argmax(1))])),
-    Row(path=ACCURACY, text="Make eval_data yield what forward takes",
-        calls=evaluated([(torch.randn(6, 5), PAIRS[0][1])]), follow=evaluated(PAIRS)),
-    Row(path=ACCURACY, text="Make eval_data yield batches, or leave it out", calls=evaluated([]),
-        follow=done(lambda: checked_model(case()))),
-    Row(path=ACCURACY, text="metric(output, target) gets what the model returned",
-        calls=evaluated(PAIRS, lambda output, target: output["logits"]), follow=evaluated(PAIRS, one_row)),
-    Row(path=ACCURACY, text="Return one score per sample, without averaging.",
-        calls=evaluated(PAIRS, lambda output, target: one_row(output, target).mean()),
-        follow=evaluated(PAIRS, one_row)),
-    Row(path=ACCURACY, text="Check the model's output and the target of that batch.",
-        calls=evaluated([(ROWS, torch.zeros(6))], lambda output, target: output[:, 0] / target),
-        follow=evaluated([(ROWS, torch.ones(6))], lambda output, target: output[:, 0] / target)),
-    Row(path=ACCURACY, text="Give data that can be iterated again", calls=paired(other=True), follow=paired()),
-    Row(path=ACCURACY, text="Use shuffle=False and no random augmentation", calls=paired(order=True), follow=paired()),
-    Row(path="measure/outputs.py", text="Give eval_data and metric.", calls=agreement(torch.tensor(1.0)),
-        follow=evaluated(PAIRS, one_row)),
-    Row(path="measure/paired_outputs.py", text="Give eval_data and metric.", calls=agreement(torch.arange(6)),
-        follow=evaluated(PAIRS, one_row)),
-    Row(path="measure/paired_outputs.py", text="Look for a reshape that depends on the dtype.",
-        calls=done(lambda: pair_outputs([ROWS], [ROWS.reshape(4, 6)])),
-        follow=done(lambda: pair_outputs([ROWS], [ROWS]))),
-    Row(path="measure/parity.py", text="Look for an output that depends on the mode",
-        calls=done(lambda: compare_parity(stays, stays, lambda x: (x, x), [ROWS])),
-        follow=done(lambda: compare_parity(stays, stays, stays, [ROWS]))),
-    Row(path="measure/parity.py", text="Return the logits as a tensor",
-        calls=done(lambda: compare_parity(*(lambda x: x.argmax(1),) * 3, [ROWS])),
-        follow=done(lambda: compare_parity(stays, stays, stays, [ROWS]))),
 ]
 
 
@@ -184,11 +131,12 @@ def fixed_batch(rows: int) -> Any:
 
 
 MEASURE_ROWS = [
-    Row(path="measure/latency.py", text="Leave it out, say.", calls=timing(max_time_s=-1.0), follow=timing(), sites=2),
-    Row(path="measure/latency.py", text="Give 0.95.", calls=timing(confidence=2.0), follow=timing(confidence=0.95)),
+    Row(path="measure/latency.py", text="Remove {}.", calls=timing(max_time_s=-1.0), follow=timing()),
+    Row(path="measure/latency.py", text="Remove max_pairs.", calls=timing(max_pairs=0), follow=timing()),
+    Row(path="measure/latency.py", text="Use 0.95.", calls=timing(confidence=2.0), follow=timing(confidence=0.95)),
     Row(path="measure/memory.py", text="Measure memory on Linux or macOS", calls=peaks(missing=True),
         follow=peaks(missing=False)),
-    Row(path="measure/memory.py", text="Leave out --qat-memory; no check needs it.", calls=unreadable,
+    Row(path="measure/memory.py", text="Remove --qat-memory; no check needs it.", calls=unreadable,
         follow=without_memory, sites=2, slow=True),
     Row(path="measure/roundtrip.py", text="calibrate on finite data", calls=qparams(float("nan")), follow=qparams(0.1)),
     Row(path="runtimes/torch.py", text="Leave out --qat-memory; no other check needs the trace.",

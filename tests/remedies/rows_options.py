@@ -41,7 +41,7 @@ OPTION_ROWS = [
     Row(path=PARSING, text="If you meant {} percent", calls=fraction("5"), follow=fraction("5%")),
     Row(path=PARSING, text="Give {} as a ratio such as 1.5.", calls=ratio("-1"), follow=ratio("1.5")),
     Row(path=PARSING, text="Give it as {}.", calls=ratio("fast"), follow=ratio("1.5"), sites=2),
-    Row(path="tolerances.py", text="Leave it out instead.",
+    Row(path="tolerances.py", text="Remove {}.",
         calls=done(lambda: Tolerances(min_speedup=None)),  # type: ignore[arg-type]
         follow=done(Tolerances)),
     Row(path="recipe.py", text="Did you mean {}?", calls=done(lambda: get_recipe("fx-x68")),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+import time
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor
 
 from pytest_qat.diagnosis.costs import causes_of_speed
 from pytest_qat.measure.accuracy import Accuracy, compare_scores
-from pytest_qat.measure.scoring import evaluate
 from pytest_qat.measure.flat_outputs import FlatOutput
+from pytest_qat.measure.outputs import agreement_of
+from pytest_qat.measure.scoring import evaluate
+from pytest_qat.measure.set_scores import compare_sets, gather
 from pytest_qat.measure.speed import BatchSpeed, Speed
 from pytest_qat.tolerances import Tolerances
 from pytest_qat.verdict import judge_accuracy, judge_speedup
@@ -50,6 +54,54 @@ def untrained(samples: int = 400) -> Accuracy:
     return scored(samples, fp32=1)
 
 
+LABELS = (torch.arange(600) % 2).float()
+NOISE = torch.randn(600, generator=torch.Generator().manual_seed(0))
+
+
+def separation(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The area under the ROC curve, which is not a number where a class is missing."""
+    good, bad = outputs[targets < 0.5], outputs[targets > 0.5]
+    return (bad.unsqueeze(1) > good).float().mean()
+
+
+def slowly(outputs: Tensor, targets: Tensor) -> Tensor:
+    time.sleep(0.005)
+    return separation(outputs, targets)
+
+
+def whole_set(samples: int = 300, *, skill: float = 2.0, rare: int = 0, metric: Any = separation,
+              budget_s: float = math.inf) -> Accuracy:
+    """Compare a model with itself by one score of the whole set; of a rare class there are so many samples."""
+    labels = LABELS[:samples] if not rare else (torch.arange(samples) < rare).float()
+    side = gather([(torch.zeros(samples, 3), skill * labels + NOISE[:samples], labels)])
+    return compare_sets(metric, {"fp32": side, "int8": side}, higher_is_better=True, budget_s=budget_s)
+
+
+def given_time(world: World) -> object:
+    """Give a slow score of a set the time that its verdict asks for."""
+    verdict = judge_accuracy(whole_set(metric=slowly, budget_s=0.0), Tolerances())
+    asked = re.search(r"Raise --qat-max-time to ([\d,]+)", verdict.reasons[0])
+    assert asked is not None
+    found = whole_set(metric=slowly, budget_s=float(asked[1].replace(",", "")))
+    return judge_accuracy(found, Tolerances())
+
+
+CLASS = torch.arange(8 * 16 * 16).reshape(8, 16, 16) % 3
+
+
+def maps(*, target: Tensor | None = None) -> Accuracy:
+    """Compare maps in which int8 names other classes where the scores lie close together, at an eighth of them."""
+    before = 4 * torch.nn.functional.one_hot(CLASS, 3).movedim(-1, 1).float()
+    before[:, :, :2] /= 40
+    after = before.clone()
+    after[:, :, :2] = before[:, :, :2].flip(1)
+    found = agreement_of([before], [after], samples=[8], target=target)
+    float_itself = agreement_of([before], [before], samples=[8], target=target)
+    compared = compare_scores(float_itself.scores, found.scores, None, higher_is_better=True, kind="agreement")
+    return dataclasses.replace(compared, same_class=found.same_class)
+
+
+RAGGED = ("output ['boxes'] is (5, 4) in float and (3, 4) in int8 (batch 0)",)
 _MOST_TIMES = 3
 FAINT = FlatOutput(output="", columns=(0,), of=1, spread=0.1, left=0.0, values=1, relative=0.01)
 VERDICT = "verdict.py"
@@ -60,22 +112,42 @@ ACCURACY_ROWS = [
     Row(path=VERDICT, text="{}. The difference is not significant",
         calls=accuracy(lambda: scored(60, int8=30)), follow=accuracy(lambda: scored(6000, int8=30)),
         then="accuracy drops by 3.33%"),
-    Row(path=VERDICT, text="{}. So few samples show nothing", calls=accuracy(lambda: scored(1, metric=right)),
-        follow=accuracy(lambda: scored(2000, metric=right))),
+    Row(path=VERDICT, text="{}. These samples are too few to show anything",
+        calls=accuracy(lambda: scored(1, metric=right)), follow=accuracy(lambda: scored(2000, metric=right))),
     Row(path=VERDICT, text="eval_data has samples of only one class", calls=accuracy(lambda: scored(400, classes=1)),
         follow=accuracy(lambda: scored(400))),
-    Row(path=VERDICT, text="{}, and {} samples are too few to tell", calls=accuracy(lambda: scored(6, fp32=3)),
+    Row(path=VERDICT, text="{}, and {} samples are too few to distinguish", calls=accuracy(lambda: scored(6, fp32=3)),
         follow=accuracy(lambda: scored(6000, fp32=3))),
-    Row(path=VERDICT, text="{}, no better than naming the most frequent class", calls=accuracy(untrained),
+    Row(path=VERDICT, text="{}, no better than always predicting the most frequent class", calls=accuracy(untrained),
         follow=accuracy(lambda: scored(400))),
     Row(path=VERDICT, text="min_accuracy {} cannot be checked without eval_data",
         calls=accuracy(lambda: dataclasses.replace(scored(400), kind="agreement"), min_accuracy=0.5),
         follow=accuracy(lambda: scored(400), min_accuracy=0.5)),
-    Row(path=VERDICT, text="min_accuracy {} is a floor, but for this metric",
+    Row(path=VERDICT, text="min_accuracy {} is a lower bound, but for this metric",
         calls=accuracy(lambda: scored(400), min_accuracy=0.5, higher_is_better=False),
         follow=accuracy(lambda: scored(400), higher_is_better=False)),
     Row(path=VERDICT, text="the float model itself scores {}", calls=accuracy(untrained, min_accuracy=0.9),
         follow=accuracy(lambda: scored(400), min_accuracy=0.9)),
+]
+
+
+SET_VERDICT_ROWS = [
+    Row(path=VERDICT, text="the maps that the model returns are classes or values", calls=accuracy(maps),
+        follow=lambda world: [accuracy(lambda: maps(target=torch.randn(8, 3, 16, 16)))(world),
+                              accuracy(lambda: scored(400))(world)]),
+    Row(path=VERDICT, text="float and int8 outputs differ in shape where no metric looks",
+        calls=accuracy(lambda: dataclasses.replace(scored(400), ragged=RAGGED)),
+        follow=accuracy(lambda: scored(400, metric=right))),
+    Row(path=VERDICT, text="A score of the whole set of only {} samples shows nothing",
+        calls=accuracy(lambda: whole_set(12)), follow=accuracy(whole_set)),
+    Row(path=VERDICT, text="The score hangs on very few samples", calls=accuracy(lambda: whole_set(rare=3)),
+        follow=accuracy(lambda: whole_set(rare=30))),
+    Row(path=VERDICT, text="set_metric is too slow to show which drops are chance",
+        calls=accuracy(lambda: whole_set(metric=slowly, budget_s=0.0)), follow=given_time),
+    Row(path=VERDICT, text="the float model scores {}, no better than with shuffled targets",
+        calls=accuracy(lambda: whole_set(40, skill=0.3)),
+        follow=lambda world: [accuracy(lambda: whole_set(40))(world),
+                              accuracy(lambda: whole_set(600, skill=0.3))(world)]),
 ]
 
 
@@ -129,11 +201,11 @@ def at_batch(samples: int) -> Any:
 SHORT = speed(budget_s=0.3)
 CROWDED = speed(budget_s=1.0, fp32=(400, 440), int8=(300, 330))
 SPEED_ROWS = [
-    Row(path=VERDICT, text="The interval straddles the requirement: raise --qat-max-time", calls=SHORT,
+    Row(path=VERDICT, text="The interval includes the requirement: raise --qat-max-time", calls=SHORT,
         follow=as_told(SHORT, lambda seconds: speed(budget_s=seconds))),
     Row(path=VERDICT, text="Calls are so slow that only {} pairs fit into the budget", calls=CROWDED,
         follow=as_told(CROWDED, lambda seconds: speed(budget_s=seconds, fp32=(400, 440), int8=(300, 330)))),
-    Row(path=VERDICT, text="The interval straddles the requirement, and the true ratio is too close",
+    Row(path=VERDICT, text="The interval includes the requirement, and the speedup is too close",
         calls=speed(budget_s=20.0, int8=(2, 4)), follow=speed(budget_s=20.0, int8=(2, 4), floor=0.95)),
     Row(path=VERDICT, text="But float against itself is off by {}x", calls=unsteady(1.3, 1.0),
         follow=unsteady(1.0, 1.0)),

@@ -13,18 +13,20 @@ import pytest
 from conftest import Project
 
 from tests.remedies.rows_case import CASE_ROWS, DATA_ROWS
-from tests.remedies.rows_data import KNOWN_ROWS, MEASURE_ROWS, PREFLIGHT_ROWS, SCORE_ROWS
+from tests.remedies.rows_data import KNOWN_ROWS, MEASURE_ROWS, PREFLIGHT_ROWS
 from tests.remedies.rows_models import EXPORTED_ROWS, FINDING_ROWS, PART_ROWS
 from tests.remedies.rows_options import FILE_ROWS, MARKER_ROWS, OPTION_ROWS, REFERENCE_ROWS
 from tests.remedies.rows_properties import PROPERTY_ROWS
 from tests.remedies.rows_recipes import RECIPE_ROWS
-from tests.remedies.rows_verdicts import ACCURACY_ROWS, SPEED_ROWS
+from tests.remedies.rows_scores import OUTPUT_ROWS, SCORE_ROWS, SET_ROWS
+from tests.remedies.rows_verdicts import ACCURACY_ROWS, SET_VERDICT_ROWS, SPEED_ROWS
 from tests.remedies.sites import Site, sites
 from tests.remedies.walk import Row, World, check
 
 ROWS: list[Row] = [*CASE_ROWS, *DATA_ROWS, *PREFLIGHT_ROWS, *SCORE_ROWS, *MEASURE_ROWS, *KNOWN_ROWS, *OPTION_ROWS,
                    *FILE_ROWS, *MARKER_ROWS, *REFERENCE_ROWS, *PROPERTY_ROWS, *ACCURACY_ROWS, *SPEED_ROWS,
-                   *FINDING_ROWS, *PART_ROWS, *EXPORTED_ROWS, *RECIPE_ROWS]
+                   *FINDING_ROWS, *PART_ROWS, *EXPORTED_ROWS, *RECIPE_ROWS, *SET_ROWS, *OUTPUT_ROWS,
+                   *SET_VERDICT_ROWS]
 
 NOT_FOLLOWED = {
     ("diagnosis/causes.py", "report it to pytest-qat"): "only people can report",
@@ -44,10 +46,10 @@ NOT_FOLLOWED = {
 
 NO_ADVICE = {
     ("core/system.py", "see NTSTATUS values"), ("diagnosis/coverage.py", "convert gave the reference form"),
-    ("measure/energy.py", "counters are there"), ("plugin/__init__.py", "qat(model, recipe"),
+    ("measure/energy.py", "only root may read the energy counters"), ("plugin/__init__.py", "qat(model, recipe"),
     ("properties/guarded.py", "{}; return .int_repr()"), ("properties/known_issues.py", "quantize and fake-quantize"),
-    ("properties/laws/workflows.py", "run twice"), ("workflows/fx/tracing.py", "def forward"),
-    ("workflows/fx/workflow.py", "def forward"), ("measure/speed.py", "no time left for it"),
+    ("properties/laws/workflows.py", "run a second time"), ("workflows/fx/tracing.py", "def forward"),
+    ("workflows/fx/workflow.py", "def forward"),
     ("pipeline/run.py", "not measured: give --qat-memory=on"),
 }
 """Text that only reads like advice, or notes beside a figure."""

@@ -92,6 +92,15 @@ def _text(value: Any) -> str:
     return ""
 
 
+def each_told(*works: Callable[[World], object]) -> Callable[[World], object]:
+    """Do several things, of which each must be told something."""
+    def work(world: World) -> list[str]:
+        told = [said(each, world) for each in works]
+        assert all(told)
+        return told
+    return work
+
+
 def pattern(text: str) -> re.Pattern[str]:
     """Return what finds an advice in what is printed."""
     return re.compile(r"\s+".join(re.escape(word).replace(r"\{\}", ".+?") for word in text.split()), re.DOTALL)
