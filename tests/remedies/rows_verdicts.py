@@ -65,7 +65,7 @@ def separation(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def slowly(outputs: Tensor, targets: Tensor) -> Tensor:
-    time.sleep(0.005)
+    time.sleep(0.012)
     return separation(outputs, targets)
 
 
@@ -134,6 +134,7 @@ ACCURACY_ROWS = [
 SET_VERDICT_ROWS = [
     Row(path=VERDICT, text="the maps that the model returns are classes or values", calls=accuracy(maps),
         follow=lambda world: [accuracy(lambda: maps(target=torch.randn(8, 3, 16, 16)))(world),
+                              accuracy(lambda: maps(target=CLASS), accuracy_drop=0.5)(world),
                               accuracy(lambda: scored(400))(world)]),
     Row(path=VERDICT, text="float and int8 outputs differ in shape where no metric looks",
         calls=accuracy(lambda: dataclasses.replace(scored(400), ragged=RAGGED)),
