@@ -237,12 +237,11 @@ def test_a_model_that_raises_while_it_is_timed_fails_its_speedup_by_name(project
     result = project.run("--qat-model=models:worn", "--qat-recipe=eager-x86", "--qat-json=qat.json",
                          "--qat-memory=off", "-v")
     result.assert_outcomes(failed=1, passed=7)
-    result.stdout.fnmatch_lines([
-        "*::speedup FAILED*", "*the * model raised RuntimeError while it was timed: worn out.*"])
-    assert "speedup failed: the float model raised RuntimeError while it was timed" in everything(result)
     run = recorded(project, "worn")
-    assert run["checks"]["speedup"] == {"outcome": "failed", "reasons": [
-        "the float model raised RuntimeError while it was timed: worn out."]}
+    [reason] = run["checks"]["speedup"]["reasons"]  # both sides call it, and either may be the one to wear out
+    assert re.fullmatch(r"the (float|int8) model raised RuntimeError while it was timed: worn out\.", reason)
+    assert f"speedup failed: {reason}" in everything(result)
+    result.stdout.fnmatch_lines(["*::speedup FAILED*"])
     assert run["metrics"]["latency_s"] is run["metrics"]["speedup"] is None
 
 

@@ -54,7 +54,7 @@ def test_marked(qat_run, ships):
 @pytest.mark.parametrize("way", WAYS)
 def test_a_marker_that_comes_late_is_held_to(project: Project, way: str) -> None:
     project.pytester.makepyfile(test_user=WAYS[way])
-    result = project.pytester.runpytest_inprocess("test_user.py")
+    result = project.pytester.runpytest_inprocess("test_user.py", "--qat-diagnose=off")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*1000.00x is required.*", "Net [[]fx-x86[]]*", "size *>= 1000.00x  failed"])
 
@@ -69,7 +69,7 @@ def test_a_late_marker_that_holds_passes_and_is_in_the_record(project: Project) 
 
 def test_a_late_marker_is_judged_after_the_tests_own_failure(project: Project) -> None:
     project.pytester.makepyfile(test_user=FIXTURE + "def test_marked(ships):\n    assert 1 == 2\n")
-    result = project.pytester.runpytest_inprocess("test_user.py")
+    result = project.pytester.runpytest_inprocess("test_user.py", "--qat-diagnose=off")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*assert 1 == 2*"])
     result.stdout.no_fnmatch_line("*quantized models*")
@@ -77,7 +77,7 @@ def test_a_late_marker_is_judged_after_the_tests_own_failure(project: Project) -
 
 def test_a_bad_late_marker_fails_its_test_with_one_sentence(project: Project) -> None:
     project.pytester.makepyfile(test_user=BY_FIXTURE.replace("min_size_reduction", "min_size"))
-    result = project.pytester.runpytest_inprocess("test_user.py")
+    result = project.pytester.runpytest_inprocess("test_user.py", "--qat-diagnose=off")
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
     assert "has no argument 'min_size'" in text
@@ -87,7 +87,7 @@ def test_a_bad_late_marker_fails_its_test_with_one_sentence(project: Project) ->
 @pytest.mark.slow
 def test_a_late_marker_is_held_to_on_a_worker(project: Project) -> None:
     project.pytester.makepyfile(test_user=BY_FIXTURE, test_other="def test_plain():\n    pass\n")
-    result = project.pytester.runpytest_subprocess("-n", "2", "-p", "no:randomly")
+    result = project.pytester.runpytest_subprocess("-n", "2", "-p", "no:randomly", "--qat-diagnose=off")
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*1000.00x is required.*", "size *>= 1000.00x  failed"])
 
@@ -95,7 +95,7 @@ def test_a_late_marker_is_held_to_on_a_worker(project: Project) -> None:
 @pytest.mark.parametrize("option", ["--collect-only", "--setup-plan"])
 def test_a_late_marker_does_nothing_where_no_test_runs(project: Project, option: str) -> None:
     project.pytester.makepyfile(test_user=BY_FIXTURE)
-    result = project.pytester.runpytest_inprocess("test_user.py", option)
+    result = project.pytester.runpytest_inprocess("test_user.py", "--qat-diagnose=off", option)
     assert result.ret == pytest.ExitCode.OK
     result.stdout.no_fnmatch_line("*quantized models*")
 

@@ -275,7 +275,7 @@ def test_a_marker_that_a_conftest_adds_is_held_to(project: Project) -> None:
                 item.add_marker(pytest.mark.qat(model="models:good", min_size_reduction=1000))
     """)
     project.pytester.makepyfile("def test_plain():\n    pass\n")
-    project.pytester.runpytest_inprocess().assert_outcomes(failed=1)
+    project.pytester.runpytest_inprocess("--qat-diagnose=off").assert_outcomes(failed=1)
 
 
 def test_fixtures_may_be_asked_for_in_the_body(project: Project) -> None:

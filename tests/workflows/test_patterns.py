@@ -60,6 +60,7 @@ def code_of(module: Any) -> list[str]:
     return [f"{node.op} {node.target}" for node in module.graph_module.graph.nodes]
 
 
+@pytest.mark.slow
 def test_only_convolutions_of_the_model_are_looked_for_and_once(exports: Counter[str]) -> None:
     both_ways(Block(), IMAGES)
     assert set(exports) == {"conv2d"}
