@@ -97,12 +97,13 @@ class _ForgetsUserModules(_pytest.pytester.SysModulesSnapshot):
     base = Path()
 
     def __init__(self, preserve: Callable[[str], bool] | None = None) -> None:
-        super().__init__(preserve=lambda name: not self._users(sys.modules[name]))
+        super().__init__(preserve=lambda name: not _is_in(self.base, sys.modules[name]))
 
-    def _users(self, module: object) -> bool:
-        file = getattr(module, "__file__", None)
-        places = [file] if file else list(getattr(module, "__path__", ()))
-        return any(Path(place).is_relative_to(self.base) for place in places)
+
+def _is_in(folder: Path, module: object) -> bool:
+    file = getattr(module, "__file__", None)
+    places = [file] if file else list(getattr(module, "__path__", ()))
+    return any(Path(place).is_relative_to(folder) for place in places)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -111,6 +112,17 @@ def _installed_modules_stay(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_pytest.pytester, "SysModulesSnapshot", _ForgetsUserModules)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _user_modules_are_forgotten() -> Iterator[None]:
+    """A module that a test has loaded from its own folder is not there for the next one, whose own has its name."""
+    known, path = set(sys.modules), list(sys.path)
+    yield
+    for name in set(sys.modules) - known:
+        if _is_in(_ForgetsUserModules.base, sys.modules[name]):
+            del sys.modules[name]
+    sys.path[:] = path
 
 
 @pytest.fixture(scope="session", autouse=True)
