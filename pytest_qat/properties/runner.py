@@ -48,7 +48,8 @@ def check_example(law: Law, ops: Any, example: Any) -> Failure | None:
         return _check_one(law, ops, example)
 
 
-def check_law(law: Law, ops: Any, *, seed: int = 0, examples: int = EXAMPLES) -> Failure | None:
+def check_law(law: Law, ops: Any, *, seed: int = 0, examples: int = EXAMPLES,
+              shrink: bool = True) -> Failure | None:
     """Test a law on drawn examples and on its sweep; the same seed draws the same examples.
 
     Args:
@@ -56,10 +57,12 @@ def check_law(law: Law, ops: Any, *, seed: int = 0, examples: int = EXAMPLES) ->
         ops: The implementation.
         seed: Seed of Hypothesis.
         examples: Number of examples to draw; a law with a `share` gets that part of it.
+        shrink: Whether to look for the smallest example that fails, which takes most of the time of a failure.
     """
     with preserved_torch_state(), threads(1):  # for small tensors, a thread pool costs more than the work
         count = max(_FEWEST, round(examples * law.share(ops)))
-        return _check_drawn(law, ops, seed=_seed(law, seed), examples=count) or _check_sweep(law, ops)
+        return _check_drawn(law, ops, seed=_seed(law, seed), examples=count, shrink=shrink) or _check_sweep(
+            law, ops, shrink=shrink)
 
 
 def fuzz_law(law: Law, ops: Any, *, seconds: float, seed: int = 0,
@@ -92,12 +95,13 @@ def _seed(law: Law, seed: int) -> int:
     return seed * 2**32 + (zlib.crc32(law.name.encode()) if law.name[0] != "M" else 0)
 
 
-def _check_drawn(law: Law, ops: Any, *, seed: int, examples: int,
-           over: Callable[[], bool] = lambda: False) -> Failure | None:
+def _check_drawn(law: Law, ops: Any, *, seed: int, examples: int, shrink: bool = True,
+                 over: Callable[[], bool] = lambda: False) -> Failure | None:
     seen: list[Failure | None] = []  # None stands for an exception other than a broken law
 
     @hypothesis.settings(max_examples=examples, deadline=None, database=None, derandomize=False, print_blob=False,
-                         phases=(Phase.generate, Phase.shrink), suppress_health_check=(), report_multiple_bugs=False,
+                         phases=(Phase.generate, *((Phase.shrink,) if shrink else ())),
+                         suppress_health_check=(), report_multiple_bugs=False,
                          verbosity=hypothesis.Verbosity.quiet, backend="hypothesis")
     @hypothesis.seed(seed)
     @hypothesis.given(law.examples(ops))
@@ -128,11 +132,11 @@ def _check_drawn(law: Law, ops: Any, *, seed: int, examples: int,
     return None
 
 
-def _check_sweep(law: Law, ops: Any) -> Failure | None:
+def _check_sweep(law: Law, ops: Any, *, shrink: bool = True) -> Failure | None:
     for example in law.sweep(ops):
         failure = _check_one(law, ops, example)
         if failure is not None:
-            return _smallest(law, ops, failure)
+            return _smallest(law, ops, failure) if shrink else failure
     return None
 
 

@@ -18,7 +18,8 @@ def run_models(folder: Path, recipe: str, references: list[str], *options: str) 
 
     Warnings are errors, as in many projects: none of torch's may fail a check.
     """
-    (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings =\n  error\n  ignore:.*CallSpec2.*\n", encoding="utf-8")
+    strict = "[pytest]\nfilterwarnings =\n  error\n  ignore:.*CallSpec2.*\n"  # the latter is of a plugin of zeus's
+    (folder / "pytest.ini").write_text(strict, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", f"--qat-recipe={recipe}", "--qat-json=qat.json",
                "--qat-max-time=2", "--qat-diagnose=off", "--qat-stage-timeout=240", "-p", "no:randomly",
                *(f"--qat-model={reference}" for reference in references), *options]

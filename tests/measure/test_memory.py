@@ -90,6 +90,7 @@ def test_a_float_and_an_int8_model_take_more_than_a_process_that_has_imported_to
         assert 0 < peak - measured.idle_bytes < 150 * MB
 
 
+@pytest.mark.slow
 def test_a_model_that_fills_200_mb_shows_them_in_its_peak(programs: dict[str, Path], probes: MemoryProbes,
                                                           measured: memory.Memory) -> None:
     found = probes.measure({"fp32": programs["hungry"], "int8": programs["int8"]})

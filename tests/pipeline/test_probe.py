@@ -151,6 +151,7 @@ def test_what_is_skipped_for_a_trial_stays_in_float() -> None:
     assert given.skip == ()
 
 
+@pytest.mark.slow
 @needs_fork
 def test_trials_that_differ_in_what_is_skipped_are_made_apart_and_keep_their_order() -> None:
     trials = [Trial(recipe="fx-x86", skip=("conv",)), Trial(recipe="fx-x86"), Trial(recipe="fx-x86", skip=("conv",))]

@@ -29,6 +29,7 @@ def test_edge_model_passes_everything_on_real_digits(project: Project, recipe: s
     assert run["fine_tuning"]["kind"] == "data"
 
 
+@pytest.mark.slow
 def test_vgg_passes_without_stubs_of_its_own(project: Project) -> None:
     checks, run, _ = outcomes(project, "vgg:digits", "--qat-recipe=eager-x86", "--qat-min-speedup=0")
     assert set(checks.values()) == {"passed"}
@@ -53,6 +54,7 @@ def test_an_untrained_model_fails_on_its_own_accuracy(project: Project) -> None:
     assert run["metrics"]["accuracy"]["drop"] < 0.05
 
 
+@pytest.mark.slow
 def test_an_untrained_model_without_a_floor_cannot_pass_either(project: Project) -> None:
     checks, _, text = outcomes(project, "edge_model:untrained", "--qat-min-speedup=0", "--qat-min-accuracy=0",
                                "-k", "accuracy")

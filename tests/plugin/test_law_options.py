@@ -70,6 +70,7 @@ def test_a_saved_example_still_fails_until_the_kernel_is_mended(kernels: Project
     mended.stdout.fnmatch_lines(["*P17_layout-bad-*FIXED*", "saved examples: 1 fixed"])
 
 
+@pytest.mark.slow
 def test_the_guide_s_kernel_keeps_the_laws(project: Project) -> None:
     guide = (Path(__file__).parents[2] / "docs/how-to/quantization-ops.md").read_text(encoding="utf-8")
     block = next(block for block in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL) if "QuantOps(" in block)
@@ -92,6 +93,7 @@ def test_fuzzing_finds_saves_and_goes_on(kernels: Project) -> None:
         "P17_layout", "P20_cross_implementation", "P4_zero_exact"}
 
 
+@pytest.mark.slow
 def test_fuzzing_a_correct_kernel_finds_nothing(kernels: Project) -> None:
     kernels.run("--qat-ops=kernels:good", "--qat-fuzz=3").assert_outcomes(passed=21)
 

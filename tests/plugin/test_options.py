@@ -60,6 +60,7 @@ def test_the_floor_of_coverage_is_a_tenth_unless_somebody_says(project: Project)
     assert options(project).tolerances(own).coverage_floor == 0.3
 
 
+@pytest.mark.slow
 def test_a_bad_ini_value_hurts_no_session_that_does_not_ask(project: Project) -> None:
     project.pytester.makeini("[pytest]\nqat_threads = 0\n")
     project.pytester.makepyfile(test_plain="def test_one(): pass")

@@ -140,7 +140,7 @@ MEASURE_ROWS = [
         follow=without_memory, sites=2, slow=True),
     Row(path="measure/roundtrip.py", text="calibrate on finite data", calls=qparams(float("nan")), follow=qparams(0.1)),
     Row(path="runtimes/torch.py", text="Leave out --qat-memory; no other check needs the trace.",
-        calls=done(lambda: torch_runtime._script(Text(), (ROWS,))), follow=without_memory),
+        calls=done(lambda: torch_runtime._script(Text(), (ROWS,))), follow=without_memory, slow=True),
     Row(path="core/files.py", text="Free some space, or set TMPDIR", calls=written("full"), follow=written("room")),
     Row(path="exported/model.py", text="Give batches of {} (drop_last=True).", calls=fixed_batch(5),
         follow=fixed_batch(6)),

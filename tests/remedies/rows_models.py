@@ -304,9 +304,9 @@ EXPORTED_ROWS = [
     Row(path="runtimes/exported.py", text="call .float() on the model and on its inputs.", calls=taking(ROWS.double()),
         follow=taking(ROWS.double().float())),
     Row(path="runtimes/unrolled.py", text="shorten the sequence to {} of its length", calls=unrolled(160, 300),
-        follow=both(unrolled(int(160 * 0.93), 300), unrolled(160, 320))),
+        follow=both(unrolled(int(160 * 0.93), 300), unrolled(160, 320)), slow=True),
     Row(path="runtimes/build.py", text="if it only needs more time, give --qat-stage-timeout", calls=building(1.0),
-        follow=building(60.0)),
+        follow=building(60.0), slow=True),
 ]
 
 

@@ -144,7 +144,7 @@ SET_VERDICT_ROWS = [
     Row(path=VERDICT, text="The score hangs on very few samples", calls=accuracy(lambda: whole_set(rare=3)),
         follow=accuracy(lambda: whole_set(rare=30))),
     Row(path=VERDICT, text="set_metric is too slow to show which drops are chance",
-        calls=accuracy(lambda: whole_set(metric=slowly, budget_s=0.0)), follow=given_time),
+        calls=accuracy(lambda: whole_set(metric=slowly, budget_s=0.0)), follow=given_time, slow=True),
     Row(path=VERDICT, text="the float model scores {}, no better than with shuffled targets",
         calls=accuracy(lambda: whole_set(40, skill=0.3)),
         follow=lambda world: [accuracy(lambda: whole_set(40))(world),

@@ -294,7 +294,8 @@ def test_what_a_child_has_started_ends_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [
+    signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_child_and_what_it_has_started_end_with_a_parent_that_is_killed(tmp_path: Path,
                                                                           number: signal.Signals) -> None:
     note = tmp_path / "pids"

@@ -32,7 +32,8 @@ def graph_of(model: nn.Module, length: int = 20, batch: int = 2, *, first: bool 
     return export_program(model.eval(), (torch.randn(shape),), any_batch=False).graph
 
 
-@pytest.mark.parametrize(("kind", "name"), [(nn.LSTM, "LSTM"), (nn.GRU, "GRU"), (nn.RNN, "RNN")])
+@pytest.mark.parametrize(("kind", "name"), [
+    (nn.LSTM, "LSTM"), pytest.param(nn.GRU, "GRU", marks=pytest.mark.slow), (nn.RNN, "RNN")])
 def test_steps_are_the_length_times_layers_times_directions(kind: Any, name: str) -> None:
     graph = graph_of(Recurrent(kind, num_layers=3, bidirectional=True, batch_first=True))
     (found,) = recurrences(graph)
