@@ -49,7 +49,7 @@ def auc(outputs: Tensor, targets: Tensor) -> Tensor:
     {"eval_data": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, LABELS), batch_size=2)},
 ])
 def test_what_works_says_nothing(changes: dict[str, Any]) -> None:
-    try_scoring(case(**changes), MODEL)
+    assert try_scoring(case(**changes), MODEL) is None
 
 
 def test_a_score_for_the_whole_batch_is_told_to_be_a_set_metric() -> None:

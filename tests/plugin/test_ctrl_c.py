@@ -156,9 +156,10 @@ def test_ctrl_c_ends_a_stage_and_its_processes(project: Project, function: str, 
 
 def test_ctrl_c_ends_a_timing(project: Project) -> None:
     project.pytester.makepyfile(TIMING)
-    interrupted(project, "test_ctrl_c_ends_a_timing.py")
+    assert "KeyboardInterrupt" in interrupted(project, "test_ctrl_c_ends_a_timing.py")
 
 
 def test_whoever_waits_for_the_machine_says_for_whom_and_ctrl_c_ends_it(project: Project) -> None:
     with held_machine(project.path) as pid:
-        interrupted(project, "--qat-model=models:good", when=f", pid {pid} (-c) has had it for ")
+        text = interrupted(project, "--qat-model=models:good", when=f", pid {pid} (-c) has had it for ")
+    assert f"pid {pid}" in text

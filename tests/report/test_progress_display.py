@@ -206,6 +206,7 @@ def test_a_worker_whose_controller_is_gone_works_on(clock: Clock) -> None:
     progress.listen(Sender(gone, clock=clock))
     with step("convert") as shown:
         shown.advance()
+    assert shown.done == 1
 
 
 def test_the_live_line_comes_back_to_where_pytest_writes(clock: Clock) -> None:
