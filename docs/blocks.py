@@ -88,6 +88,13 @@ class Ran:
         """The status that the page announces."""
         return int(self.block.comments.get("exit", "0"))
 
+    @property
+    def only_too_slow(self) -> bool:
+        """Whether a pytest run failed for its measured speed alone, which is the machine's, not the page's."""
+        failed = [line for line in self.text.splitlines() if line.startswith("FAILED ")]
+        return self.status == 1 and bool(failed) and all(
+            "::speedup" in line or "as fast as float" in line for line in failed)
+
 
 def all_pages() -> list[Path]:
     """Return every markdown page for readers: those in the root and those in docs."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ def run_models(folder: Path, recipe: str, references: list[str], *options: str) 
     return {run["model"]: run for run in document["runs"]}
 
 
-def outcomes(run: dict[str, Any]) -> dict[str, str]:
+def outcomes(run: Mapping[str, Any]) -> dict[str, str]:
     return {name: check["outcome"] for name, check in run["checks"].items()}
 
 
-def texts(run: dict[str, Any]) -> str:
+def texts(run: Mapping[str, Any]) -> str:
     """All that is said about a run."""
     said = [reason for check in run["checks"].values() for reason in check["reasons"]]
     said += [f"{found['module'] or ''} {found['message']} {found['remedy'] or ''}" for found in run["findings"]]
