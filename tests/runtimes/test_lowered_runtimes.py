@@ -23,7 +23,7 @@ from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.runtimes.exported import ExportedRuntime
 from pytest_qat.runtimes.flat import leaves_of
 from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON, kernels_of
-from tests.answers import agree, answer, quietly
+from tests.answers import agree, answer, quietly, skip_where_kernels_saturate
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +138,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.mark.parametrize(("side", "least_db"), [("fp32", 80.0), ("int8", 20.0)])
 def test_an_artifact_answers_as_the_model_it_is_made_from(models: Models, name: str, side: str,
                                                           least_db: float) -> None:
+    skip_where_kernels_saturate(name, side)
     form = models.form(side, name)
     with form.session():
         found = form.run(form.adapt(EXAMPLE))
@@ -201,6 +202,7 @@ def test_the_skip_is_the_reason_in_the_coverage(models: Models, name: str) -> No
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("samples", [1, 3, 4, 7])
 def test_batches_of_any_size_are_answered_sample_by_sample(models: Models, name: str, side: str, samples: int) -> None:
+    skip_where_kernels_saturate(name, side)
     inputs, form = batch(samples), models.form(side, name)
     with form.session():
         found = run_batch(form, inputs)
