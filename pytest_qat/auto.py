@@ -14,9 +14,10 @@ from pytest_qat.core.system import can_fork
 from pytest_qat.core.text import percent
 from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.diagnosis.causes import with_causes
-from pytest_qat.errors import MissingPackage, QATError
+from pytest_qat.errors import QATError
 from pytest_qat.pipeline.preflight import checked_model
 from pytest_qat.pipeline.probe import Probe
+from pytest_qat.pipeline.probing import not_installed
 from pytest_qat.pipeline.run import ModelRun, StageFailed
 from pytest_qat.recipe import COMPLETE_RECIPES, get_recipe
 from pytest_qat.record.schema import CHECKS, RankingEntry
@@ -54,8 +55,10 @@ def rank(case: QATCase, tolerances: Tolerances, *, probe: Callable[[Sequence[str
     with preserved_torch_state(seed=0):
         checked_model(case)
     brings_stages = case.prepared is not None or case.converted is not None  # a trial would make other ones
-    reasons = (_without_package(COMPLETE_RECIPES) if brings_stages or not can_fork() else
-               {found.recipe: _reason_against(found, tolerances) for found in probe(COMPLETE_RECIPES)})
+    if brings_stages or not can_fork():
+        reasons = {name: not_installed(get_recipe(name)) for name in COMPLETE_RECIPES}
+    else:
+        reasons = {found.recipe: _reason_against(found, tolerances) for found in probe(COMPLETE_RECIPES)}
     entries = [_not_judged(name, reason) for name, reason in reasons.items() if reason]
     taking = [name for name, reason in reasons.items() if not reason]
     for workflow in _ENGINE_WORKFLOWS:
@@ -66,19 +69,6 @@ def rank(case: QATCase, tolerances: Tolerances, *, probe: Callable[[Sequence[str
     entries += [_judged(checks(name), done) for name in taking if name not in slower]
     return sorted(entries, key=lambda entry: (
         not entry["holds"], not entry["judged"], entry["latency_s"] is None, entry["latency_s"] or 0.0))
-
-
-def _without_package(names: Sequence[str]) -> dict[str, str]:
-    """Return why recipes cannot run here; empty where they can."""
-    return {name: _missing(name) for name in names}
-
-
-def _missing(recipe: str) -> str:
-    try:
-        get_recipe(recipe).require_packages()
-    except MissingPackage as missing:
-        return f"not tried: {missing.message} {missing.hint}"
-    return ""
 
 
 def _reason_against(probe: Probe, tolerances: Tolerances) -> str:

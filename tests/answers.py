@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pytest_qat.core.torch_state import preserved_torch_state
+from pytest_qat.properties.known_issues import lacks_vnni
 
 __all__ = ["agree", "answer", "quietly", "skip_where_kernels_saturate", "sqnr_db"]
 
@@ -45,6 +45,5 @@ def agree(reference: Any, found: Any, *, least_db: float) -> bool:
 
 def skip_where_kernels_saturate(recipe: str, side: str = "int8") -> None:
     """Skip a comparison that ONNX Runtime cannot hold here: without VNNI, sums of two 8-bit products saturate."""
-    lacks_vnni = platform.machine().lower() in {"x86_64", "amd64"} and not torch.cpu._is_vnni_supported()
-    if recipe == "pt2e-onnxruntime" and side == "int8" and lacks_vnni:
+    if recipe == "pt2e-onnxruntime" and side == "int8" and lacks_vnni():
         pytest.skip("ONNX Runtime's int8 kernels saturate on a CPU without VNNI (microsoft/onnxruntime#6004)")

@@ -119,9 +119,9 @@ def _user_modules_are_forgotten() -> Iterator[None]:
     """A module that a test has loaded from its own folder is not there for the next one, whose own has its name."""
     known, path = set(sys.modules), list(sys.path)
     yield
-    for name in set(sys.modules) - known:
-        if _is_in(_ForgetsUserModules.base, sys.modules[name]):
-            del sys.modules[name]
+    users = [name for name in set(sys.modules) - known if _is_in(_ForgetsUserModules.base, sys.modules[name])]
+    for name in users:  # found before any is gone: the path of a namespace package is made from its parent's
+        del sys.modules[name]
     sys.path[:] = path
 
 

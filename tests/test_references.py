@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,15 @@ Writer = Callable[..., Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Writer]:
-    """Write a module of a user's into the folder that references start from; it is forgotten after the test."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    known = set(sys.modules)
-
+def write(tmp_path: Path) -> Writer:
+    """Write a module of a user's into the folder that references start from."""
     def file(code: str, *, at: str = "zoo.py") -> Path:
         path = tmp_path / at
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(HEADER + textwrap.dedent(code))
         return tmp_path
 
-    yield file
-    for name in set(sys.modules) - known:
-        places = getattr(sys.modules[name], "__file__", None), getattr(sys.modules[name], "__path__", None)
-        if str(tmp_path) in str(places):
-            del sys.modules[name]
+    return file
 
 
 def refused(kind: type[QATError], reference: str, root: Path, **options: Any) -> QATError:

@@ -35,14 +35,14 @@ from pytest_qat.pipeline import stages
 from pytest_qat.pipeline.first_call import with_right_kernels
 from pytest_qat.pipeline.plain_model import with_plain_model
 from pytest_qat.pipeline.preflight import checked_model
-from pytest_qat.pipeline.probe import Probe, Trial, best_first
-from pytest_qat.recipe import COMPLETE_RECIPES, Recipe, get_recipe
+from pytest_qat.pipeline.probe import Probe, Trial
+from pytest_qat.recipe import Recipe, get_recipe
 from pytest_qat.runtimes import DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.workflows import load_workflow
 from pytest_qat.workflows.known_errors import explain, unexplained
 
-__all__ = ["ProbeSettings", "probe_recipe", "probe_recipes", "try_all"]
+__all__ = ["ProbeSettings", "not_installed", "probe_recipe", "try_all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +60,6 @@ class ProbeSettings:
     budget_s: float = 600.0
     seed: int = 0
     at_once: int = 2
-
-
-def probe_recipes(case: QATCase, names: Sequence[str] = COMPLETE_RECIPES, *, settings: ProbeSettings,
-                  done: Callable[[Probe], None] = lambda probe: None) -> list[Probe]:
-    """Try recipes on a case and return what came of each, best first; see `try_all`."""
-    return sorted(try_all(case, [Trial(recipe=name) for name in names], settings=settings, done=done), key=best_first)
 
 
 def try_all(case: QATCase, trials: Sequence[Trial], *, settings: ProbeSettings,
@@ -153,14 +147,22 @@ def _read(ended: ChildEnd, recipe: Recipe, *, timeout_s: float) -> Probe:
         return Probe(recipe=recipe.name, takes=None, reason=f"its process ended without an answer ({where}).")
 
 
-def _impossible(recipe: Recipe) -> Probe | None:
-    """Return why a recipe cannot be tried on this machine, or None if it can."""
+def not_installed(recipe: Recipe) -> str:
+    """Return that a recipe was not tried because a package of it is missing; empty if none is."""
     try:
         recipe.require_packages()
+    except MissingPackage as missing:
+        return f"not tried: {missing.message} {missing.hint}".rstrip()
+    return ""
+
+
+def _impossible(recipe: Recipe) -> Probe | None:
+    """Return why a recipe cannot be tried on this machine, or None if it can."""
+    if reason := not_installed(recipe):
+        return Probe(recipe=recipe.name, takes=None, reason=reason)
+    try:
         with quantized_engine(recipe.engine):
             pass
-    except MissingPackage as missing:
-        return Probe(recipe=recipe.name, takes=None, reason=f"not tried: {missing.message} {missing.hint}".rstrip())
     except UnsupportedEnvironment as unsupported:
         return Probe(recipe=recipe.name, takes=False, reason=unsupported.message)
     if not can_fork():

@@ -9,7 +9,7 @@ from importlib import metadata
 
 from packaging.version import Version
 
-__all__ = ["KNOWN", "KnownIssue", "known_issue"]
+__all__ = ["KNOWN", "KnownIssue", "known_issue", "lacks_vnni"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +40,14 @@ class KnownIssue:
     def concerns(self, ops: str, law: str) -> bool:
         """Whether it is about this law and implementation, with this release of torch and on this machine."""
         return self.names(ops, law) and Version(metadata.version("torch")) >= Version(self.since) and not (
-            self.without_vnni and not _lacks_vnni())
+            self.without_vnni and not lacks_vnni())
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.issue})" if self.issue else self.reason
 
 
-def _lacks_vnni() -> bool:
+def lacks_vnni() -> bool:
+    """Whether this is an x86 CPU without AVX-512 VNNI, where kernels add pairs of 8-bit products in 16 bits."""
     import torch
 
     return platform.machine().lower() in {"x86_64", "amd64"} and not torch.cpu._is_vnni_supported()  # noqa: SLF001 - it has no public name

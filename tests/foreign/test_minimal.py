@@ -1,4 +1,4 @@
-"""The smallest forms of what users' models brought: each is taken, or refused for the operation."""
+"""The smallest forms of what users' models brought: each is taken, or refused with the operation and the line named."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def test_models_are_taken_or_refused_for_what_they_are(recipe: str, tmp_path: Pa
     for name, share in TAKEN[recipe].items():
         assert_taken(runs[name], share)
     for name in names[len(TAKEN[recipe]):]:
-        assert_refused_for_the_operator(runs[name])
+        assert_refused_with_operator_module_and_line(runs[name])
     if recipe == "torchao-int8":  # the subclasses' own weights are float, the layers in them are not
         inner, own, last = 128 * 128, 128 * 128, 128 * 8
-        assert runs["subclass_linear"]["metrics"]["coverage"]["mac_share"] == pytest.approx(
+        assert runs["subclass_linear"]["metrics"]["coverage"]["weight_share"] == pytest.approx(
             (2 * inner + last) / (2 * inner + 2 * own + last))
     if recipe == "pt2e-inductor":
         assert runs["dead_linear"]["metrics"]["coverage"]["int8_modules"] == 1
@@ -53,7 +53,9 @@ def assert_taken(run: Mapping[str, Any], share: float | None) -> None:
         assert run["metrics"]["coverage"]["mac_share"] == pytest.approx(share)
 
 
-def assert_refused_for_the_operator(run: Mapping[str, Any]) -> None:
+def assert_refused_with_operator_module_and_line(run: Mapping[str, Any]) -> None:
     assert outcomes(run)["convert"] == "failed"
     [finding] = [found for found in run["findings"] if found["code"] == "kernel-refused"]
-    assert "convolution" in finding["message"] + texts(run)
+    assert finding["module"] == "conv"
+    assert "convolution" in texts(run)
+    assert "minimal.py:" in texts(run)

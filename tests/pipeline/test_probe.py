@@ -14,7 +14,7 @@ from torch import nn
 from pytest_qat.case import QATCase
 from pytest_qat.pipeline import probing as module
 from pytest_qat.pipeline.probe import Probe, Trial, best_first
-from pytest_qat.pipeline.probing import ProbeSettings, probe_recipe, probe_recipes, try_all
+from pytest_qat.pipeline.probing import ProbeSettings, probe_recipe, try_all
 from pytest_qat.recipe import get_recipe
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="recipes are tried in forked processes")
@@ -104,14 +104,17 @@ def test_without_forked_processes_nothing_is_tried(monkeypatch: pytest.MonkeyPat
 @needs_fork
 def test_recipes_are_tried_side_by_side_and_come_best_first() -> None:
     heard: list[str] = []
-    found = probe_recipes(case(Residual()), ["eager-x86", "fx-x86"], settings=ProbeSettings(),
-                          done=lambda probe: heard.append(probe.recipe))
-    assert [probe.recipe for probe in found] == ["fx-x86", "eager-x86"]
+    trials = [Trial(recipe=name) for name in ("eager-x86", "fx-x86")]
+    found = try_all(case(Residual()), trials, settings=ProbeSettings(),
+                    done=lambda probe: heard.append(probe.recipe))
+    assert [probe.recipe for probe in found] == ["eager-x86", "fx-x86"]
+    assert [probe.recipe for probe in sorted(found, key=best_first)] == ["fx-x86", "eager-x86"]
     assert sorted(heard) == ["eager-x86", "fx-x86"]
 
 
 def test_what_does_not_begin_within_the_budget_is_not_tried() -> None:
-    found = probe_recipes(case(Net()), ["fx-x86", "eager-x86"], settings=ProbeSettings(budget_s=0.0))
+    found = try_all(case(Net()), [Trial(recipe=name) for name in ("fx-x86", "eager-x86")],
+                    settings=ProbeSettings(budget_s=0.0))
     assert [probe.takes for probe in found] == [None, None]
 
 
