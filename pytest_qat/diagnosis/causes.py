@@ -62,8 +62,7 @@ def _explained(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
 def _what_would_do(checks: ModelChecks, result: CheckResult, *, known: Sequence[Finding]) -> tuple[Finding, ...]:
     """Return which recipe would do, after a failure; nothing where the model or its data are the reason."""
     run, need = checks.run, _need(checks.run, result)
-    own_stages = run.case.prepared is not None or run.case.converted is not None
-    if need is None or own_stages or run.settings.diagnose_s <= 0 or isinstance(result.error, (DataError, InvalidCase)):
+    if need is None or run.settings.diagnose_s <= 0 or isinstance(result.error, (DataError, InvalidCase)):
         return ()
     try:
         run.inputs()

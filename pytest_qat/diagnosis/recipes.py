@@ -86,8 +86,10 @@ def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,
         check: The check that failed.
         blamed: Modules that its findings name.
     """
-    trials = [Trial(recipe=name, numbers=need.numbers) for name in _others(run.recipe, check)]
-    if skip := _can_be_skipped(run, blamed):
+    own = _own_stages(run)
+    names = dict.fromkeys((run.recipe.name, *_CANDIDATES)) if own else _others(run.recipe, check)
+    trials = [Trial(recipe=name, numbers=need.numbers) for name in names]
+    if not own and (skip := _can_be_skipped(run, blamed)):
         trials.insert(0, Trial(recipe=run.recipe.name, skip=skip, numbers=need.numbers))
     left_s = max(0.0, run.settings.diagnose_s - run.shared.probing_s)
     settings = ProbeSettings(timeout_s=min(_TIMEOUT_S, left_s), budget_s=left_s, seed=run.settings.seed)
@@ -101,7 +103,7 @@ def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,
         return Finding(code="no-recipe-takes-it", severity="note", evidence=evidence, message=_none_text(found, need))
     others = f"; {', '.join(_name(probe) for probe in doing[1:_NAMED])} do, too" if len(doing) > 1 else ""
     return Finding(code="recipe-takes-it", severity="note", evidence=evidence,
-                   message=f"{takes_text(doing[0])}{others}.", remedy=_remedy(doing[0], command))
+                   message=f"{takes_text(doing[0])}{others}.", remedy=_remedy(doing[0], command, own))
 
 
 def takes_text(probe: Probe) -> str:
@@ -120,10 +122,17 @@ def _skip_text(probe: Probe) -> str:
     return f"skip={tuple(probe.skip)!r}"
 
 
-def _remedy(probe: Probe, command: str) -> str:
+def _remedy(probe: Probe, command: str, own: str = "") -> str:
+    if own:
+        return f"leave {own} out of the QATCase and {_remedy(probe, command)}"
     if probe.skip:
         return f"give the QATCase {_skip_text(probe)}."
     return f"run: {command} --qat-recipe={probe.recipe}" if command else f'give the marker recipe="{probe.recipe}".'
+
+
+def _own_stages(run: ModelRun) -> str:
+    """Return which stages the case brings, as keywords; a trial makes its own from the float model."""
+    return " and ".join(f"{name}=" for name in ("prepared", "converted") if getattr(run.case, name) is not None)
 
 
 def _none_text(found: Sequence[Probe], need: Need) -> str:

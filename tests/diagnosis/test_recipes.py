@@ -127,6 +127,19 @@ def test_a_model_that_only_a_marker_holds_has_no_command(opened: list[ModelRun],
     assert told(run_of(opened), "convert", command="").remedy == 'give the marker recipe="eager-x86".'
 
 
+@pytest.mark.parametrize(("given", "leave"), [
+    (("converted",), "leave converted= out"), (("prepared",), "leave prepared= out"),
+    (("prepared", "converted"), "leave prepared= and converted= out")])
+def test_stages_of_the_user_s_own_are_left_out_for_a_trial(given: tuple[str, ...], leave: str, opened: list[ModelRun],
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Linear(16, 4)).eval()
+    made = scripted(monkeypatch, fx_x86={"mac_share": 1.0})
+    found = told(run_of(opened, model=net, **dict.fromkeys(given, net)), "coverage", blamed=("0",))
+    assert made[0] == Trial(recipe="fx-x86"), "the case's own recipe, which makes its own stages here"
+    assert [trial for trial in made if trial.skip] == []
+    assert found.remedy == f"{leave} of the QATCase and run: {COMMAND} --qat-recipe=fx-x86"
+
+
 def test_all_trials_of_a_model_share_the_time(opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
     budgets: list[float] = []
 

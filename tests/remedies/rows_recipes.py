@@ -86,10 +86,29 @@ def as_marker_says(world: World) -> object:
     return marked(world, recipe[1])
 
 
+def own(world: World, given: str) -> Any:
+    """Check a case that brings a float model as its converted one."""
+    world.project.add(f"def own():\n    net = case().model\n    return case(model=net{given})\n")
+    return run(world, "--qat-model=models:own")
+
+
+def brings_its_own(world: World) -> Any:
+    return own(world, ", converted=net")
+
+
+def left_out(world: World) -> object:
+    advice = re.search(r"leave converted= out of the QATCase and run: (pytest .*--qat-recipe=\S+)",
+                       brings_its_own(world).stdout.str())
+    assert advice is not None
+    own(world, "")
+    return run(world, *shlex.split(advice[1])[1:])
+
+
 PATH = "diagnosis/recipes.py"
 RECIPE_ROWS = [
     Row(path=PATH, text="run: {} --qat-recipe={}", calls=refused, follow=as_printed, slow=True),
     Row(path=PATH, text="give the QATCase {}.", calls=unskipped, follow=skipped, slow=True),
     Row(path=PATH, text='give the marker recipe="{}".', calls=lambda world: marked(world, "eager-x86"),
         follow=as_marker_says, slow=True),
+    Row(path=PATH, text="leave {} out of the QATCase and", calls=brings_its_own, follow=left_out, slow=True),
 ]
