@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from pytest_qat.core.dataflow import Dataflow, tensors_in
 from pytest_qat.core.torch_state import without_fast_path
 
 __all__ = ["FLOAT16_REASON", "INT8_MATMUL_REASON", "Product", "ProductMode", "in_parts", "noting_modules",
@@ -69,21 +71,37 @@ class ProductMode(TorchDispatchMode):
     Args:
         running: Names of the modules that are running, the innermost last; kept by others, never empty.
         tensors: The model's own tensors by name, whose way into products is followed.
+        inputs: Arguments of the call.
         places: Whether to look for the user's line.
+
+    Attributes:
+        running: As given.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, running: list[str], *, tensors: Mapping[str, Tensor] | None = None,
+    def __init__(self, running: list[str], *, tensors: Mapping[str, Tensor] | None = None, inputs: Any = (),
                  places: bool = False) -> None:
         super().__init__()
         self.running = running
-        self.products: list[Product] = []
-        self.read: set[str] = set()
         self._places = places
+        self._products: list[tuple[int, Product]] = []
+        self._reads: list[tuple[int, frozenset[str]]] = []
+        self._flow = Dataflow([*(tensors or {}).values(), *(
+            leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))])
         self._origins: dict[int, tuple[Tensor, frozenset[str]]] = {}  # holds the tensors, so that ids stay theirs
         for name, tensor in (tensors or {}).items():
             self._origins.setdefault(id(tensor), (tensor, frozenset({name})))
+
+    def products(self, outputs: Any) -> list[Product]:
+        """Return the products that these outputs of the call depend on, in order."""
+        matter = self._flow.matter(outputs)
+        return [product for index, product in self._products if index in matter]
+
+    def read(self, outputs: Any) -> frozenset[str]:
+        """Return the names of the model's own tensors that these outputs depend on."""
+        matter = self._flow.matter(outputs)
+        return frozenset().union(*(names for index, names in self._reads if index in matter))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -100,28 +118,28 @@ class ProductMode(TorchDispatchMode):
             if made is not NotImplemented:
                 return made
         made = func(*args, **kwargs)
-        found = _measure(func, name, args, kwargs, made)
-        self._follow(func, args, kwargs, made)
+        found, index = _measure(func, name, args, kwargs, made), self._flow.note(func, args, kwargs, made)
+        self._follow(index, args, kwargs, made)
         if found is not None:
             macs, int8, reason = found
-            self.products.append(Product(
+            self._products.append((index, Product(
                 module=self.running[-1], op=name, macs=macs, int8=int8, reason=reason,
-                weights=self._weights_of(args, kwargs), place=_users_line() if self._places else ""))
+                weights=self._weights_of(args, kwargs), place=_users_line() if self._places else "")))
         return made
 
     def _weights_of(self, args: Any, kwargs: Any) -> tuple[str, ...]:
-        return tuple(sorted({name for tensor in _tensors(args, kwargs) if id(tensor) in self._origins
+        return tuple(sorted({name for tensor in tensors_in((args, kwargs)) if id(tensor) in self._origins
                              for name in self._origins[id(tensor)][1]}))
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, made: Any) -> None:
+    def _follow(self, index: int, args: Any, kwargs: Any, made: Any) -> None:
         """Note what a result is made of, if of the model's own tensors alone."""
         if not self._origins:
             return
-        given = _tensors(args, kwargs)
+        given = tensors_in((args, kwargs))
         known = [self._origins[id(tensor)][1] for tensor in given if id(tensor) in self._origins]
-        self.read.update(*known)
+        self._reads += [(index, names) for names in known]
         pure = bool(known) and len(known) == len(given)
-        for result in _tensors((made,), {}):
+        for result in tensors_in(made):
             if pure:
                 self._origins[id(result)] = (result, frozenset().union(*known))
             else:
@@ -134,7 +152,7 @@ def _measure(func: Any, name: str, args: Any, kwargs: Any, made: Any) -> tuple[i
         return 0, name not in ("embedding", "_embedding_bag", "_embedding_bag_forward_only"), ""
     op = getattr(func, "_overloadpacket", None)
     if op in _FLOPS:
-        whole = not any(tensor.is_floating_point() for tensor in _tensors(args, kwargs))  # as torchao's fallback does
+        whole = not any(tensor.is_floating_point() for tensor in tensors_in((args, kwargs)))  # as torchao's fallback does
         return int(_FLOPS[op](*args, **kwargs, out_val=made)) // 2, whole, ""
     if name == "_int_mm":
         return args[0].numel() * args[1].shape[-1], True, ""
@@ -143,7 +161,7 @@ def _measure(func: Any, name: str, args: Any, kwargs: Any, made: Any) -> tuple[i
 
 def _packed_macs(name: str, args: Any, made: Any) -> tuple[int, bool, str] | None:
     """Return what `_measure` does for ops that take packed weights, and for torch's product of quantized tensors."""
-    data = next((leaf for leaf in _tensors(args, {})), None)
+    data = next(iter(tensors_in(args)), None)
     if data is None:
         return None
     if name == "matmul" and data.is_quantized:
@@ -178,10 +196,6 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(part)
     else:
         yield value
-
-
-def _tensors(args: Any, kwargs: Any) -> list[Tensor]:
-    return [leaf for leaf in _leaves((args, list(kwargs.values()))) if isinstance(leaf, Tensor)]
 
 
 def _users_line() -> str:

@@ -52,6 +52,6 @@ def _dead_weights(coverage: Coverage) -> tuple[Finding, ...]:
     return (Finding(
         code="dead-weights", severity="note", evidence={
             "weights": total, "modules": {idle.module: idle.weights for idle in coverage.idle}},
-        message=f"nothing reads {total:,} weights on the example inputs, so coverage leaves them out: {named}"
+        message=f"the outputs do not depend on {total:,} weights, so coverage leaves them out: {named}"
                 f"{f' and {more} more' if more > 0 else ''}.",
         remedy="remove these modules if no other input uses them."),)

@@ -28,9 +28,9 @@ class MacCount:
     """What one call of a model computed.
 
     Attributes:
-        products: The multiplications and table lookups, in order.
+        products: The multiplications and table lookups that the outputs depend on, in order.
         called: Names of the modules that were called, the model itself as "".
-        read: Names of the model's parameters and buffers that any op read.
+        read: Names of the model's parameters and buffers that the outputs depend on.
     """
 
     products: tuple[Product, ...]
@@ -55,10 +55,10 @@ def count_macs(model: nn.Module, inputs: Any) -> MacCount:
     """
     running, called = [""], set[str]()
     tensors = dict([*model.named_parameters(), *model.named_buffers()])  # a shared tensor keeps its first name
-    mode = ProductMode(running, tensors=tensors, places=True)
+    mode = ProductMode(running, tensors=tensors, inputs=inputs, places=True)
     with torch.no_grad(), in_parts(), noting_modules(model, running, called), mode:
-        call(model, inputs)
-    return MacCount(products=tuple(mode.products), called=frozenset(called), read=frozenset(mode.read))
+        outputs = call(model, inputs)
+    return MacCount(products=tuple(mode.products(outputs)), called=frozenset(called), read=mode.read(outputs))
 
 
 def products_of_converted(converted: nn.Module, inputs: Any, *, names: dict[str, str],
@@ -73,14 +73,14 @@ def products_of_converted(converted: nn.Module, inputs: Any, *, names: dict[str,
             module and a node in it that does not call a module.
     """
     running = [""]
-    mode = ProductMode(running)
+    mode = ProductMode(running, tensors=dict([*converted.named_parameters(), *converted.named_buffers()]), inputs=inputs)
     with contextlib.ExitStack() as stack:
         for place, part in converted.named_modules():
             if isinstance(part, torch.fx.GraphModule):
                 stack.enter_context(_run_by_node(part, partial(owner, place), running))
         with torch.no_grad(), in_parts(), noting_modules(converted, running, set(), names=names), mode:
-            call(converted, inputs)
-    return mode.products
+            outputs = call(converted, inputs)
+    return mode.products(outputs)
 
 
 @contextlib.contextmanager

@@ -144,10 +144,10 @@ def _counted(node: torch.fx.Node) -> int | None:
     mode = ProductMode([""])
     try:
         with torch.no_grad(), in_parts(), mode:
-            target(*args, **{name: value for name, value in kwargs.items() if name != "device"})
+            made = target(*args, **{name: value for name, value in kwargs.items() if name != "device"})
     except Exception:  # whatever an op does that needs values
         return None
-    return sum(product.macs for product in mode.products)
+    return sum(product.macs for product in mode.products(made))
 
 
 def _sizes(value: Tensor) -> tuple[int, ...]:

@@ -23,12 +23,14 @@ class Work:
     Attributes:
         weighted: MACs at each position, by the number of the weight's elements.
         products: How often it multiplies each position by each other.
-        dead: Elements of weights that nothing reads.
+        dead: Elements of weights that the output does not depend on.
+        unread: MACs at each position whose results nothing reads.
     """
 
     weighted: dict[int, int] = field(default_factory=dict)
     products: int = 0
     dead: int = 0
+    unread: int = 0
 
 
 class OwnForward(nn.Linear):
@@ -126,9 +128,23 @@ class WithDeadLayer(nn.Module):
         return self.used(x)
 
 
+class WithUnreadLayer(WithDeadLayer):
+    """A layer beside one whose result nobody reads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.dead = nn.Linear(WIDTH, 31)
+        self.work = Work(weighted=self.used.work.weighted, dead=WIDTH * 31, unread=WIDTH * 31)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.dead(x)
+        return self.used(x)
+
+
 MODULES: dict[str, Callable[[int], Any]] = {
     "linear": Bottleneck, "repeated": lambda width: Bottleneck(width, times=2), "convolutions": Convolutions,
-    "depthwise": Depthwise, "dead": WithDeadLayer}
+    "depthwise": Depthwise, "dead": WithDeadLayer,
+    "unread": WithUnreadLayer}
 FUNCTIONS: dict[str, Callable[[int], Any]] = {
     "subclass": lambda width: Bottleneck(width, OwnForward), "functional": Functional,
     "matmul": lambda width: Products(by_matmul), "attention": lambda width: Products(by_attention),
@@ -137,12 +153,16 @@ FUNCTIONS: dict[str, Callable[[int], Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Net:
-    """A net and what it does on its inputs: MACs by the number of a weight's elements, and by none (0)."""
+    """A net and what it does on its inputs: MACs by the number of a weight's elements, and by none (0).
+
+    Those of layers whose results nobody reads stand apart.
+    """
 
     model: nn.Sequential
     inputs: tuple[Tensor, ...]
     macs: dict[int, int]
     dead: int
+    unread: int
 
 
 def net_of(seed: int, *, functions: bool = True) -> Net:
@@ -161,4 +181,5 @@ def net_of(seed: int, *, functions: bool = True) -> Net:
             macs[size] = macs.get(size, 0) + batch * length * each
         macs[0] = macs.get(0, 0) + part.work.products * batch * length * length * WIDTH
     return Net(model=model.eval(), inputs=(torch.randn(batch, length, WIDTH),), macs=macs,
-               dead=sum(part.work.dead for part in model))
+               dead=sum(part.work.dead for part in model),
+               unread=batch * length * sum(part.work.unread for part in model))

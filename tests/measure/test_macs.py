@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -210,3 +212,87 @@ def test_a_tensor_that_is_written_over_is_no_weight_any_more() -> None:
             return x @ self.state
 
     assert [product.weights for product in count_macs(Scratch(), (torch.randn(4, 4),)).products] == [()]
+
+
+# -- what the outputs depend on -------------------------------------------------------------------------------------
+
+
+class Found:
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.first, self.second = first, second
+
+
+def nowhere(net: Branches, side: Tensor, y: Tensor) -> Tensor:
+    torch.tanh(side).add_(1)
+    return y
+
+
+def into_an_attribute(net: Branches, side: Tensor, y: Tensor) -> Tensor:
+    net.last = side
+    return y
+
+
+def through_a_view(net: Branches, side: Tensor, y: Tensor) -> Tensor:
+    y.view(-1)[:8].copy_(side.flatten())
+    return y
+
+
+def into_a_buffer(net: Branches, side: Tensor, y: Tensor) -> Tensor:
+    net.state.copy_(side)
+    return y
+
+
+def into_the_next_call(net: Branches, side: Tensor, y: Tensor) -> Tensor:
+    y, net.seen = y + net.seen, side
+    return y
+
+
+UNREAD = (nowhere, into_an_attribute)
+READ: tuple[Callable[[Branches, Tensor, Tensor], object], ...] = (
+    through_a_view, into_a_buffer, into_the_next_call,
+    lambda net, side, y: {"out": [y, {"side": side.t()}]},
+    lambda net, side, y: torch.add(y, side, out=y),
+    lambda net, side, y: y * side.sum().item(),
+    lambda net, side, y: y if side.sum() > 0 else -y,
+    lambda net, side, y: y * len(side[side > 0]),
+    lambda net, side, y: y + torch.from_numpy(side.numpy()),
+    lambda net, side, y: y + torch.tensor(side.tolist()),
+    lambda net, side, y: Found(y, side),
+    lambda net, side, y: [y, Found(side, side)],
+)
+
+
+class Branches(nn.Module):
+    """A layer that counts, and one whose result is used as said."""
+
+    def __init__(self, use: Callable[[Branches, Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.main, self.side = nn.Linear(8, 4), nn.Linear(8, 4)
+        self.register_buffer("state", torch.zeros(2, 4))
+        self.use, self.seen, self.last = use, torch.zeros(2, 4), torch.zeros(2, 4)
+
+    def forward(self, x: Tensor) -> object:
+        return self.use(self, self.side(x), self.main(x))
+
+
+@pytest.mark.parametrize(("use", "counts"), [*((use, False) for use in UNREAD), *((use, True) for use in READ)])
+def test_a_layer_counts_where_the_outputs_depend_on_it(use: Any, counts: bool) -> None:
+    found = count_macs(Branches(use).eval(), (torch.randn(2, 8),))
+    assert set(found.by_module) == ({"main", "side"} if counts else {"main"})
+    assert ("side.weight" in found.read) is counts
+
+
+def test_memory_that_is_used_again_ties_nothing_to_a_layer_that_nobody_reads() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dead = nn.Linear(64, 64)
+            self.layers = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                self.dead(x)
+                x = layer(x)
+            return x
+
+    assert set(count_macs(Deep().eval(), (torch.randn(64, 64),)).by_module) == {f"layers.{index}" for index in range(8)}
