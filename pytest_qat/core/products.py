@@ -152,7 +152,7 @@ def _measure(func: Any, name: str, args: Any, kwargs: Any, made: Any) -> tuple[i
         return 0, name not in ("embedding", "_embedding_bag", "_embedding_bag_forward_only"), ""
     op = getattr(func, "_overloadpacket", None)
     if op in _FLOPS:
-        whole = not any(tensor.is_floating_point() for tensor in tensors_in((args, kwargs)))  # as torchao's fallback does
+        whole = not any(tensor.is_floating_point() for tensor in tensors_in((args, kwargs)))  # torchao's fallback
         return int(_FLOPS[op](*args, **kwargs, out_val=made)) // 2, whole, ""
     if name == "_int_mm":
         return args[0].numel() * args[1].shape[-1], True, ""

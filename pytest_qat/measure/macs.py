@@ -73,7 +73,8 @@ def products_of_converted(converted: nn.Module, inputs: Any, *, names: dict[str,
             module and a node in it that does not call a module.
     """
     running = [""]
-    mode = ProductMode(running, tensors=dict([*converted.named_parameters(), *converted.named_buffers()]), inputs=inputs)
+    tensors = dict([*converted.named_parameters(), *converted.named_buffers()])
+    mode = ProductMode(running, tensors=tensors, inputs=inputs)
     with contextlib.ExitStack() as stack:
         for place, part in converted.named_modules():
             if isinstance(part, torch.fx.GraphModule):
