@@ -24,6 +24,7 @@ __all__ = [
     "QATError",
     "ReferenceNotFound",
     "StageError",
+    "TrainingError",
     "UnknownRecipe",
     "UnsupportedEnvironment",
 ]
@@ -76,6 +77,10 @@ class MissingPackage(UnsupportedEnvironment):
 
 class StageError(QATError):
     """The user's own code, or a PyTorch stage, failed in a way that the message explains."""
+
+
+class TrainingError(StageError):
+    """Fine-tuning failed, by the user's own code or by what it does to the weights; no other recipe mends that."""
 
 
 class NotComparable(QATError):

@@ -22,7 +22,7 @@ from pytest_qat.case import QATCase
 from pytest_qat.core import progress
 from pytest_qat.core.batches import call, labeled, move, same_values
 from pytest_qat.core.tracebacks import headline, place_of
-from pytest_qat.errors import DataError, StageError, UnsupportedEnvironment
+from pytest_qat.errors import DataError, TrainingError, UnsupportedEnvironment
 from pytest_qat.exported.model import ExportedModel
 from pytest_qat.workflows.names import observed, user_names
 from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers, take_over_ranges
@@ -141,8 +141,8 @@ def fine_tune(prepared: nn.Module, case: QATCase, *, device: str = "cpu",
 
     Raises:
         UnsupportedEnvironment: there is no such device.
-        StageError: the user's own loop, loss or optimizer raised, the loop left the module as it was, or the loss is
-            not finite.
+        TrainingError: the user's own loop, loss or optimizer raised, the loop left the module as it was, or the loss
+            is not finite.
         DataError: the training data are empty or have another form.
     """
     with _device_errors(device):
@@ -180,19 +180,19 @@ def _own_loop(prepared: nn.Module, case: QATCase) -> None:
         with torch.enable_grad():
             returned = train(prepared)
     except Exception as error:
-        raise StageError(
+        raise TrainingError(
             f"fine-tuning: the case's train raised {type(error).__name__}: {error} ({place_of(error)}).",
             hint="train gets the prepared module in train mode and changes it in place; call it in a shell to see "
                  "the whole traceback.") from error
     if not _unchanged(parameters, prepared.named_parameters()):
         return
     if isinstance(returned, nn.Module) and returned is not prepared:
-        raise StageError(
+        raise TrainingError(
             f"fine-tuning: the case's train returned another {type(returned).__name__} and changed no parameter of the "
             "model it was given, expected it to train that one.",
             hint="Train the given model in place, not a copy: what train returns is not used.")
     if _unchanged(buffers, prepared.named_buffers()):
-        raise StageError(
+        raise TrainingError(
             "fine-tuning: the case's train changed no parameter and no buffer of the model it was given, expected it "
             "to train that one.",
             hint="Train the given model in place, or leave out train for calibration only.")
@@ -235,18 +235,18 @@ def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str,
 def _optimizer(prepared: nn.Module, case: QATCase) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
     if not parameters:
-        raise StageError("fine-tuning: no parameter of the prepared model requires a gradient.",
+        raise TrainingError("fine-tuning: no parameter of the prepared model requires a gradient.",
                          hint="Set requires_grad on the layers to train, or leave out train_data.")
     if case.optimizer is None:
         return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     try:
         optimizer = case.optimizer(parameters)
     except Exception as error:
-        raise StageError(f"fine-tuning: the case's optimizer raised {type(error).__name__}: {error}.",
-                         hint="Write optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-4).") from error
+        raise TrainingError(f"fine-tuning: the case's optimizer raised {type(error).__name__}: {error}.",
+                            hint="Write optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-4).") from error
     if not hasattr(optimizer, "step") or not hasattr(optimizer, "zero_grad"):
-        raise StageError(f"fine-tuning: optimizer gave {type(optimizer).__name__}, expected a torch optimizer.",
-                         hint="Write optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-4).")
+        raise TrainingError(f"fine-tuning: optimizer gave {type(optimizer).__name__}, expected a torch optimizer.",
+                            hint="Write optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-4).")
     return optimizer
 
 
@@ -255,14 +255,15 @@ def _loss(prepared: nn.Module, case: QATCase, inputs: Any, target: Any, *, step:
     try:
         loss = case.loss_fn(call(prepared, inputs), target)
     except Exception as error:
-        raise StageError(f"fine-tuning: step {step} raised {type(error).__name__}: {error} ({place_of(error)}).",
-                         hint="Check that train_data fit the model and that loss_fn(output, target) works.") from error
+        raise TrainingError(
+            f"fine-tuning: step {step} raised {type(error).__name__}: {error} ({place_of(error)}).",
+            hint="Check that train_data fit the model and that loss_fn(output, target) works.") from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise StageError(f"fine-tuning: loss_fn gave {_shape(loss)}, expected a scalar tensor.",
-                         hint="Reduce the loss to its mean.")
+        raise TrainingError(f"fine-tuning: loss_fn gave {_shape(loss)}, expected a scalar tensor.",
+                            hint="Reduce the loss to its mean.")
     if not math.isfinite(loss.item()):
-        raise StageError(f"fine-tuning: the loss is {loss.item()} at step {step}, expected a finite number.",
-                         hint="Use a learning rate 10 to 100 times lower than for training from scratch.")
+        raise TrainingError(f"fine-tuning: the loss is {loss.item()} at step {step}, expected a finite number.",
+                            hint="Use a learning rate 10 to 100 times lower than for training from scratch.")
     return loss
 
 

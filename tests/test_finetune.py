@@ -14,7 +14,7 @@ from torch import nn
 from pytest_qat.case import QATCase
 from pytest_qat.core import progress
 from pytest_qat.core.torch_state import preserved_torch_state
-from pytest_qat.errors import StageError
+from pytest_qat.errors import TrainingError
 from pytest_qat.finetune import calibrate, fine_tune
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.recipe import get_recipe
@@ -156,14 +156,14 @@ def test_one_shot_training_data_last_for_every_epoch() -> None:
 ])
 def test_a_bad_optimizer_is_named(optimizer: Any, expected: str) -> None:
     made = case(optimizer=optimizer)
-    with pytest.raises(StageError, match=expected):
+    with pytest.raises(TrainingError, match=expected):
         fine_tune(prepared(made), made)
 
 
 def test_frozen_parameters_leave_nothing_to_train() -> None:
     made = case()
     made.model.requires_grad_(False)
-    with pytest.raises(StageError, match="no parameter of the prepared model requires a gradient"):
+    with pytest.raises(TrainingError, match="no parameter of the prepared model requires a gradient"):
         fine_tune(prepared(made), made)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["duration", "percent"]
+__all__ = ["call_time", "duration", "percent"]
 
 _MOST_DIGITS = 4
 
@@ -39,3 +39,11 @@ def duration(seconds: float) -> str:
     if not minutes:
         return f"{rest} s"
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def call_time(seconds: float) -> str:
+    """Return the time of a call: `1.20 s`, `3.45 ms`, `67.8 µs`."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.2f} {unit}"
+    return f"{seconds * 1e6:.1f} µs"

@@ -19,15 +19,19 @@ from pytest_qat.diagnosis.divergence import first_divergence, kernels_disagree
 from pytest_qat.diagnosis.recipes import Need, need_of, recipes_that_take
 from pytest_qat.diagnosis.scores import causes_of_scores
 from pytest_qat.diagnosis.training import collapsed_ranges, notes_on_preparing, switched_off
-from pytest_qat.errors import DataError, InvalidCase, UnsupportedEnvironment
+from pytest_qat.errors import DataError, InvalidCase, TrainingError, UnsupportedEnvironment
 from pytest_qat.findings import Finding
 from pytest_qat.measure.size import take_census
+from pytest_qat.pipeline.finite import DIVERGED
 from pytest_qat.pipeline.run import ModelRun, StageFailed
+from pytest_qat.runtimes.base import OpTime
 from pytest_qat.verdict import Outcome
 from pytest_qat.workflows.names import user_names
 
 __all__ = ["with_causes"]
 
+_NO_RECIPE_S = (DataError, InvalidCase, TrainingError)
+"""The model, its data or its training are the reason."""
 Explain = Callable[[ModelRun, CheckResult], tuple[Finding, ...]]
 
 
@@ -62,7 +66,8 @@ def _explained(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
 def _what_would_do(checks: ModelChecks, result: CheckResult, *, known: Sequence[Finding]) -> tuple[Finding, ...]:
     """Return which recipe would do, after a failure; nothing where the model or its data are the reason."""
     run, need = checks.run, _need(checks.run, result)
-    if need is None or run.settings.diagnose_s <= 0 or isinstance(result.error, (DataError, InvalidCase)):
+    if need is None or run.settings.diagnose_s <= 0 or isinstance(result.error, _NO_RECIPE_S) or any(
+            finding.code in DIVERGED for finding in known):
         return ()
     try:
         run.inputs()
@@ -155,7 +160,15 @@ def _dead_names(run: ModelRun) -> list[str]:
 
 def _speedup(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
     floor = result.tolerances.min_speedup
-    return causes_of_speed(run.speed(floor), floor, run.coverage())
+    speed = run.speed(floor)
+
+    def op_times() -> tuple[Sequence[OpTime], Sequence[OpTime]]:
+        try:
+            return run.op_times(speed.layouts)
+        except StageFailed:  # a profiler that fails must not cost the other causes
+            return (), ()
+
+    return causes_of_speed(speed, floor, run.coverage(), op_times)
 
 
 _EXPLAIN: Mapping[str, Explain] = MappingProxyType({

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pytest_qat.core.text import percent
+from pytest_qat.diagnosis.op_costs import cause_in_ops
 from pytest_qat.findings import Finding
 
 if TYPE_CHECKING:
     from pytest_qat.measure.coverage import Coverage
     from pytest_qat.measure.size import Kind, SizeCensus
     from pytest_qat.measure.speed import Speed
-    from pytest_qat.runtimes.base import StoredTensor
+    from pytest_qat.runtimes.base import OpTime, StoredTensor
+
+    OpTimes = tuple[Sequence[OpTime], Sequence[OpTime]]
 
 __all__ = ["MOSTLY_FLOAT", "causes_of_size", "causes_of_speed"]
 
@@ -104,39 +107,47 @@ def _whole(census: SizeCensus) -> int:
     return max(census.total_bytes, sum(census.by_dtype.values()), 1)
 
 
-def causes_of_speed(speed: Speed, floor: float, coverage: Coverage | None = None) -> tuple[Finding, ...]:
+def causes_of_speed(speed: Speed, floor: float, coverage: Coverage | None = None,
+                    op_times: Callable[[], OpTimes] = lambda: ((), ())) -> tuple[Finding, ...]:
     """Say why int8 is too slow as far as these figures separate causes, and whether another batch size would do.
 
     Args:
         speed: What timing found.
         floor: The speedup that is required.
         coverage: What runs in int8; None: unknown.
+        op_times: Times the ops of a float and an int8 call, if the rest does not tell.
     """
     found = (*_bound_by_overhead(speed), *_depends_on_batch(speed, floor))
     too_slow = speed.like_for_like.settles(floor) and speed.like_for_like.ci[0] < floor
-    return (*found, *_why_slow(speed, coverage, known=found)) if too_slow and coverage is not None else found
+    return (*found, *_why_slow(speed, floor, coverage, op_times, known=found)) if (
+        too_slow and coverage is not None) else found
 
 
-def _why_slow(speed: Speed, coverage: Coverage, *, known: Sequence[Finding]) -> tuple[Finding, ...]:
+def _why_slow(speed: Speed, floor: float, coverage: Coverage, op_times: Callable[[], OpTimes], *,
+              known: Sequence[Finding]) -> tuple[Finding, ...]:
     rate, share = coverage.macs / speed.like_for_like.baseline.p50, coverage.mac_share
     evidence = {"macs": coverage.macs, "fp32_macs_per_s": rate, "mac_share": share}
+    if share is not None and share < MOSTLY_FLOAT:
+        return (Finding(
+            code="mostly-float", severity="warning", evidence=evidence,
+            message=f"{percent(1 - share)} of the multiply-accumulates stay in float, so most of the work does not get "
+                    "faster, and converting between float and int8 comes on top."),)
+    timed = speed.like_for_like
+    cause = cause_in_ops(*op_times(), calls_s=(timed.baseline.p50, timed.candidate.p50), floor=floor)
+    if cause is not None:
+        return (cause,)
     if rate < FEW_MACS_PER_S:
         return (Finding(
             code="few-multiplications", severity="warning", evidence=evidence,
             message=f"a float call does {coverage.macs:,} multiply-accumulates at {rate / 1e9:.2g} billion a second, "
                     "where a core does tens of billions: most of its time goes into other work (calls, copies, "
                     "elementwise operations), which int8 products do not shorten."),)
-    if share is not None and share < MOSTLY_FLOAT:
-        return (Finding(
-            code="mostly-float", severity="warning", evidence=evidence,
-            message=f"{percent(1 - share)} of the multiply-accumulates stay in float, so most of the work does not get "
-                    "faster, and converting between float and int8 comes on top."),)
     if any(finding.code == "overhead-bound" for finding in known):
         return ()
     return (Finding(
         code="no-speed-cause", severity="warning", evidence=evidence,
-        message="not found: these figures show neither too little work nor much of it in float. Slow int8 kernels for "
-                "these shapes, or copies between layouts, are left."),)
+        message="not found: there is neither too little work nor much of it in float, and this runtime does not tell "
+                "what its ops take. Slow int8 kernels for these shapes, or copies between layouts, are left."),)
 
 
 def _bound_by_overhead(speed: Speed) -> tuple[Finding, ...]:

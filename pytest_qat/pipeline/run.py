@@ -9,7 +9,7 @@ case or setting makes another run.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from pytest_qat.pipeline.scoring_trial import try_scoring
 from pytest_qat.pipeline.stages import Conversion, SharedStages, TrainedModel
 from pytest_qat.recipe import Recipe
 from pytest_qat.runtimes import Deployed, DeployedPair, DeploySettings
+from pytest_qat.runtimes.base import OpTime
 from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.workflows import PreparedModel, load_workflow
 from pytest_qat.workflows.known_errors import explain, unexplained
@@ -200,6 +201,21 @@ class ModelRun:
             settings=TimingSettings(max_time_s=budget_s, least_s=min(LEAST_TIMING_S, budget_s / 4))), timing=True)
         self._speeds.append(found)
         return found
+
+    def op_times(self, layouts: Mapping[str, str]) -> tuple[tuple[OpTime, ...], tuple[OpTime, ...]]:
+        """Return what each op of a float and of an int8 call takes; nothing where the runtime does not tell.
+
+        Args:
+            layouts: Memory layout of each side.
+        """
+        pair, inputs = self.deployed(), self.case.example_inputs
+
+        def timed(form: Deployed) -> tuple[OpTime, ...]:
+            with form.session():
+                return form.op_times(form.adapt(inputs))
+
+        return self.stage("op times", lambda: (timed(pair.fp32[layouts["fp32"]]), timed(pair.int8[layouts["int8"]])),
+                          timing=True)
 
     def memory(self) -> Memory:
         """Return the peak memory of both sides, each in a process of its own.

@@ -20,6 +20,7 @@ from torch import nn
 from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.core import progress
 from pytest_qat.core.batches import call
+from pytest_qat.errors import TrainingError
 from pytest_qat.exported.model import ExportedModel, as_module
 from pytest_qat.finetune import FineTuning, calibrate, fine_tune, untrained_copy
 from pytest_qat.measure.evaluation import CALIBRATION_BATCHES
@@ -170,7 +171,11 @@ def train(case: QATCase, recipe: Recipe, first: PreparedModel, *, device: str,
             # before any time goes into training
             with progress.step("converting the control"):
                 ptq = with_right_kernels(workflow.convert(twin, recipe), case, engine=recipe.engine)
-    done = fine_tune(prepared.module, case, device=device, between_steps=between_steps)
+    try:
+        done = fine_tune(prepared.module, case, device=device, between_steps=between_steps)
+    except TrainingError as error:
+        refuse_broken(prepared.module, ended=error.message)
+        raise
     return TrainedModel(prepared=prepared, ptq=ptq, fine_tuning=done, left_off=resume_fake_quantize(prepared.module))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pytest_qat.core.text import percent
+from pytest_qat.core.text import call_time, percent
 from pytest_qat.measure.score_names import NAMED_IN_REPORTS
 from pytest_qat.record.schema import AccuracyMetrics, Metrics, OutcomeName, Probes, Ranking, RankingEntry, RunRecord
 from pytest_qat.tolerances import MIN_COVERAGE
@@ -171,20 +171,20 @@ def _speed(metrics: Metrics, tolerances: Mapping[str, float | None]) -> Iterator
     latency, speedup, throughput = metrics["latency_s"], metrics["speedup"], metrics["throughput_per_s"]
     if latency is None or speedup is None or throughput is None:
         return
-    ratio, int8 = _ratio(speedup["estimate"]), _time(latency["int8"])
-    yield ("latency", (_time(latency["fp32"]), "", int8, ratio, f">= {_ratio(tolerances['min_speedup'])}"), "speedup")
+    ratio, fp32, int8 = _ratio(speedup["estimate"]), call_time(latency["fp32"]), call_time(latency["int8"])
+    yield ("latency", (fp32, "", int8, ratio, f">= {_ratio(tolerances['min_speedup'])}"), "speedup")
     percentiles = metrics["latency_percentiles_s"]
     if percentiles is not None:
         fp32_slow, int8_slow = percentiles["fp32"], percentiles["int8"]
-        yield ("  p90", (_time(fp32_slow["p90"]), "", _time(int8_slow["p90"])), None)
-        yield ("  p99", (_time(fp32_slow["p99"]), "", _time(int8_slow["p99"])), None)
+        yield ("  p90", (call_time(fp32_slow["p90"]), "", call_time(int8_slow["p90"])), None)
+        yield ("  p99", (call_time(fp32_slow["p99"]), "", call_time(int8_slow["p99"])), None)
     eager, over_eager = latency["fp32_eager"], metrics["speedup_over_eager"]
     if eager is not None and over_eager is not None:
-        yield ("  as written", (_time(eager), "", int8, _ratio(over_eager["estimate"])), None)
+        yield ("  as written", (call_time(eager), "", int8, _ratio(over_eager["estimate"])), None)
     for entry in metrics["batches"] or ():
         if entry["speedup"] is not None and entry["latency_s"] is not None:
-            yield (f"  batch {entry['batch']}", (_time(entry["latency_s"]["fp32"]), "",
-                                                _time(entry["latency_s"]["int8"]),
+            yield (f"  batch {entry['batch']}", (call_time(entry["latency_s"]["fp32"]), "",
+                                                call_time(entry["latency_s"]["int8"]),
                                                 _ratio(entry["speedup"]["estimate"])), None)
     yield ("throughput", (_rate(throughput["fp32"]), "", _rate(throughput["int8"]), ratio), None)
 
@@ -249,7 +249,7 @@ def _ranking_row(place: int, entry: RankingEntry) -> RankingRow:
         holds=entry["holds"],
         state="passed" if entry["holds"] else "not passed" if entry["judged"] else "not judged",
         cells=(str(place) if entry["holds"] else "", entry["recipe"],
-               _NOTHING if latency is None else _time(latency), _NOTHING if speedup is None else _ratio(speedup),
+               _NOTHING if latency is None else call_time(latency), _NOTHING if speedup is None else _ratio(speedup),
                _NOTHING if accuracy is None else score(accuracy),
                _NOTHING if size is None else _bytes(size)))
 
@@ -260,12 +260,6 @@ def _ranking_row(place: int, entry: RankingEntry) -> RankingRow:
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}x"
 
-
-def _time(seconds: float) -> str:
-    for unit, factor in (("s", 1.0), ("ms", 1e3)):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.2f} {unit}"
-    return f"{seconds * 1e6:.1f} µs"
 
 
 def _rate(per_second: float) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_qat.recipe import RuntimeName
 
-__all__ = ["DeploySettings", "Deployed", "DeployedPair", "Kernel", "Runtime", "StoredTensor"]
+__all__ = ["DeploySettings", "Deployed", "DeployedPair", "Kernel", "OpTime", "Runtime", "StoredTensor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,21 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpTime:
+    """What an op takes in a call.
+
+    Attributes:
+        op: Its name in the runtime.
+        shapes: Shapes of its first inputs, to tell ops of one name apart; empty: not recorded.
+        seconds: Median time of the op by itself, without ops that it calls, of all that share name and shapes.
+    """
+
+    op: str
+    shapes: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deployed:
     """A model as it ships.
 
@@ -74,6 +89,8 @@ class Deployed:
         kernels: What the artifact computes, in order; None if the modules of the converted model have to be read.
         fresh: Makes another `run` that has not been called yet, for kernels that specialize on their first call;
             None if `run` does not depend on earlier calls.
+        op_times: Times the ops of a call on adapted inputs, the longest first; gives none where the runtime has no way
+            to.
     """
 
     artifact: Path
@@ -88,6 +105,7 @@ class Deployed:
     shapes: frozenset[tuple[int, ...]] = frozenset()
     kernels: tuple[Kernel, ...] | None = None
     fresh: Callable[[], Callable[[Any], Any]] | None = None
+    op_times: Callable[[Any], tuple[OpTime, ...]] = lambda inputs: ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

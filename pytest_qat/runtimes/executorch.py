@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from pytest_qat.core.quiet import silenced
 from pytest_qat.recipe import RuntimeName
-from pytest_qat.runtimes.base import Kernel, StoredTensor
+from pytest_qat.runtimes.base import Kernel, OpTime, StoredTensor
+from pytest_qat.runtimes.executorch_ops import executorch_op_times
 from pytest_qat.runtimes.executorch_trial import try_program
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of
@@ -87,6 +88,11 @@ class ExecuTorchRuntime(ExportedRuntime):
             return list(execute(inputs))
 
         return call
+
+    def op_times(self, path: Path, call: Call, values: Sequence[Tensor], *, threads: int) -> tuple[OpTime, ...]:
+        """Time each op in ExecuTorch's event trace."""
+        self._pool_of(threads)
+        return executorch_op_times(path, values)
 
     def kernels_in(self, path: Path, named: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
         """Return the kernels that lowering found, because the file holds them as opaque blobs."""

@@ -24,7 +24,7 @@ from pytest_qat.exported.outputs import OutputForm
 from pytest_qat.exported.program import export_program, save_exported
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import RuntimeName
-from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, Kernel, StoredTensor
+from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings, Kernel, OpTime, StoredTensor
 from pytest_qat.runtimes.build import Built, build
 from pytest_qat.runtimes.flat import InputOrder, flat_model, leaves_of
 from pytest_qat.runtimes.unrolled import check_steps
@@ -101,6 +101,17 @@ class ExportedRuntime(ABC):
     @abstractmethod
     def tensors_in(self, path: Path) -> tuple[StoredTensor, ...]:
         """Return what is stored in an artifact."""
+
+    def op_times(self, path: Path, call: Call, values: Sequence[Tensor], *, threads: int) -> tuple[OpTime, ...]:
+        """Time each op of a call of an artifact, the longest first; the default has no way to, and returns none.
+
+        Args:
+            path: The artifact.
+            call: What `load` made of it.
+            values: Input tensors, in order.
+            threads: Intra-op threads.
+        """
+        return ()
 
     def require_tools(self) -> None:
         """Check that this machine has the tools that building needs; the default needs none.
@@ -223,7 +234,8 @@ class ExportedRuntime(ABC):
             artifact=built.artifact, size_bytes=built.artifact.stat().st_size, tensors=built.tensors,
             layout="contiguous", adapt=adapt, run=run, session=contextlib.nullcontext, save_program=save_program,
             kernels=built.kernels, batch=sample_count(example_inputs),
-            shapes=frozenset(tuple(leaf.shape) for leaf in leaves_of(example_inputs)))
+            shapes=frozenset(tuple(leaf.shape) for leaf in leaves_of(example_inputs)),
+            op_times=partial(self.op_times, built.artifact, call, threads=threads))
 
 
 def _load_and_call(runtime: ExportedRuntime, path: Path, threads: int, inputs: Sequence[Tensor]) -> list[Tensor]:

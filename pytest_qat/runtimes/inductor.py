@@ -13,6 +13,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -28,10 +29,11 @@ from pytest_qat.errors import CheckFailed, MeasurementError, MissingPackage
 from pytest_qat.exported.program import exported_bytes, load_exported, module_of
 from pytest_qat.findings import Finding
 from pytest_qat.recipe import RuntimeName
-from pytest_qat.runtimes.base import Kernel, StoredTensor
+from pytest_qat.runtimes.base import Kernel, OpTime, StoredTensor
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of, op_name, products, quantized
 from pytest_qat.runtimes.naming import in_order, without_wrapper
+from pytest_qat.runtimes.op_times import torch_op_times
 from pytest_qat.runtimes.stored import stored_tensors
 
 __all__ = ["InductorRuntime"]
@@ -131,6 +133,10 @@ class InductorRuntime(ExportedRuntime):
             return pytree.tree_leaves(run(values))
 
         return call
+
+    def op_times(self, path: Path, call: Call, values: Sequence[Tensor], *, threads: int) -> tuple[OpTime, ...]:
+        """Time the ops of torch's that the generated code calls; the code itself is what is left of a call."""
+        return torch_op_times(partial(call, values))
 
     def kernels_in(self, path: Path, named: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
         """Return the products that the generated code calls, in order, named after the graph it was made from."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,10 +16,11 @@ import torch
 from torch import Tensor
 
 from pytest_qat.recipe import RuntimeName
-from pytest_qat.runtimes.base import Kernel, StoredTensor
+from pytest_qat.runtimes.base import Kernel, OpTime, StoredTensor
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of
 from pytest_qat.runtimes.naming import in_order, named_after, without_wrapper
+from pytest_qat.runtimes.op_times import longest_first, repeat
 from pytest_qat.runtimes.stored import digest_of
 
 __all__ = ["OnnxRuntime"]
@@ -41,14 +46,24 @@ class OnnxRuntime(ExportedRuntime):
 
     def load(self, path: Path, *, threads: int) -> Call:
         """Return a function that calls an `.onnx`."""
-        session = _session(path, threads=threads)
-        names = [entry.name for entry in session.get_inputs()]
+        return partial(_call, _session(path, threads=threads))
 
-        def call(values: Sequence[Tensor]) -> list[Tensor]:
-            feed = {name: value.detach().numpy() for name, value in zip(names, values, strict=True)}
-            return [torch.from_numpy(array) for array in session.run(None, feed)]
-
-        return call
+    def op_times(self, path: Path, call: Call, values: Sequence[Tensor], *, threads: int) -> tuple[OpTime, ...]:
+        """Time each node of the optimized graph by ONNX Runtime's own profiler, in a session of its own."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = _session(path, threads=threads, profile=Path(folder) / "profile")
+            _call(session, values)
+            repeat(partial(_call, session, values))
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        micros: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+        for event in events:
+            node = event.get("args", {})
+            if event.get("cat") == "Node" and "op_name" in node:
+                shapes = [next(iter(each.values())) for each in node.get("input_type_shape", [])][:2]
+                micros[event["name"], node["op_name"], " x ".join(str(each) for each in shapes if each)].append(
+                    event["dur"])
+        return longest_first([OpTime(op=op, shapes=shapes, seconds=statistics.median(found) / 1e6)
+                              for (_, op, shapes), found in micros.items()])
 
     def kernels_in(self, path: Path, named: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
         """Return what the session runs, read from the graph that it has optimized for this machine."""
@@ -94,7 +109,12 @@ class OnnxRuntime(ExportedRuntime):
         return tuple(found)
 
 
-def _session(path: Path, *, threads: int, optimized: Path | None = None) -> Any:
+def _call(session: Any, values: Sequence[Tensor]) -> list[Tensor]:
+    feed = {entry.name: value.detach().numpy() for entry, value in zip(session.get_inputs(), values, strict=True)}
+    return [torch.from_numpy(array) for array in session.run(None, feed)]
+
+
+def _session(path: Path, *, threads: int, optimized: Path | None = None, profile: Path | None = None) -> Any:
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
@@ -105,4 +125,6 @@ def _session(path: Path, *, threads: int, optimized: Path | None = None) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

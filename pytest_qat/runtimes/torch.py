@@ -23,6 +23,7 @@ from pytest_qat.exported.model import ExportedModel
 from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings
 from pytest_qat.runtimes.graph_kernels import kernels_of
+from pytest_qat.runtimes.op_times import torch_op_times
 from pytest_qat.runtimes.stored import stored_tensors
 
 __all__ = ["TorchRuntime", "deploy_form", "deploy_in_layouts", "engine_session", "inputs_of", "load_traced_program",
@@ -109,6 +110,7 @@ def deploy_form(model: nn.Module, path: Path, *, engine: str | None, channels_la
         save_program=save_program,
         kernels=kernels_of(model.graph_module) if isinstance(model, ExportedModel) else None,
         fresh=None if pristine is None else lambda: partial(call, copy.deepcopy(pristine)),
+        op_times=lambda inputs: torch_op_times(partial(call, module, inputs)),
     )
 
 

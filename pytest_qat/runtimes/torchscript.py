@@ -20,6 +20,7 @@ from pytest_qat.findings import Finding
 from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes import torch as torch_runtime
 from pytest_qat.runtimes.base import Deployed, DeployedPair, DeploySettings
+from pytest_qat.runtimes.op_times import torch_op_times
 from pytest_qat.runtimes.stored import stored_tensors
 from pytest_qat.runtimes.torch import (
     deploy_in_layouts,
@@ -89,4 +90,5 @@ def _form(model: nn.Module, example_inputs: tuple[Any, ...], path: Path, *, engi
         artifact=path, size_bytes=path.stat().st_size, tensors=stored_tensors(model.state_dict()),
         layout="channels_last" if channels_last else "contiguous", adapt=adapt,
         run=lambda inputs: call(loaded, inputs), session=session, save_program=save_program,
-        fresh=lambda: partial(call, torch.jit.load(str(path))))
+        fresh=lambda: partial(call, torch.jit.load(str(path))),
+        op_times=lambda inputs: torch_op_times(partial(call, loaded, inputs)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -330,3 +332,17 @@ def test_gru_stays_float_with_the_reason() -> None:
     made = Made(Recurrent(nn.GRU), torch.randn(5, 7, 6))
     (left,) = made.coverage().leftovers
     assert (left.module, left.kind) == ("rnn", "GRU")
+
+
+@pytest.mark.slow
+def test_torch_compile_works_after_a_trace() -> None:
+    """Tracing imports torch's compiler while functions of torch are replaced; the compiler must not keep those."""
+    code = (
+        "import torch; from torch import nn; from pytest_qat.case import QATCase\n"
+        "from pytest_qat.recipe import get_recipe; from pytest_qat.workflows import load_workflow\n"
+        "case = QATCase(model=nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), example_inputs=(torch.randn(1, 3, 8, 8),))\n"
+        "load_workflow('fx').prepare(case, get_recipe('fx-x86'))\n"
+        "import torch._dynamo.guards as guards\n"
+        "assert all(isinstance(kind, type) for kind in guards.common_constant_types), guards.common_constant_types\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -139,6 +140,7 @@ class _Place:
 @contextlib.contextmanager
 def _factories_take_proxies() -> Iterator[None]:
     """Let `torch.arange(x.shape[1])` and its like become nodes; torch.fx knows functions that take tensors only."""
+    importlib.import_module("torch._dynamo")  # imported meanwhile, as tracing does, it would keep the replacements
     kept = {name: getattr(torch, name) for name in _FACTORIES}
     for name, function in kept.items():
         setattr(torch, name, _traceable(function))
