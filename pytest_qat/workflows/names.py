@@ -62,12 +62,13 @@ def _observed_names(model: torch.fx.GraphModule, own: str, actual: str) -> dict[
 
 
 def _exported_names(model: ExportedModel, actual: str) -> dict[str, str]:
-    """Names inside an exported graph, where only observers and fake-quantizers are modules: what they look at."""
+    """Names inside an exported graph, whose modules hold the user's tensors; observers answer to what they look at."""
     prefix = f"{actual}.graph_module" if actual else "graph_module"
-    inside = [name for name, _ in model.graph_module.named_modules()]
-    names = dict.fromkeys((f"{prefix}.{name}" if name else prefix for name in inside), "")
+    names = {f"{prefix}.{name}" if name else prefix: "" if name.startswith("activation_post_process") else name
+             for name, _ in model.graph_module.named_modules()}
     for node in model.graph_module.graph.nodes:
-        if node.op == "call_module" and node.args and isinstance(node.args[0], torch.fx.Node):
+        if node.op == "call_module" and node.args and isinstance(node.args[0], torch.fx.Node) and (
+                str(node.target).startswith("activation_post_process")):
             user = module_of(node.args[0])
             names[f"{prefix}.{node.target}"] = f"{user}.activation_post_process" if user else ""
     return names
