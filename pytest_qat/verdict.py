@@ -303,6 +303,12 @@ def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances) -> Verd
                    reasons=(reason,))
 
 
+def _noise_interval(noise: Speedup) -> str:
+    if math.isinf(noise.ci[1]):
+        return f", {noise.pairs} pairs, too few for an interval"
+    return f" [{noise.ci[0]:.2f}, {noise.ci[1]:.2f}]"
+
+
 def judge_speedup(speedup: Speedup, tolerances: Tolerances, *, noise: Speedup | None = None) -> Verdict:
     """The check passes if the whole interval is above `min_speedup`, and fails if it is below; else it is inconclusive.
 
@@ -314,8 +320,7 @@ def judge_speedup(speedup: Speedup, tolerances: Tolerances, *, noise: Speedup | 
     """
     floor, (low, high) = tolerances.min_speedup, speedup.ci
     offset = 1.0 if noise is None else max(noise.ci[0], 1 / noise.ci[1] if noise.ci[1] else math.inf, 1.0)
-    against = "" if noise is None else (
-        f" (float against itself: {noise.estimate:.2f}x [{noise.ci[0]:.2f}, {noise.ci[1]:.2f}])")
+    against = "" if noise is None else f" (float against itself: {noise.estimate:.2f}x{_noise_interval(noise)})"
     numbers = (f"int8 is {speedup.estimate:.2f}x as fast as float, {speedup.confidence:.0%} interval "
                f"[{low:.2f}, {high:.2f}] from {speedup.pairs} pairs in {speedup.elapsed_s:.1f} s{against}; "
                f"at least {floor:.2f}x is required")

@@ -109,7 +109,7 @@ def test_workers_share_the_laws(kernels: Project) -> None:
 
 @pytest.mark.slow
 def test_workers_share_the_time_of_fuzzing(kernels: Project) -> None:
-    result = kernels.subprocess("--qat-ops=kernels:bad", "--qat-fuzz=2", "-k", "P17_layout or P20_cross", "-n", "2")
+    result = kernels.subprocess("--qat-ops=kernels:bad", "--qat-fuzz=30", "-k", "P17_layout or P20_cross", "-n", "2")
     result.assert_outcomes(failed=2)
 
 
