@@ -32,6 +32,8 @@ __all__ = ["with_causes"]
 
 _NO_RECIPE_S = (DataError, InvalidCase, TrainingError)
 """The model, its data or its training are the reason."""
+_MOST_SMALLER = 8.0
+"""No recipe shrinks float32 further than to four bits."""
 Explain = Callable[[ModelRun, CheckResult], tuple[Finding, ...]]
 
 
@@ -90,6 +92,8 @@ def _need(run: ModelRun, result: CheckResult) -> Need | None:
         share = run.coverage().mac_share
         few = share is not None and share < MOSTLY_FLOAT
         return need_of("speedup", result.tolerances, share=share) if few else None
+    if result.judged == "size" and result.tolerances.min_size_reduction > _MOST_SMALLER:
+        return None
     return need_of(result.judged, result.tolerances) if result.judged in ("coverage", "parity", "size") else None
 
 

@@ -194,7 +194,8 @@ def test_whichever_check_shows_a_refusal_first_tells_what_would_do(
 
 
 @pytest.mark.parametrize(("check", "bounds", "tried"), [
-    ("size", Tolerances(min_size_reduction=50.0, min_coverage=0.0), True),
+    ("size", Tolerances(min_size_reduction=8.0, min_coverage=0.0), True),
+    ("size", Tolerances(min_size_reduction=8.1, min_coverage=0.0), False),  # which no recipe reaches
     ("size", Tolerances(min_size_reduction=0.1, min_coverage=0.0), False),
     ("coverage", Tolerances(min_coverage=0.5), False), ("parity", Tolerances(), False),
 ])
