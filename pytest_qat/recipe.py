@@ -68,7 +68,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe
            packages=("torchao",)),
     Recipe(name="pt2e-executorch", workflow="pt2e", quantizer="xnnpack", runtime="executorch",
            packages=("torchao", "executorch"), extra="executorch"),
-    Recipe(name="pt2e-litert", workflow="pt2e", quantizer="xnnpack", runtime="litert", fold_quantize=False,
+    Recipe(name="pt2e-litert", workflow="pt2e", quantizer="xnnpack-litert", runtime="litert", fold_quantize=False,
            packages=("torchao", "litert_torch", "ai_edge_litert"), extra="litert"),
     Recipe(name="pt2e-onnxruntime", workflow="pt2e", quantizer="xnnpack", runtime="onnxruntime",
            packages=("torchao", "onnx", "onnxscript", "onnxruntime"), extra="onnx"),

@@ -11,12 +11,18 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantizer, SharedQuantizationSpec
+from torchao.quantization.pt2e.quantizer import (
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    Quantizer,
+    SharedQuantizationSpec,
+)
 
 __all__ = ["CompletedQuantizer", "constants_and_masks"]
 
@@ -31,6 +37,16 @@ _KEEPS_VALUES = (*_PADS, _aten.unsqueeze.default, _aten.squeeze.default, _aten.s
                  _aten.detach.default, _aten.flip.default, _aten.roll.default, _aten.index_select.default,
                  _aten.pixel_shuffle.default, _aten.max_pool1d.default, _aten.upsample_nearest2d.vec)
 """Ops whose results are among their operand's values, or zero; quantizers know some others."""
+_MOVES_VALUES = (*_KEEPS_VALUES[len(_PADS):], _aten.view.default, _aten.reshape.default, _aten.flatten.using_ints,
+                 _aten.permute.default, _aten.transpose.int, _aten.slice.Tensor, _aten.dropout.default,
+                 _aten.dropout_.default)
+"""Ops whose results are their operand's values."""
+_FIXED = MappingProxyType({
+    **dict.fromkeys((_aten.sigmoid.default, _aten.sigmoid_.default, _aten.softmax.int),
+                    (1 / 256, -128)),
+    **dict.fromkeys((_aten.tanh.default, _aten.tanh_.default), (1 / 128, 0)),
+    _aten.log_softmax.int: (16 / 256, 127)})
+"""Scale and zero point that LiteRT's int8 kernels give, by its quantization specification; others do not load."""
 _FAR = 1e3
 """A constant this far below zero hides a score; Swin's -100 is a number like others."""
 _CODES = 255 * 2.0**-12
@@ -52,12 +68,15 @@ class CompletedQuantizer(Quantizer):  # type: ignore[misc, unused-ignore]
     Args:
         inner: Decides where fake-quantize goes.
         example: The tensors of one batch, in the order of the graph's placeholders: they show which are masks.
+        fixes_scales: Whether the runtime's kernels of sigmoid, softmax and tanh give one scale and no other, as
+            LiteRT's do.
     """
 
-    def __init__(self, inner: Quantizer, example: Sequence[object]) -> None:
+    def __init__(self, inner: Quantizer, example: Sequence[object], *, fixes_scales: bool = False) -> None:
         super().__init__()
         self._inner = inner
         self._example = example
+        self._fixes_scales = fixes_scales
 
     def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
         """Let the quantizer make tensors of numbers, except in integer arithmetic."""
@@ -84,6 +103,8 @@ class CompletedQuantizer(Quantizer):  # type: ignore[misc, unused-ignore]
                 node.meta[_KEY] = _InFloat()
         annotated: torch.fx.GraphModule = self._inner.annotate(model)
         _complete_pads(annotated)
+        if self._fixes_scales:
+            _fix_scales(annotated)
         _share_on_the_way(annotated)
         return annotated
 
@@ -208,6 +229,35 @@ def _pads_zeros(node: torch.fx.Node) -> bool:
     mode = node.args[2] if node.target is _aten.pad.default and len(node.args) > 2 else "constant"
     value = node.args[-1] if len(node.args) > (3 if node.target is _aten.pad.default else 2) else 0
     return bool(mode != "constant" or value is None or value == 0)
+
+
+def _fix_scales(model: torch.fx.GraphModule) -> None:
+    """Give what is bounded by nature the scale that the kernel has for it, wherever somebody reads it in int8."""
+    for node in model.graph.nodes:
+        if node.target not in _FIXED or _annotation(node) is not None:
+            continue
+        scale, zero_point = _FIXED[node.target]
+        fixed = FixedQParamsQuantizationSpec(
+            dtype=torch.int8, scale=scale, zero_point=zero_point, quant_min=-128, quant_max=127,
+            qscheme=torch.per_tensor_affine)
+        if _hand_on(node, node, SharedQuantizationSpec(node), first=fixed):
+            node.meta[_KEY] = QuantizationAnnotation(input_qspec_map={}, output_qspec=fixed, _annotated=True)
+
+
+def _hand_on(node: torch.fx.Node, source: torch.fx.Node, shared: SharedQuantizationSpec, *, first: Any) -> bool:
+    """Let all that read a node's values in int8 read them as its source has them; return whether anybody does."""
+    read = False
+    for user in list(node.users):
+        made = _annotation(user)
+        if made is not None and node in made.input_qspec_map:
+            made.input_qspec_map[node] = first if node is source else shared
+            read = True
+        elif made is None and user.target in _MOVES_VALUES and _hand_on(user, source, shared, first=first):
+            before = first if node is source else shared
+            user.meta[_KEY] = QuantizationAnnotation(
+                input_qspec_map={node: before}, output_qspec=shared, _annotated=True)
+            read = True
+    return read
 
 
 def _share_on_the_way(model: torch.fx.GraphModule) -> None:

@@ -74,7 +74,8 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
         with warnings.catch_warnings(), spared_patterns():
             warnings.simplefilter("ignore")
             prepared = prepare_qat_pt2e(graph_module, CompletedQuantizer(
-                quantizer, pytree.tree_leaves(case.example_inputs)))
+                quantizer, pytree.tree_leaves(case.example_inputs),
+                fixes_scales=recipe.quantizer == "xnnpack-litert" and case.quantizer is None))
     except Exception as error:
         raise CheckFailed([f"{type(quantizer).__name__} cannot prepare the model."],
                           findings=[_refusal(error, quantizer, graph_module.graph)]) from error

@@ -19,14 +19,15 @@ def make_quantizer(name: str, *, skip: Sequence[str] = (), batchnorms: bool = Tr
     """Return a quantizer.
 
     Args:
-        name: `xnnpack` or `x86-inductor`.
+        name: `xnnpack`, `xnnpack-litert` (the same; see `annotations` for what LiteRT's kernels add) or
+            `x86-inductor`.
         skip: Modules to leave in float.
         batchnorms: Whether the model has a BatchNorm: looking for convolutions before one takes seconds.
 
     Raises:
         MissingPackage: no installed package has it.
     """
-    return _xnnpack(skip, batchnorms=batchnorms) if name == "xnnpack" else _x86_inductor(skip)
+    return _xnnpack(skip, batchnorms=batchnorms) if name.startswith("xnnpack") else _x86_inductor(skip)
 
 
 def _xnnpack(skip: Sequence[str], *, batchnorms: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pytest_qat.case import QATCase
+from pytest_qat.errors import MissingPackage
 from pytest_qat.exported.program import export_program
 from pytest_qat.measure.parity import sqnr_db
+from pytest_qat.recipe import get_recipe
+from pytest_qat.runtimes import DeploySettings, load_runtime
 from pytest_qat.workflows import pt2e
 from pytest_qat.workflows.annotations import constants_and_masks
 from pytest_qat.workflows.observers import fake_quantizers
@@ -43,8 +48,6 @@ class Forward(nn.Module):
 
 def assert_both_agree(model: nn.Module, inputs: tuple[Any, ...], recipe: Any, *, least_db: float = INT8_DB) -> Any:
     """Prepare and convert; check that prepared agrees with float, and converted with prepared; return the prepared."""
-    from pytest_qat.case import QATCase
-
     prepared = prepared_for(QATCase(model=model.eval(), example_inputs=inputs), recipe, [inputs])
     converted = pt2e.convert(prepared, recipe).module
     expected = answer(model, inputs)
@@ -244,3 +247,50 @@ def test_layers_that_nobody_reads_do_not_stop_the_quantizer() -> None:
 
     prepared = pt2e.prepare(made(Dead()), INDUCTOR)
     assert [node for node in graph_of(prepared.module).nodes if "pooler" in str(node.meta.get("nn_module_stack"))] == []
+
+
+# -- LiteRT's kernels of fixed scale --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("function", "scale", "zero_point"), [
+    (lambda net, x: x.sigmoid(), 1 / 256, -128),
+    (lambda net, x: F.dropout(x.sigmoid(), 0.1, net.training), 1 / 256, -128),
+    (lambda net, x: x.softmax(-1).transpose(1, 2).flatten(1).reshape(4, 6, 8), 1 / 256, -128),
+    (lambda net, x: x.tanh()[:, :4], 1 / 128, 0), (lambda net, x: x.log_softmax(-1), 16 / 256, 127),
+    (lambda net, x: torch.cat([x.sigmoid(), x.relu()], 1), 1 / 256, -128)])
+def test_bounded_values_have_the_scale_of_litert_s_kernels(function: Any, scale: float, zero_point: int) -> None:
+    net = assert_both_agree(Forward(function), (HIDDEN,), get_recipe("pt2e-litert"))
+    assert (scale, zero_point) in {(round(float(fake.scale), 9), int(fake.zero_point))
+                                   for _, fake in fake_quantizers(net) if fake.scale.numel() == 1}
+    other = prepared_for(QATCase(model=Forward(function).eval(), example_inputs=(HIDDEN,)), XNNPACK, [(HIDDEN,)])
+    assert (scale, zero_point) not in {(round(float(fake.scale), 9), int(fake.zero_point))
+                                       for _, fake in fake_quantizers(other.module) if fake.scale.numel() == 1}
+
+
+def test_a_bounded_value_that_nobody_reads_in_int8_stays_float() -> None:
+    net = assert_both_agree(Forward(lambda net, x: x.softmax(-1).cumsum(-1)), (HIDDEN,), get_recipe("pt2e-litert"))
+    assert not any(float(fake.scale.reshape(-1)[0]) == 1 / 256 for _, fake in fake_quantizers(net))
+
+
+@pytest.mark.slow
+def test_litert_runs_bounded_values_between_int8_layers(tmp_path: Path) -> None:
+    """Its converter makes one int8 kernel of the three, which takes one output scale only and does not load else."""
+    recipe = get_recipe("pt2e-litert")
+    try:
+        recipe.require_packages()
+    except MissingPackage as missing:
+        pytest.skip(missing.message)
+
+    def all_of_them(net: Forward, x: Tensor) -> Tensor:
+        x = F.dropout(net.hidden_layers[0](x.sigmoid()), 0.1, net.training)
+        return net.hidden_layers[2](net.hidden_layers[1](x.tanh()).softmax(-1).transpose(1, 2).transpose(1, 2))
+
+    model = Forward(all_of_them)
+    model.hidden_layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+    case = QATCase(model=model.eval(), example_inputs=(HIDDEN,))
+    prepared = prepared_for(case, recipe, [(HIDDEN,)])
+    pair = load_runtime(recipe.runtime).deploy(
+        model, pt2e.convert(prepared, recipe).module, (HIDDEN,), tmp_path,
+        DeploySettings(engine=None, threads=1, timeout_s=300))
+    form = pair.int8["contiguous"]
+    assert sqnr_db(answer(prepared.module, (HIDDEN,)), form.run(form.adapt((HIDDEN,)))) > INT8_DB
