@@ -21,9 +21,10 @@ from pytest_qat.diagnosis.scores import causes_of_scores
 from pytest_qat.diagnosis.training import collapsed_ranges, notes_on_preparing, switched_off
 from pytest_qat.errors import DataError, InvalidCase, TrainingError, UnsupportedEnvironment
 from pytest_qat.findings import Finding
+from pytest_qat.measure.parity import HEALTHY_DB
 from pytest_qat.measure.size import take_census
 from pytest_qat.pipeline.finite import DIVERGED
-from pytest_qat.pipeline.run import ModelRun, StageFailed
+from pytest_qat.pipeline.run import ModelRun, NotApplicable, StageFailed
 from pytest_qat.runtimes.base import OpTime
 from pytest_qat.verdict import Outcome
 from pytest_qat.workflows.names import user_names
@@ -67,7 +68,7 @@ def _explained(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
 
 def _what_would_do(checks: ModelChecks, result: CheckResult, *, known: Sequence[Finding]) -> tuple[Finding, ...]:
     """Return which recipe would do, after a failure; nothing where the model or its data are the reason."""
-    run, need = checks.run, _need(checks.run, result)
+    run, need = checks.run, _need(checks.run, result, known)
     if need is None or run.settings.diagnose_s <= 0 or isinstance(result.error, _NO_RECIPE_S) or any(
             finding.code in DIVERGED for finding in known):
         return ()
@@ -82,7 +83,7 @@ def _what_would_do(checks: ModelChecks, result: CheckResult, *, known: Sequence[
                               check="convert" if of_this_engine else result.judged or result.owner or result.check),)
 
 
-def _need(run: ModelRun, result: CheckResult) -> Need | None:
+def _need(run: ModelRun, result: CheckResult, known: Sequence[Finding]) -> Need | None:
     """Return what another recipe must show to be worth a word after this result; None: nothing would be."""
     if result.verdict.outcome is not Outcome.FAILED:
         return None
@@ -92,9 +93,22 @@ def _need(run: ModelRun, result: CheckResult) -> Need | None:
         share = run.coverage().mac_share
         few = share is not None and share < MOSTLY_FLOAT
         return need_of("speedup", result.tolerances, share=share) if few else None
+    if result.judged == "accuracy":
+        return _need_of_accuracy(run, result, known)
     if result.judged == "size" and result.tolerances.min_size_reduction > _MOST_SMALLER:
         return None
     return need_of(result.judged, result.tolerances) if result.judged in ("coverage", "parity", "size") else None
+
+
+def _need_of_accuracy(run: ModelRun, result: CheckResult, known: Sequence[Finding]) -> Need | None:
+    """Another recipe is worth trying where quantization itself loses it, not training and not the kernels."""
+    if {"qat-below-ptq", "lost-in-conversion", "flat-output"} & {finding.code for finding in known}:
+        return None
+    try:
+        reached = run.parity().quantization_sqnr_db
+    except (StageFailed, NotApplicable):
+        return None
+    return need_of("accuracy", result.tolerances, float_db=reached) if reached < HEALTHY_DB else None
 
 
 def _text_of(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """What else would do for a model that failed a check, found by trying it; only what was tried is recommended.
 
 Other recipes are tried, and this one with the modules to blame left in float (`skip=`), see `pipeline.probing`. A trial
-shows whether the model is taken, how much of it runs in int8, how small the artifact is and whether it computes what
-fake-quantize simulates. It shows no accuracy and no speed, so neither is promised.
+shows whether the model is taken, how much of it runs in int8, how small the artifact is, whether it computes what
+fake-quantize simulates, and how close that is to float. It shows no accuracy and no speed, so neither is promised.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _CANDIDATES = ("fx-x86", "eager-x86", "torchao-int8", "pt2e-inductor", "pt2e-exe
 """One recipe of each workflow and runtime, the quickest to try first."""
 _TIMEOUT_S = 60.0
 _NAMED = 3
+_CLOSER_DB = 6.0
+"""A recipe with half the noise is worth a word after accuracy has failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +46,14 @@ class Need:
     numbers: bool = False
 
 
-def need_of(check: str, tolerances: Tolerances, *, share: float | None = None) -> Need:
+def need_of(check: str, tolerances: Tolerances, *, share: float | None = None, float_db: float = 0.0) -> Need:
     """Return what a recipe must show after a check has failed.
 
     Args:
-        check: `prepare`, `convert`, `coverage`, `parity`, `size` or `speedup`.
+        check: `prepare`, `convert`, `coverage`, `parity`, `accuracy`, `size` or `speedup`.
         tolerances: The bounds of the check.
         share: Share of the multiply-accumulates that the run has in int8, for `speedup`.
+        float_db: To how many dB fake-quantize leaves the float model's outputs in the run, for `accuracy`.
     """
     floor, smaller = tolerances.coverage_floor, tolerances.min_size_reduction
 
@@ -64,6 +67,11 @@ def need_of(check: str, tolerances: Tolerances, *, share: float | None = None) -
         case "parity":
             return Need(holds=lambda probe: covered(probe) and probe.agrees is True, numbers=True,
                         what="outputs as fake-quantize simulates them")
+        case "accuracy":
+            closer = float_db + _CLOSER_DB
+            return Need(holds=lambda probe: covered(probe) and probe.agrees is True and (
+                            probe.float_db is None or probe.float_db >= closer), numbers=True,
+                        what=f"outputs within {closer:.1f} dB of float's, where this recipe reaches {float_db:.1f} dB")
         case "size":
             return Need(holds=lambda probe: covered(probe) and (probe.size_reduction or 0.0) >= smaller,
                         what=f"an artifact {smaller:.2f}x smaller")
@@ -111,6 +119,7 @@ def takes_text(probe: Probe) -> str:
     parts = [] if probe.mac_share is None else [f"{percent(probe.mac_share)} of MACs in int8"]
     parts += [] if probe.size_reduction is None else [f"{probe.size_reduction:.2f}x smaller"]
     parts += [f"outputs within {probe.sqnr_db:.1f} dB of the simulated ones"] if probe.sqnr_db is not None else []
+    parts += [f"those within {probe.float_db:.1f} dB of float's"] if probe.float_db is not None else []
     return f"{_name(probe)} takes it ({', '.join([*parts, f'tried in {probe.seconds:.0f} s'])})"
 
 
@@ -149,7 +158,7 @@ def _none_text(found: Sequence[Probe], need: Need) -> str:
 def _as_evidence(probe: Probe) -> dict[str, Any]:
     return {"recipe": probe.recipe, "skip": list(probe.skip), "takes": probe.takes, "mac_share": probe.mac_share,
             "size_reduction": probe.size_reduction, "agrees": probe.agrees, "sqnr_db": probe.sqnr_db,
-            "seconds": round(probe.seconds, 1), "reason": probe.reason}
+            "float_db": probe.float_db, "seconds": round(probe.seconds, 1), "reason": probe.reason}
 
 
 def _can_be_skipped(run: ModelRun, blamed: Collection[str]) -> tuple[str, ...]:

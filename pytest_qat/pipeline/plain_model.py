@@ -2,7 +2,8 @@
 
 Quantization copies modules and reads their weights. A weight that is computed anew in every call (weight norm, spectral
 norm, pruning, other parametrizations) can be neither copied nor quantized; it is merged on a copy, where it is exactly
-what it was. Attributes that cannot be copied (a lock, an open file) are shared with the user's model instead.
+what it was. So is a linear layer that holds its weights the other way round. Attributes that cannot be copied (a lock,
+an open file) are shared with the user's model instead.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils import _pytree as pytree
 from pytest_qat.case import QATCase
 from pytest_qat.core.batches import call, float_tensors
 from pytest_qat.findings import Finding
+from pytest_qat.pipeline.transposed import as_linear, may_be_transposed
 
 __all__ = ["copied", "with_plain_model"]
 
@@ -39,11 +41,13 @@ def with_plain_model(case: QATCase) -> tuple[QATCase, tuple[Finding, ...]]:
     Where the user's model can be, or no copy can be made, or merging changes what it computes, the case is returned as
     it is.
     """
-    if not any(True for _ in _merged_kinds(case.model)) and not _without_copies(case.model):
+    if not (any(True for _ in _merged_kinds(case.model)) or any(True for _ in may_be_transposed(case.model))
+            or _without_copies(case.model)):
         return case, ()
     try:
         model = _copyable(copied(case.model)).eval()
         merged = _merge(model)
+        turned = as_linear(model)
         same = _same_outputs(case, model)
     except Exception:  # the stage that copies the model tells what is wrong with it
         return case, ()
@@ -52,12 +56,27 @@ def with_plain_model(case: QATCase) -> tuple[QATCase, tuple[Finding, ...]]:
             code="parametrization-kept", severity="warning", module=next(iter(merged), None),
             message="merging the weights that are computed in every call changes what the model computes, so they were "
                     "left as they are.", evidence={"modules": merged}),)
-    plain = dataclasses.replace(case, model=model.train(case.model.training))
+    if not (merged or turned or _without_copies(case.model)):
+        return case, ()
+    return dataclasses.replace(case, model=model.train(case.model.training)), (
+        *((_merged_note(merged),) if merged else ()), *((_turned_note(turned),) if turned else ()))
+
+
+def _merged_note(merged: dict[str, str]) -> Finding:
     kinds = ", ".join(sorted(set(merged.values())))
-    return plain, (Finding(
+    return Finding(
         code="parametrization-merged", severity="note", module=next(iter(merged)) if len(merged) == 1 else None,
         message=f"{kinds} of {len(merged)} modules was merged into plain weights on a copy, which computes the same.",
-        evidence={"modules": merged}),) if merged else ()
+        evidence={"modules": merged})
+
+
+def _turned_note(turned: dict[str, str]) -> Finding:
+    kinds = ", ".join(sorted(set(turned.values())))
+    return Finding(
+        code="transposed-linear", severity="note", module=next(iter(turned)) if len(turned) == 1 else None,
+        message=f"{kinds} holds the weights of {len(turned)} linear layers as (inputs, outputs), which no quantizer "
+                "knows; on a copy they are nn.Linear, which computes the same.",
+        evidence={"modules": turned})
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -40,6 +40,7 @@ class Probe:
         agrees: Whether the artifact computes what fake-quantize simulates, as the parity check judges it; None: that
             was not looked at.
         sqnr_db: To how many dB it does; None where it was not looked at, or is infinite.
+        float_db: To how many dB fake-quantize, without training, leaves the float model's outputs; None as above.
     """
 
     recipe: str
@@ -53,6 +54,7 @@ class Probe:
     skip: tuple[str, ...] = ()
     agrees: bool | None = None
     sqnr_db: float | None = None
+    float_db: float | None = None
 
 
 def best_first(probe: Probe) -> tuple[int, float, float]:

@@ -227,7 +227,12 @@ def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folde
         return found
     enter("parity")
     parity = stages.measure_parity(plain, untrained_copy(prepared.module), partial(run_batch, shipped))
-    return replace(found, agrees=parity.holds, sqnr_db=parity.sqnr_db if math.isfinite(parity.sqnr_db) else None)
+    return replace(found, agrees=parity.holds, sqnr_db=_finite(parity.sqnr_db),
+                   float_db=_finite(parity.quantization_sqnr_db))
+
+
+def _finite(decibels: float) -> float | None:
+    return decibels if math.isfinite(decibels) else None
 
 
 def _refusal(error: BaseException, case: QATCase, recipe: Recipe, stage: str) -> Probe:

@@ -85,7 +85,7 @@ def check_steps(graph: torch.fx.Graph, *, runtime: str, seconds_per_step: Mappin
             code="unrolled-recurrence", severity="error", module=each.module or None,
             message=f"{runtime} has no operator for {each.kind}, and writes its {each.steps} steps out"
                     f"{f' ({each.line})' if each.line else ''}.",
-            remedy=f"shorten the sequence to {timeout_s / estimate_s:.0%} of its length, or give --qat-stage-timeout "
-                   f"{math.ceil(estimate_s)} s.",
+            remedy=f"shorten the sequence to {timeout_s / estimate_s:.0%} of its length, or give "
+                   f"--qat-stage-timeout={math.ceil(estimate_s)}.",
             evidence={"steps": each.steps, "timeout_s": timeout_s,
                       "estimate_s": round(each.steps * seconds_per_step[each.kind], 1)}) for each in found])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pytest_qat.case import QATCase, Tolerances
 from pytest_qat.checks import ModelChecks
 from pytest_qat.core import torch_state
-from pytest_qat.diagnosis import recipes
+from pytest_qat.diagnosis import causes, recipes
 from pytest_qat.diagnosis.causes import with_causes
 from pytest_qat.diagnosis.recipes import need_of, recipes_that_take
 from pytest_qat.findings import Finding
@@ -61,8 +61,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, **answers: dict[str, Any]) -> list
 
 
 def told(run: ModelRun, check: str, *, blamed: Sequence[str] = (), command: str = COMMAND) -> Finding:
-    return recipes_that_take(run, need_of(check, run.settings.tolerances, share=0.3), command=command, check=check,
-                             blamed=blamed)
+    need = need_of(check, run.settings.tolerances, share=0.3, float_db=10.0)
+    return recipes_that_take(run, need, command=command, check=check, blamed=blamed)
 
 
 @pytest.mark.parametrize(("check", "short", "enough"), [
@@ -72,6 +72,10 @@ def told(run: ModelRun, check: str, *, blamed: Sequence[str] = (), command: str 
     ("size", {"mac_share": 0.4, "size_reduction": 3.0}, {"mac_share": 0.6, "size_reduction": 2.5}),
     ("parity", {"mac_share": 1.0, "agrees": False}, {"mac_share": 1.0, "agrees": True}),
     ("parity", {"mac_share": 1.0, "agrees": None}, {"mac_share": 0.8, "agrees": True}),
+    ("accuracy", {"mac_share": 1.0, "agrees": True, "float_db": 15.9},
+     {"mac_share": 1.0, "agrees": True, "float_db": 16.0}),
+    ("accuracy", {"mac_share": 1.0, "agrees": False, "float_db": 30.0},
+     {"mac_share": 1.0, "agrees": True, "float_db": None}),
     ("speedup", {"mac_share": 0.5}, {"mac_share": 0.6}), ("speedup", {"mac_share": None}, {"mac_share": 0.9}),
 ])
 def test_a_recipe_is_recommended_only_if_its_trial_shows_what_the_check_needs(
@@ -88,11 +92,11 @@ def test_a_recipe_is_recommended_only_if_its_trial_shows_what_the_check_needs(
 
 def test_numbers_are_compared_only_where_they_are_what_failed(opened: list[ModelRun],
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    for check in ("prepare", "convert", "coverage", "parity", "size", "speedup"):
+    for check in ("prepare", "convert", "coverage", "parity", "accuracy", "size", "speedup"):
         made = scripted(monkeypatch)
         told(run_of(opened), check)
         assert made
-        assert {trial.numbers for trial in made} == {check == "parity"}
+        assert {trial.numbers for trial in made} == {check in ("parity", "accuracy")}
 
 
 def test_the_recipe_that_failed_is_not_tried_again_as_it_was(opened: list[ModelRun],
@@ -138,6 +142,46 @@ def test_stages_of_the_user_s_own_are_left_out_for_a_trial(given: tuple[str, ...
     assert made[0] == Trial(recipe="fx-x86"), "the case's own recipe, which makes its own stages here"
     assert [trial for trial in made if trial.skip] == []
     assert found.remedy == f"{leave} of the QATCase and run: {COMMAND} --qat-recipe=fx-x86"
+
+
+def with_outliers() -> tuple[nn.Module, torch.Tensor]:
+    """Return a model whose outputs do not depend on its largest input, whose range leaves no codes for the others."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    inputs = torch.randn(256, 16)
+    with torch.no_grad():
+        net[0].weight *= 5
+        net[0].weight[:, 0] = 0
+        net[2].weight *= 5
+        inputs[:, 0] *= 100
+    return net, inputs
+
+
+def test_after_accuracy_a_recipe_must_come_closer_to_float(opened: list[ModelRun],
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch, torchao_int8={"mac_share": 1.0, "agrees": True, "float_db": 40.0},
+                    pt2e_inductor={"mac_share": 1.0, "agrees": True, "float_db": 3.0})
+    net, inputs = with_outliers()
+    run = run_of(opened, model=net, tolerances=Tolerances(), calibration_data=[inputs],
+                 eval_data=[(inputs, net(inputs).argmax(1))])
+    checks = ModelChecks(run, reference="models:net", command=COMMAND)
+    found = with_causes(checks, checks.check("accuracy"))
+    assert found.verdict.outcome.value == "failed"
+    assert made
+    assert found.findings[-1].remedy == f"run: {COMMAND} --qat-recipe=torchao-int8"
+    assert "40.0 dB of float" in found.findings[-1].message
+
+
+@pytest.mark.parametrize("code", ["qat-below-ptq", "lost-in-conversion", "flat-output"])
+def test_after_accuracy_nothing_is_tried_where_quantization_is_not_the_cause(code: str,
+                                                                             opened: list[ModelRun]) -> None:
+    net, inputs = with_outliers()
+    run = run_of(opened, model=net, tolerances=Tolerances(), calibration_data=[inputs],
+                 eval_data=[(inputs, net(inputs).argmax(1))])
+    result = ModelChecks(run, reference="models:net").check("accuracy")
+    known = Finding(code=code, severity="warning", message="known.")
+    assert causes._need(run, result, [known]) is None
+    assert causes._need(run, result, []) is not None
 
 
 def test_all_trials_of_a_model_share_the_time(opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from pytest_qat.case import QATCase
@@ -71,3 +71,50 @@ def test_a_tensor_with_a_history_and_a_lock_do_not_forbid_copies() -> None:
     assert twice.lock is model.lock
     assert not twice.last.requires_grad
     assert torch.equal(twice(X), model(X))
+
+
+class Conv1D(nn.Module):
+    """A linear layer as GPT-2 has it."""
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, bias: bool = True) -> None:
+        super().__init__()
+        self.nf, self.scale = outputs, scale
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.reshape(-1, x.size(-1)) @ (self.weight * self.scale)
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], self.nf)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_the_other_way_round_are_written_as_linear_layers(bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Conv1D(8, 16, bias=bias), nn.ReLU(), Conv1D(16, 8)).eval()
+    inputs = (torch.randn(2, 3, 8),)
+    plain, notes = with_plain_model(QATCase(model=model, example_inputs=inputs))
+    assert [type(layer) for layer in plain.model] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert [note.code for note in notes] == ["transposed-linear"]
+    assert torch.allclose(plain.model(*inputs), model(*inputs), atol=1e-5)
+    assert plain.model[0].nf == 16
+    assert isinstance(model[0], Conv1D)
+    assert {name for name, _ in plain.model.named_parameters()} == {name for name, _ in model.named_parameters()}
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table = Conv1D(8, 8), nn.Embedding(8, 8)
+        self.table.weight = self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("model", [
+    nn.Sequential(Conv1D(8, 8, scale=0.5)), nn.Sequential(nn.Linear(8, 8)), Tied(),
+    nn.Sequential(type("Own", (nn.Linear,), {"forward": lambda self, x: x @ self.weight})(8, 8))],
+    ids=["scaled", "linear", "tied", "subclass"])
+def test_layers_that_compute_something_else_or_share_their_weights_stay(model: nn.Module) -> None:
+    case = QATCase(model=model.eval(), example_inputs=(torch.randn(2, 8),))
+    assert with_plain_model(case) == (case, ())

@@ -263,6 +263,23 @@ def test_python_around_parts_may_ask_for_weights_that_are_packed() -> None:
     assert made.sqnr_db > 20
 
 
+def test_a_part_that_is_one_layer_stays_a_part_in_copies() -> None:
+    """torch's int8 layers bring a `__deepcopy__` of their own, which must not answer for the part around them."""
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made = self.conv(x.to(self.conv.weight.dtype))
+            return made if float(x.sum()) < 1e6 else x
+
+    made = Made(Asking(), images(1)[0])
+    copies = copy.deepcopy(made.int8)
+    assert type(copies.get_submodule("conv")) is type(made.int8.get_submodule("conv"))
+    assert torch.equal(copies(images(1)[0]), made.int8(images(1)[0]))
+
+
 # -- eval mode is what ships ----------------------------------------------------------------------------------------
 
 

@@ -237,7 +237,8 @@ class Part(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            pass
+            if name.startswith("__"):  # protocols are the part's own: torch's int8 layers copy themselves
+                raise
         kept = self.__dict__.get("_kept", {})
         if name in kept:
             return kept[name]
