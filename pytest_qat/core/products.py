@@ -112,6 +112,8 @@ class ProductMode(TorchDispatchMode):
         op = getattr(func, "_overloadpacket", None)  # control flow has none
         name = getattr(op, "__name__", str(func))
         known = op is None or op in _FLOPS or name in _LOOKUPS or func.namespace == "quantized"
+        given = tensors_in((args, kwargs))
+        known |= any(tensor.is_quantized for tensor in given)  # the compiler's decompositions do not take such tensors
         if not known and func is not torch.ops.prim.device.default:
             with self:
                 made = func.decompose(*args, **kwargs)

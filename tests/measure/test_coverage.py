@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.ao.quantization as tq
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_fx
+from torch.nn import functional
 
 from pytest_qat.case import QATCase
 from pytest_qat.core.torch_state import preserved_torch_state
@@ -337,3 +339,23 @@ def test_float_products_beside_a_functional_int8_layer_are_left_over(quantized_p
     assert (found.macs, found.int8_macs) == (others + 256 + 2 * 1024, others + 256)
     assert [(left.module, left.weights, left.macs) for left in found.leftovers] == [(owner, 0, 2048)]
     assert ("quantized::matmul" in found.leftovers[0].reason) is quantized_products
+
+
+@pytest.mark.parametrize("between", [
+    lambda x: functional.interpolate(x, size=(16, 16), mode="nearest"),
+    lambda x: functional.interpolate(x, scale_factor=2.0, mode="bilinear"), lambda x: functional.max_pool2d(x, 2),
+    lambda x: x.flatten(2).unsqueeze(2)])
+def test_ops_between_int8_layers_are_counted_whatever_torch_has_registered_for_them(between: Callable) -> None:
+    """torch's compiler registers decompositions in Python, which know no quantized dtype."""
+    importlib.import_module("torch._decomp")
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(between(self.first(x)))
+
+    found = covered(Net(), torch.randn(1, 3, 8, 8))
+    assert (found.mac_share, found.int8_modules) == (1.0, 2)
