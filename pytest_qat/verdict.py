@@ -95,11 +95,15 @@ def judge_parity(parity: Parity) -> Verdict:
         return Verdict(outcome=Outcome.FAILED, reasons=(
             "the prepared model returns NaN or infinity, so the converted model cannot be compared with it.",))
     where = f" in output {parity.output}" if parity.output else ""
-    numbers = (f"the converted model agrees with the prepared one to {db_text(parity.sqnr_db)}{where}, and the "
-               f"prepared one with float to {db_text(parity.quantization_sqnr_db)}")
+    numbers = (f"the converted model agrees with the prepared one {_closeness(parity.sqnr_db)}{where}, and the "
+               f"prepared one with float {_closeness(parity.quantization_sqnr_db)}")
     if parity.holds:
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))
     return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}; at least {db_text(parity.limit_db)} is required.",))
+
+
+def _closeness(decibels: float) -> str:
+    return "exactly" if decibels == math.inf else f"to {db_text(decibels)}"
 
 
 def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool = False,

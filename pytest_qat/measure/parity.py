@@ -81,7 +81,8 @@ def compare_parity(unquantized: Callable[[Any], Any], prepared: Callable[[Any], 
         batches: Inputs.
 
     Raises:
-        NotComparable: the model returns no floating-point tensor, or its forms return others or of other sizes.
+        NotComparable: the model returns no floating-point tensor or only empty ones, or its forms return others or of
+            other sizes.
     """
     plain, fake, real = (_outputs(run, batches) for run in (unquantized, prepared, converted))
     _hold_to_same_form(plain, fake, real)
@@ -112,6 +113,9 @@ def _hold_to_same_form(*forms: Mapping[str, Tensor]) -> None:
             raise NotComparable(
                 f"the float, prepared and converted model return {_listed(sizes)} values in "
                 f"{f'output {place}' if place else 'the output'}, so they cannot be compared.", hint=_BEFORE_SELECTION)
+    if not any(values.numel() for values in forms[0].values()):
+        raise NotComparable("the model's outputs are empty on the calibration data, so there is nothing to compare.",
+                            hint=_BEFORE_SELECTION)
 
 
 def _listed(counts: Iterable[int]) -> str:

@@ -132,3 +132,15 @@ def test_forms_that_return_more_or_fewer_tensors_cannot_be_compared() -> None:
 def test_nan_of_the_prepared_model_is_told() -> None:
     found = compare_parity(lambda x: x, lambda x: x * math.nan, lambda x: x, [torch.ones(3)])
     assert (found.finite, found.prepared_finite) == (True, False)
+
+
+@pytest.mark.parametrize("form", [torch.zeros(0), {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0)}])
+def test_outputs_without_a_value_compare_nothing(form: Any) -> None:
+    """As those of a detector with random weights, which finds no box: agreement of nothing is no agreement."""
+    with pytest.raises(NotComparable, match="empty"):
+        compare_parity(lambda _: form, lambda _: form, lambda _: form, [0])
+
+
+def test_one_empty_output_beside_another_is_no_harm() -> None:
+    form = {"boxes": torch.zeros(0, 4), "scores": torch.ones(8)}
+    assert compare_parity(lambda _: form, lambda _: form, lambda _: form, [0]).holds
