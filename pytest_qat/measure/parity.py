@@ -58,9 +58,10 @@ class Parity:
 def sqnr_db(signal: Tensor, noisy: Tensor) -> float:
     """Return `20 log10(|x| / |x - y|)` in dB; inf if the tensors are equal.
 
-    The result is -inf if the signal is all zeros but the other tensor is not, and if either is not finite.
+    The result is -inf if the signal is all zeros but the other tensor is not, and if either is not finite. Numbers too
+    small for float32's normal range count as zeros, which runtimes may make of them.
     """
-    signal, noisy = signal.detach().double(), noisy.detach().double()
+    signal, noisy = _flushed(signal), _flushed(noisy)
     noise = float((signal - noisy).norm())
     level = float(signal.norm())
     if noise == 0:
@@ -68,6 +69,11 @@ def sqnr_db(signal: Tensor, noisy: Tensor) -> float:
     if level == 0 or not math.isfinite(noise) or not math.isfinite(level):
         return -math.inf
     return 20 * math.log10(level / noise)
+
+
+def _flushed(tensor: Tensor) -> Tensor:
+    wide = tensor.detach().double()
+    return torch.where(wide.abs() < torch.finfo(torch.float32).tiny, 0.0, wide)
 
 
 def compare_parity(unquantized: Callable[[Any], Any], prepared: Callable[[Any], Any],

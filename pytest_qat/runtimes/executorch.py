@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
@@ -13,17 +17,20 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pytest_qat.core.quiet import silenced
+from pytest_qat.core.quiet import quiet_loggers, silenced
 from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes.base import Kernel, OpTime, StoredTensor
-from pytest_qat.runtimes.executorch_ops import executorch_op_times
 from pytest_qat.runtimes.executorch_trial import try_program
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.graph_kernels import kernels_of
 from pytest_qat.runtimes.naming import without_wrapper
+from pytest_qat.runtimes.op_times import longest_first, repeat
 from pytest_qat.runtimes.stored import digest_of
 
 __all__ = ["ExecuTorchRuntime"]
+
+_PORTABLE = "native_call_"
+"""How the event trace calls the kernels outside of delegates."""
 
 
 class ExecuTorchRuntime(ExportedRuntime):
@@ -90,9 +97,25 @@ class ExecuTorchRuntime(ExportedRuntime):
         return call
 
     def op_times(self, path: Path, call: Call, values: Sequence[Tensor], *, threads: int) -> tuple[OpTime, ...]:
-        """Time each op in ExecuTorch's event trace."""
+        """Time each op, portable or within XNNPACK, by ExecuTorch's event trace; nothing if this build cannot trace."""
         self._pool_of(threads)
-        return executorch_op_times(path, values)
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), silenced(), quiet_loggers():
+            warnings.simplefilter("ignore")
+            from executorch.devtools import Inspector
+            from executorch.extension.pybindings import portable_lib
+
+            program = portable_lib._load_for_executorch(str(path), enable_etdump=True)  # noqa: SLF001 - no public name
+            if not program.has_etdump():
+                return ()
+            repeat(partial(program.forward, tuple(values)))
+            trace = Path(folder) / "trace.etdp"
+            program.write_etdump_result_to_file(str(trace))
+            blocks = Inspector(etdump_path=str(trace)).event_blocks
+        return longest_first([
+            OpTime(op=event.name.removeprefix(_PORTABLE), shapes="",
+                   seconds=statistics.median(event.perf_data.raw) / 1e3)
+            for block in blocks for event in block.events
+            if event.perf_data is not None and (event.is_delegated_op or event.name.startswith(_PORTABLE))])
 
     def kernels_in(self, path: Path, named: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
         """Return the kernels that lowering found, because the file holds them as opaque blobs."""

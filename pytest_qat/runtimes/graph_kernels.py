@@ -31,10 +31,27 @@ _FURTHEST = 4
 
 
 def products(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
-    """Yield the nodes that multiply and accumulate, in order."""
+    """Yield the nodes that multiply and accumulate and that the outputs depend on, in order."""
+    needed = _needed(graph)
     for node in graph.nodes:
-        if node.op == "call_function" and (op_name(node) in _ALWAYS or _counted(node)):
+        if node in needed and node.op == "call_function" and (op_name(node) in _ALWAYS or _counted(node)):
             yield node
+
+
+def _needed(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Return what the outputs depend on, with what writes into it in place; compilers drop the rest."""
+    writers: dict[torch.fx.Node, list[torch.fx.Node]] = {}
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable and node.args and isinstance(node.args[0], torch.fx.Node):
+            writers.setdefault(node.args[0], []).append(node)
+    found, waiting = set[torch.fx.Node](), [node for node in graph.nodes if node.op == "output"]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [*node.all_input_nodes, *writers.get(node, ())]
+    return found
 
 
 def bias_place(node: torch.fx.Node) -> int | None:

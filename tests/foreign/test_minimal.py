@@ -15,7 +15,7 @@ TAKEN = {
     "fx-x86": {"scaled_by_shape": 8 / 9, "long_mask": 1.0, "list_input": 1.0, "prelu": 1.0, "volume": 1.0,
                "dead_linear": 1.0},
     "pt2e-executorch": {"one_of_many": 1.0, "int_index": 1.0, "prelu_2d": 1.0},
-    "torchao-int8": {"subclass_linear": None},
+    "torchao-int8": {"subclass_linear": None, "dead_linear": 1.0},
     "pt2e-litert": {"no_grad_part": 1.0},
     "pt2e-inductor": {"dead_linear": 1.0},
 }

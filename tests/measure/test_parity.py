@@ -20,7 +20,7 @@ VALUES = st.lists(st.floats(-1e3, 1e3).filter(lambda value: abs(value) > 1e-3), 
 @pytest.mark.parametrize(("signal", "noisy", "expected"), [
     ([10.0], [11.0], 20.0), ([10.0], [9.0], 20.0), ([1.0, 0.0], [1.0, 0.01], 40.0), ([3.0, 4.0], [0.0, 0.0], 0.0),
     ([1.0], [11.0], -20.0), ([1.0, 2.0], [1.0, 2.0], math.inf), ([0.0], [0.0], math.inf), ([0.0], [1.0], -math.inf),
-    ([], [], math.inf),
+    ([], [], math.inf), ([1e-40, 2e-41], [0.0, 0.0], math.inf), ([0.0], [1e-39], math.inf),
 ])
 def test_the_ratio_is_that_of_the_norms_in_decibels(signal: list[float], noisy: list[float], expected: float) -> None:
     assert sqnr_db(torch.tensor(signal), torch.tensor(noisy)) == pytest.approx(expected, abs=1e-5)
