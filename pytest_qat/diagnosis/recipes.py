@@ -7,6 +7,7 @@ fake-quantize simulates, and how close that is to float. It shows no accuracy an
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -39,11 +40,13 @@ class Need:
         holds: Whether a recipe that takes the model shows it.
         what: The same in words.
         numbers: Whether the trial has to compare outputs.
+        order: Sort key of those that show it, the best first.
     """
 
     holds: Callable[[Probe], bool]
     what: str
     numbers: bool = False
+    order: Callable[[Probe], Any] = best_first
 
 
 def need_of(check: str, tolerances: Tolerances, *, share: float | None = None, float_db: float = 0.0) -> Need:
@@ -71,6 +74,7 @@ def need_of(check: str, tolerances: Tolerances, *, share: float | None = None, f
             closer = float_db + _CLOSER_DB
             return Need(holds=lambda probe: covered(probe) and probe.agrees is True and (
                             probe.float_db is None or probe.float_db >= closer), numbers=True,
+                        order=lambda probe: -math.inf if probe.float_db is None else -probe.float_db,
                         what=f"outputs within {closer:.1f} dB of float's, where this recipe reaches {float_db:.1f} dB")
         case "size":
             return Need(holds=lambda probe: covered(probe) and (probe.size_reduction or 0.0) >= smaller,
@@ -106,7 +110,7 @@ def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,
                    key=best_first)
     run.shared.probing_s += time.monotonic() - began
     evidence = {"check": check, "need": need.what, "probes": [_as_evidence(probe) for probe in found]}
-    doing = [probe for probe in found if probe.takes and need.holds(probe)]
+    doing = sorted((probe for probe in found if probe.takes and need.holds(probe)), key=need.order)
     if not doing:
         return Finding(code="no-recipe-takes-it", severity="note", evidence=evidence, message=_none_text(found, need))
     others = f"; {', '.join(_name(probe) for probe in doing[1:_NAMED])} do, too" if len(doing) > 1 else ""

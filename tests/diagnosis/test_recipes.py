@@ -159,7 +159,8 @@ def with_outliers() -> tuple[nn.Module, torch.Tensor]:
 
 def test_after_accuracy_a_recipe_must_come_closer_to_float(opened: list[ModelRun],
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    made = scripted(monkeypatch, torchao_int8={"mac_share": 1.0, "agrees": True, "float_db": 40.0},
+    made = scripted(monkeypatch, torchao_int8={"mac_share": 0.9, "agrees": True, "float_db": 40.0},
+                    pt2e_onnxruntime={"mac_share": 1.0, "agrees": True, "float_db": 39.0},
                     pt2e_inductor={"mac_share": 1.0, "agrees": True, "float_db": 3.0})
     net, inputs = with_outliers()
     run = run_of(opened, model=net, tolerances=Tolerances(), calibration_data=[inputs],
