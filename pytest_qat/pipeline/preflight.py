@@ -122,7 +122,8 @@ def check_prepared(case: QATCase, recipe: Recipe) -> None:
             hint=f"Leave out prepared= to have {recipe.name} prepare the float model.")
 
 
-def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Sequence[Any]) -> None:
+def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Sequence[Any], *,
+                  exported: Callable[[], nn.Module] | None = None) -> None:
     """Check that the deployed float model computes what the user's does: everything else is compared with it.
 
     Tracing keeps one path through the `forward` method of the class: hooks, methods set on an instance, and state kept
@@ -132,6 +133,8 @@ def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Seq
         model: The user's, in eval mode.
         deployed: Calls the float model as it is deployed.
         batches: Inputs.
+        exported: Exports the float model for the runtime, where it has one of its own: that tells whether tracing or
+            the runtime is to blame.
 
     Raises:
         CheckFailed: the outputs differ in number, in shape or in value (60 dB).
@@ -151,8 +154,23 @@ def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Seq
                   _LOST, _REMEDY)
         level, place = _worst(own, other)
         if level < _SAME_DB and all(torch.isfinite(tensor).all() for tensor in own.values()):
-            _fail(f"the deployed float model agrees with yours to only {level:.1f} dB"
-                  f"{f' in output {place}' if place else ''}, expected {_SAME_DB:g} dB.", _LOST, _REMEDY)
+            reason = (f"the deployed float model agrees with yours to only {level:.1f} dB"
+                      f"{f' in output {place}' if place else ''}, expected {_SAME_DB:g} dB.")
+            if exported is not None and _agrees(exported, inputs, own):
+                raise CheckFailed([reason], findings=[Finding(
+                    code="runtime-differs", severity="error", evidence={"sqnr_db": level},
+                    message="the exported program still computes what your model does, so what the runtime makes of it "
+                            "does not, in float as in int8.")])
+            _fail(reason, _LOST, _REMEDY)
+
+
+def _agrees(exported: Callable[[], nn.Module], inputs: Any, own: dict[str, Tensor]) -> bool:
+    try:
+        with torch.no_grad():
+            made = named_float_tensors(call(exported(), _copied(inputs)))
+    except Exception:  # it was exported for other inputs, or in another form
+        return False
+    return _shapes(own) == _shapes(made) and _worst(own, made)[0] >= _SAME_DB
 
 
 def _shapes(outputs: dict[str, Tensor]) -> list[tuple[int, ...]]:

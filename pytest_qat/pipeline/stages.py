@@ -22,6 +22,7 @@ from pytest_qat.core import progress
 from pytest_qat.core.batches import call
 from pytest_qat.errors import TrainingError
 from pytest_qat.exported.model import ExportedModel, as_module
+from pytest_qat.exported.program import export_program
 from pytest_qat.finetune import FineTuning, calibrate, fine_tune, untrained_copy
 from pytest_qat.measure.evaluation import CALIBRATION_BATCHES
 from pytest_qat.measure.parity import Parity, compare_parity
@@ -235,7 +236,8 @@ def deploy(case: QATCase, recipe: Recipe, conversion: Conversion, *, float_model
     shipped = pair.fp32["contiguous"]
     with shipped.session():
         hold_to_model(float_model, partial(run_batch, shipped),
-                      [case.example_inputs, *calibration_batches(case, limit=1)])
+                      [case.example_inputs, *calibration_batches(case, limit=1)], exported=None if shipped.batch is None
+                      else lambda: export_program(twin, case.example_inputs, any_batch=False).module())
     return pair
 
 

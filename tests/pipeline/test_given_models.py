@@ -16,8 +16,9 @@ from torch.ao.quantization.quantize_fx import prepare_qat_fx
 from pytest_qat.case import QATCase, Tolerances
 from pytest_qat.checks import CheckResult, ModelChecks
 from pytest_qat.diagnosis.causes import with_causes
-from pytest_qat.errors import InvalidCase
+from pytest_qat.errors import CheckFailed, InvalidCase
 from pytest_qat.measure.machine_lock import MachineLock
+from pytest_qat.pipeline.preflight import hold_to_model
 from pytest_qat.pipeline.run import ModelRun, NotApplicable, RunSettings, StageFailed
 from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows.observers import switch_fake_quantize
@@ -326,3 +327,15 @@ def test_a_prepared_model_of_another_workflow_is_refused_in_a_sentence(runs: Any
         run.prepared()
     assert isinstance(caught.value.error, InvalidCase)
     assert told in caught.value.error.message
+
+
+@pytest.mark.parametrize(("exported", "code"), [
+    (lambda net: net, "runtime-differs"), (lambda net: nn.Sequential(net, nn.Sigmoid()), "baseline-differs"),
+    (None, "baseline-differs")])
+def test_a_runtime_that_computes_something_else_is_told_from_a_trace_that_lost_something(
+        exported: Any, code: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 4)).eval()
+    with pytest.raises(CheckFailed) as caught:
+        hold_to_model(net, lambda inputs: net(*inputs) + 1, [(torch.randn(3, 4),)],
+                      exported=None if exported is None else lambda: exported(net))
+    assert [finding.code for finding in caught.value.findings] == [code]
