@@ -25,7 +25,12 @@ from pytest_qat.core.tracebacks import headline, place_of
 from pytest_qat.errors import DataError, TrainingError, UnsupportedEnvironment
 from pytest_qat.exported.model import ExportedModel
 from pytest_qat.workflows.names import observed, user_names
-from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers, take_over_ranges
+from pytest_qat.workflows.observers import (
+    switch_fake_quantize,
+    switch_observers,
+    take_over_ranges,
+    unbounded_range,
+)
 
 __all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "calibrate", "fine_tune"]
 
@@ -95,16 +100,12 @@ def calibrate(prepared: nn.Module, batches: Iterable[Any]) -> None:
 
 def _refuse_unbounded(prepared: nn.Module, *, batch: int) -> None:
     """An observer that saw NaN keeps it, and ignores all later batches in silence."""
-    for name, module in prepared.named_modules():
-        low, high = getattr(module, "min_val", None), getattr(module, "max_val", None)
-        if not (isinstance(low, Tensor) and isinstance(high, Tensor)) or not low.numel():
-            continue
-        unseen = torch.isposinf(low) & torch.isneginf(high)
-        if not bool((unseen | (torch.isfinite(low) & torch.isfinite(high))).all()):
-            raise DataError(
-                f"batch {batch} of the calibration data makes values from {low.min().item()} to {high.max().item()} at "
-                f"{observed(user_names(prepared)[name])}, expected finite ones.",
-                hint="Drop such samples or fill them in, and mask with a large finite number instead of infinity.")
+    if (found := unbounded_range(prepared)) is not None:
+        name, low, high = found
+        raise DataError(
+            f"batch {batch} of the calibration data makes values from {low} to {high} at "
+            f"{observed(user_names(prepared)[name])}, expected finite ones.",
+            hint="Drop such samples or fill them in, and mask with a large finite number instead of infinity.")
 
 
 @contextlib.contextmanager
@@ -236,7 +237,7 @@ def _optimizer(prepared: nn.Module, case: QATCase) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
     if not parameters:
         raise TrainingError("fine-tuning: no parameter of the prepared model requires a gradient.",
-                         hint="Set requires_grad on the layers to train, or leave out train_data.")
+                            hint="Set requires_grad on the layers to train, or leave out train_data.")
     if case.optimizer is None:
         return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
     try:

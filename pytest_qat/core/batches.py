@@ -24,6 +24,7 @@ __all__ = [
     "labeled",
     "move",
     "named_float_tensors",
+    "opened",
     "same_values",
     "sample_count",
     "to_channels_last",
@@ -52,13 +53,16 @@ def float_tensors(value: Any) -> list[Tensor]:
 
 def named_float_tensors(value: Any) -> dict[str, Tensor]:
     """Return the same tensors by their path in the value, such as `['scores']` or `[1]`; a lone tensor's is ""."""
+    leaves = {pytree.keystr(place): leaf.dequantize() if leaf.is_quantized else leaf
+              for place, leaf in pytree.tree_flatten_with_path(opened(value))[0] if isinstance(leaf, Tensor)}
+    return {place: leaf for place, leaf in leaves.items() if leaf.is_floating_point()}
+
+
+def opened(value: Any) -> Any:
+    """Return outputs as torch's trees know them: dataclasses and a library's own containers as dicts."""
     if hasattr(value, "__dict__") and not isinstance(value, (Tensor, Mapping, tuple, list)):
         value = vars(value)
-    if isinstance(value, Mapping):
-        value = dict(value)
-    leaves = {pytree.keystr(place): leaf.dequantize() if leaf.is_quantized else leaf
-              for place, leaf in pytree.tree_flatten_with_path(value)[0] if isinstance(leaf, Tensor)}
-    return {place: leaf for place, leaf in leaves.items() if leaf.is_floating_point()}
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def classify(output: Any, *, source: str, target: Any = None) -> tuple[str, Tensor]:

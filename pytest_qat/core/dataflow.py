@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
+from pytest_qat.core.batches import opened
+
 __all__ = ["Dataflow", "tensors_in"]
 
 
@@ -47,7 +49,7 @@ class Dataflow:
 
     def matter(self, outputs: Any) -> frozenset[int]:
         """Return the numbers of the ops that the outputs depend on, and of those that change what was given."""
-        leaves = pytree.tree_leaves(_plain(outputs))
+        leaves = pytree.tree_leaves(opened(outputs))
         ends = [_storage(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         known = all(leaf is None or isinstance(leaf, (Tensor, str, int, float)) for leaf in leaves)
         if not (known and self._traceable and all(map(self._is_known, ends))):
@@ -98,10 +100,3 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Any]:
 def _shape_tells(func: Any) -> bool:
     """Return whether the shape of the result depends on values, so that Python code may act on it."""
     return torch.Tag.dynamic_output_shape in getattr(func, "tags", ())
-
-
-def _plain(outputs: Any) -> Any:
-    """Open what torch's trees do not know: dataclasses and containers of a library's own."""
-    if hasattr(outputs, "__dict__") and not isinstance(outputs, (Tensor, dict, tuple, list)):
-        outputs = vars(outputs)
-    return dict(outputs) if isinstance(outputs, dict) else outputs

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -93,15 +93,11 @@ class ProductMode(TorchDispatchMode):
         for name, tensor in (tensors or {}).items():
             self._origins.setdefault(id(tensor), (tensor, frozenset({name})))
 
-    def products(self, outputs: Any) -> list[Product]:
-        """Return the products that these outputs of the call depend on, in order."""
+    def needed_for(self, outputs: Any) -> tuple[list[Product], frozenset[str]]:
+        """Return the products, in order, and the model's own tensors, by name, that outputs of the call depend on."""
         matter = self._flow.matter(outputs)
-        return [product for index, product in self._products if index in matter]
-
-    def read(self, outputs: Any) -> frozenset[str]:
-        """Return the names of the model's own tensors that these outputs depend on."""
-        matter = self._flow.matter(outputs)
-        return frozenset().union(*(names for index, names in self._reads if index in matter))
+        return ([product for index, product in self._products if index in matter],
+                frozenset().union(*(names for index, names in self._reads if index in matter)))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -121,23 +117,22 @@ class ProductMode(TorchDispatchMode):
                 return made
         made = func(*args, **kwargs)
         found, index = _measure(func, name, args, kwargs, made), self._flow.note(func, args, kwargs, made)
-        self._follow(index, args, kwargs, made)
+        self._follow(index, given, made)
         if found is not None:
             macs, int8, reason = found
             self._products.append((index, Product(
                 module=self.running[-1], op=name, macs=macs, int8=int8, reason=reason,
-                weights=self._weights_of(args, kwargs), place=_users_line() if self._places else "")))
+                weights=self._weights_of(given), place=_users_line() if self._places else "")))
         return made
 
-    def _weights_of(self, args: Any, kwargs: Any) -> tuple[str, ...]:
-        return tuple(sorted({name for tensor in tensors_in((args, kwargs)) if id(tensor) in self._origins
+    def _weights_of(self, given: Sequence[Tensor]) -> tuple[str, ...]:
+        return tuple(sorted({name for tensor in given if id(tensor) in self._origins
                              for name in self._origins[id(tensor)][1]}))
 
-    def _follow(self, index: int, args: Any, kwargs: Any, made: Any) -> None:
+    def _follow(self, index: int, given: Sequence[Tensor], made: Any) -> None:
         """Note what a result is made of, if of the model's own tensors alone."""
         if not self._origins:
             return
-        given = tensors_in((args, kwargs))
         known = [self._origins[id(tensor)][1] for tensor in given if id(tensor) in self._origins]
         self._reads += [(index, names) for names in known]
         pure = bool(known) and len(known) == len(given)

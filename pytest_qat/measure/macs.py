@@ -58,7 +58,8 @@ def count_macs(model: nn.Module, inputs: Any) -> MacCount:
     mode = ProductMode(running, tensors=tensors, inputs=inputs, places=True)
     with torch.no_grad(), in_parts(), noting_modules(model, running, called), mode:
         outputs = call(model, inputs)
-    return MacCount(products=tuple(mode.products(outputs)), called=frozenset(called), read=mode.read(outputs))
+    products, read = mode.needed_for(outputs)
+    return MacCount(products=tuple(products), called=frozenset(called), read=read)
 
 
 def products_of_converted(converted: nn.Module, inputs: Any, *, names: dict[str, str],
@@ -81,7 +82,7 @@ def products_of_converted(converted: nn.Module, inputs: Any, *, names: dict[str,
                 stack.enter_context(_run_by_node(part, partial(owner, place), running))
         with torch.no_grad(), in_parts(), noting_modules(converted, running, set(), names=names), mode:
             outputs = call(converted, inputs)
-    return mode.products(outputs)
+    return mode.needed_for(outputs)[0]
 
 
 @contextlib.contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.workflows.names import observed, user_names
+from pytest_qat.workflows.observers import unbounded_range
 
 __all__ = ["DIVERGED", "refuse_broken"]
 
@@ -46,16 +47,12 @@ def _broken_weights(prepared: nn.Module) -> Finding | None:
 
 
 def _broken_range(prepared: nn.Module) -> Finding | None:
-    for name, module in prepared.named_modules():
-        low, high = getattr(module, "min_val", None), getattr(module, "max_val", None)
-        if not (isinstance(low, Tensor) and isinstance(high, Tensor)) or not low.numel():
-            continue
-        unseen = torch.isposinf(low) & torch.isneginf(high)
-        if not bool((unseen | (torch.isfinite(low) & torch.isfinite(high))).all()):
-            seen = f"from {low.min().item()} to {high.max().item()}"
-            return Finding(
-                code="range-not-finite", severity="error", module=user_names(prepared).get(name) or None,
-                message=f"training made values {seen} at {observed(user_names(prepared)[name])}, as where it diverges; "
-                        "no scale and zero point hold such a range.",
-                evidence={"what": f"values {seen} came up"})
-    return None
+    if (found := unbounded_range(prepared)) is None:
+        return None
+    name, low, high = found
+    own, seen = user_names(prepared)[name], f"from {low} to {high}"
+    return Finding(
+        code="range-not-finite", severity="error", module=own or None,
+        message=f"training made values {seen} at {observed(own)}, as where it diverges; no scale and zero point hold "
+                "such a range.",
+        evidence={"what": f"values {seen} came up"})

@@ -41,23 +41,24 @@ def with_plain_model(case: QATCase) -> tuple[QATCase, tuple[Finding, ...]]:
     Where the user's model can be, or no copy can be made, or merging changes what it computes, the case is returned as
     it is.
     """
-    if not (any(True for _ in _merged_kinds(case.model)) or any(True for _ in may_be_transposed(case.model))
-            or _without_copies(case.model)):
+    uncopied = _without_copies(case.model)
+    if not (uncopied or any(True for _ in _merged_kinds(case.model)) or any(
+            True for _ in may_be_transposed(case.model))):
         return case, ()
     try:
         model = _copyable(copied(case.model)).eval()
         merged = _merge(model)
         turned = as_linear(model)
+        if not (merged or turned or uncopied):
+            return case, ()
         same = _same_outputs(case, model)
     except Exception:  # the stage that copies the model tells what is wrong with it
         return case, ()
     if not same:
-        return case, (Finding(
-            code="parametrization-kept", severity="warning", module=next(iter(merged), None),
+        return case, ((Finding(
+            code="parametrization-kept", severity="warning", module=next(iter(merged)),
             message="merging the weights that are computed in every call changes what the model computes, so they were "
-                    "left as they are.", evidence={"modules": merged}),)
-    if not (merged or turned or _without_copies(case.model)):
-        return case, ()
+                    "left as they are.", evidence={"modules": merged}),) if merged else ())
     return dataclasses.replace(case, model=model.train(case.model.training)), (
         *((_merged_note(merged),) if merged else ()), *((_turned_note(turned),) if turned else ()))
 

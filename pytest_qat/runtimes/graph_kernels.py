@@ -164,7 +164,7 @@ def _counted(node: torch.fx.Node) -> int | None:
             made = target(*args, **{name: value for name, value in kwargs.items() if name != "device"})
     except Exception:  # whatever an op does that needs values
         return None
-    return sum(product.macs for product in mode.products(made))
+    return sum(product.macs for product in mode.needed_for(made)[0])
 
 
 def _sizes(value: Tensor) -> tuple[int, ...]:

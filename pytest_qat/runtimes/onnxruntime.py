@@ -46,14 +46,15 @@ class OnnxRuntime(ExportedRuntime):
 
     def load(self, path: Path, *, threads: int) -> Call:
         """Return a function that calls an `.onnx`."""
-        return partial(_call, _session(path, threads=threads))
+        return _caller(_session(path, threads=threads))
 
     def op_times(self, path: Path, call: Call, values: Sequence[Tensor], *, threads: int) -> tuple[OpTime, ...]:
         """Time each node of the optimized graph by ONNX Runtime's own profiler, in a session of its own."""
         with tempfile.TemporaryDirectory() as folder:
             session = _session(path, threads=threads, profile=Path(folder) / "profile")
-            _call(session, values)
-            repeat(partial(_call, session, values))
+            again = _caller(session)
+            again(values)
+            repeat(partial(again, values))
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         micros: dict[tuple[str, str, str], list[int]] = defaultdict(list)
         for event in events:
@@ -109,9 +110,14 @@ class OnnxRuntime(ExportedRuntime):
         return tuple(found)
 
 
-def _call(session: Any, values: Sequence[Tensor]) -> list[Tensor]:
-    feed = {entry.name: value.detach().numpy() for entry, value in zip(session.get_inputs(), values, strict=True)}
-    return [torch.from_numpy(array) for array in session.run(None, feed)]
+def _caller(session: Any) -> Call:
+    names = [entry.name for entry in session.get_inputs()]  # once: calls are timed
+
+    def call(values: Sequence[Tensor]) -> list[Tensor]:
+        feed = {name: value.detach().numpy() for name, value in zip(names, values, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, feed)]
+
+    return call
 
 
 def _session(path: Path, *, threads: int, optimized: Path | None = None, profile: Path | None = None) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["fake_quantizers", "qparams_of", "resume_fake_quantize", "switch_fake_quantize", "switch_observers",
-           "take_over_ranges"]
+           "take_over_ranges", "unbounded_range"]
 
 
 def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -25,6 +26,18 @@ def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def qparams_of(module: Any) -> tuple[list[float], list[int]]:
     """Return the scales and zero points that a fake-quantizer holds, one of each per channel."""
     return module.scale.flatten().tolist(), [int(code) for code in module.zero_point.flatten()]
+
+
+def unbounded_range(model: nn.Module) -> tuple[str, float, float] | None:
+    """Return the name of the first observer that has seen NaN or infinity, and its minimum and maximum."""
+    for name, module in model.named_modules():
+        low, high = getattr(module, "min_val", None), getattr(module, "max_val", None)
+        if not (isinstance(low, Tensor) and isinstance(high, Tensor)) or not low.numel():
+            continue
+        unseen = torch.isposinf(low) & torch.isneginf(high)
+        if not bool((unseen | (torch.isfinite(low) & torch.isfinite(high))).all()):
+            return name, low.min().item(), high.max().item()
+    return None
 
 
 def switch_observers(model: nn.Module, *, on: bool) -> None:
