@@ -42,9 +42,9 @@ def _needed(graph: torch.fx.Graph) -> set[torch.fx.Node]:
     """Return what the outputs depend on, with what writes into it in place; compilers drop the rest."""
     writers: dict[torch.fx.Node, list[torch.fx.Node]] = {}
     for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable and node.args and isinstance(node.args[0], torch.fx.Node):
-            writers.setdefault(node.args[0], []).append(node)
+        if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            for written in _with_bases(node.args[0] if node.args else None):
+                writers.setdefault(written, []).append(node)
     found, waiting = set[torch.fx.Node](), [node for node in graph.nodes if node.op == "output"]
     while waiting:
         node = waiting.pop()
@@ -52,6 +52,15 @@ def _needed(graph: torch.fx.Graph) -> set[torch.fx.Node]:
             found.add(node)
             waiting += [*node.all_input_nodes, *writers.get(node, ())]
     return found
+
+
+def _with_bases(node: Any) -> Iterator[torch.fx.Node]:
+    """Yield a node and, while it is a view, what it looks at."""
+    while isinstance(node, torch.fx.Node):
+        yield node
+        schema = getattr(node.target, "_schema", None)
+        view = schema is not None and any(made.alias_info is not None for made in schema.returns)
+        node = node.args[0] if view and node.args else None
 
 
 def bias_place(node: torch.fx.Node) -> int | None:

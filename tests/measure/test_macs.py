@@ -242,6 +242,12 @@ def into_a_buffer(net: Branches, side: Tensor, y: Tensor) -> Tensor:
     return y
 
 
+def into_a_tensor_that_is_no_result(net: Branches, side: Tensor, y: Tensor) -> Tensor:
+    mean = torch.zeros(4)
+    functional.batch_norm(side, mean, torch.ones(4), training=True)
+    return y + mean
+
+
 def into_the_next_call(net: Branches, side: Tensor, y: Tensor) -> Tensor:
     y, net.seen = y + net.seen, side
     return y
@@ -249,7 +255,7 @@ def into_the_next_call(net: Branches, side: Tensor, y: Tensor) -> Tensor:
 
 UNREAD = (nowhere, into_an_attribute)
 READ: tuple[Callable[[Branches, Tensor, Tensor], object], ...] = (
-    through_a_view, into_a_buffer, into_the_next_call,
+    through_a_view, into_a_buffer, into_a_tensor_that_is_no_result, into_the_next_call,
     lambda net, side, y: {"out": [y, {"side": side.t()}]},
     lambda net, side, y: torch.add(y, side, out=y),
     lambda net, side, y: y * side.sum().item(),

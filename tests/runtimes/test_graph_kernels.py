@@ -203,3 +203,22 @@ def test_an_integer_product_is_int8_without_any_quantize_op() -> None:
     left, right = torch.ones(17, 8, dtype=torch.int8), torch.ones(8, 8, dtype=torch.int8)
     kernel = only_kernel(torch._int_mm, left, right)
     assert (kernel.int8, kernel.op, kernel.macs, kernel.reason) == (True, "_int_mm", 17 * 8 * 8, "")
+
+
+class Unread(nn.Module):
+    """Two layers, and two whose results reach the output: by themselves, and written into a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead, self.spoiled, self.main, self.added = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.dead(x).tanh().add_(1)
+        self.spoiled(x).relu()
+        y = self.main(x)
+        y[:, :2].add_(self.added(x)[:, :2])
+        return y
+
+
+def test_what_no_output_depends_on_is_no_kernel() -> None:
+    assert [kernel.module for kernel in kernels_of(exported(Unread().eval(), torch.randn(2, 4)))] == ["main", "added"]

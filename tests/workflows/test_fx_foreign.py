@@ -274,10 +274,12 @@ def test_a_part_that_is_one_layer_stays_a_part_in_copies() -> None:
             made = self.conv(x.to(self.conv.weight.dtype))
             return made if float(x.sum()) < 1e6 else x
 
-    made = Made(Asking(), images(1)[0])
+    image = images(1)[0].unsqueeze(0)
+    made = Made(Asking(), image)
+    assert made.int8_layers() == 1
     copies = copy.deepcopy(made.int8)
     assert type(copies.get_submodule("conv")) is type(made.int8.get_submodule("conv"))
-    assert torch.equal(copies(images(1)[0]), made.int8(images(1)[0]))
+    assert torch.equal(copies(image), made.int8(image))
 
 
 # -- eval mode is what ships ----------------------------------------------------------------------------------------
