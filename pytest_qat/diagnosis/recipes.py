@@ -113,7 +113,8 @@ def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,
     doing = sorted((probe for probe in found if probe.takes and need.holds(probe)), key=need.order)
     if not doing:
         return Finding(code="no-recipe-takes-it", severity="note", evidence=evidence, message=_none_text(found, need))
-    others = f"; {', '.join(_name(probe) for probe in doing[1:_NAMED])} do, too" if len(doing) > 1 else ""
+    also = [_name(probe) for probe in doing[1:_NAMED]]
+    others = f"; {' and '.join(also)} {'does' if len(also) == 1 else 'do'}, too" if also else ""
     return Finding(code="recipe-takes-it", severity="note", evidence=evidence,
                    message=f"{takes_text(doing[0])}{others}.", remedy=_remedy(doing[0], command, own))
 
@@ -177,7 +178,7 @@ def _can_be_skipped(run: ModelRun, blamed: Collection[str]) -> tuple[str, ...]:
 def _others(failed: Recipe, check: str) -> Sequence[str]:
     """Return the recipes that may do better; what failed to prepare fails for each engine and runtime alike."""
     def alike(other: Recipe) -> bool:
-        same = other.workflow == failed.workflow and other.quantizer == failed.quantizer
+        same = other.workflow == failed.workflow and _prepares_with(other) == _prepares_with(failed)
         return same if check == "prepare" else same and (other.engine, other.runtime) == (failed.engine, failed.runtime)
 
     names = [name for name in _CANDIDATES if not alike(RECIPES[name])]
@@ -185,3 +186,8 @@ def _others(failed: Recipe, check: str) -> Sequence[str]:
         names[:0] = [name for name, other in RECIPES.items() if name not in names and not alike(other)
                      and (other.workflow, other.runtime) == (failed.workflow, failed.runtime)]
     return names
+
+
+def _prepares_with(recipe: Recipe) -> str | None:
+    """Return the quantizer that annotates: LiteRT's recipe takes XNNPACK's and fixes some scales after it."""
+    return recipe.quantizer and recipe.quantizer.removesuffix("-litert")

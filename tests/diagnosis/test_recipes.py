@@ -99,6 +99,27 @@ def test_numbers_are_compared_only_where_they_are_what_failed(opened: list[Model
         assert {trial.numbers for trial in made} == {check in ("parity", "accuracy")}
 
 
+@pytest.mark.parametrize(("recipe", "left_out"), [
+    ("pt2e-executorch", {"pt2e-executorch", "pt2e-onnxruntime", "pt2e-litert"}),
+    ("pt2e-litert", {"pt2e-executorch", "pt2e-onnxruntime", "pt2e-litert"}), ("pt2e-inductor", {"pt2e-inductor"})])
+def test_after_a_failed_prepare_no_recipe_that_prepares_alike_is_tried(
+        recipe: str, left_out: set[str], opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch)
+    told(run_of(opened, recipe), "prepare")
+    tried = {trial.recipe for trial in made}
+    assert not tried & left_out
+    assert {"pt2e-inductor", "pt2e-executorch"} - left_out <= tried
+
+
+@pytest.mark.parametrize(("also", "text"), [
+    ((), ""), (("eager_x86",), "; eager-x86 does, too"),
+    (("eager_x86", "torchao_int8"), "; eager-x86 and torchao-int8 do, too")])
+def test_what_else_would_do_is_said_in_a_sentence(also: tuple[str, ...], text: str, opened: list[ModelRun],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, pt2e_inductor={"mac_share": 1.0}, **{name: {"mac_share": 0.6} for name in also})
+    assert told(run_of(opened), "coverage").message.endswith(f"{text}.")
+
+
 def test_the_recipe_that_failed_is_not_tried_again_as_it_was(opened: list[ModelRun],
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     made = scripted(monkeypatch)
