@@ -2,8 +2,8 @@
 
 Quantization copies modules and reads their weights. A weight that is computed anew in every call (weight norm, spectral
 norm, pruning, other parametrizations) can be neither copied nor quantized; it is merged on a copy, where it is exactly
-what it was. So is a linear layer that holds its weights the other way round. Attributes that cannot be copied (a lock,
-an open file) are shared with the user's model instead.
+what it was. So is a linear layer that holds its weights the other way round, and a batch norm's weight of 0. Attributes
+that cannot be copied (a lock, an open file) are shared with the user's model instead.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pytest_qat.case import QATCase
 from pytest_qat.core.batches import call, float_tensors
 from pytest_qat.findings import Finding
 from pytest_qat.pipeline.transposed import as_linear, may_be_transposed
+from pytest_qat.pipeline.zero_gamma import has_zero_gamma, without_zero_gamma
 
 __all__ = ["copied", "with_plain_model"]
 
@@ -43,13 +44,14 @@ def with_plain_model(case: QATCase) -> tuple[QATCase, tuple[Finding, ...]]:
     """
     uncopied = _without_copies(case.model)
     if not (uncopied or any(True for _ in _merged_kinds(case.model)) or any(
-            True for _ in may_be_transposed(case.model))):
+            True for _ in may_be_transposed(case.model)) or has_zero_gamma(case.model)):
         return case, ()
     try:
         model = _copyable(copied(case.model)).eval()
         merged = _merge(model)
         turned = as_linear(model)
-        if not (merged or turned or uncopied):
+        filled = without_zero_gamma(model)
+        if not (merged or turned or filled or uncopied):
             return case, ()
         same = _same_outputs(case, model)
     except Exception:  # the stage that copies the model tells what is wrong with it
@@ -60,7 +62,8 @@ def with_plain_model(case: QATCase) -> tuple[QATCase, tuple[Finding, ...]]:
             message="merging the weights that are computed in every call changes what the model computes, so they were "
                     "left as they are.", evidence={"modules": merged}),) if merged else ())
     return dataclasses.replace(case, model=model.train(case.model.training)), (
-        *((_merged_note(merged),) if merged else ()), *((_turned_note(turned),) if turned else ()))
+        *((_merged_note(merged),) if merged else ()), *((_turned_note(turned),) if turned else ()),
+        *((_filled_note(filled),) if filled else ()))
 
 
 def _merged_note(merged: dict[str, str]) -> Finding:
@@ -78,6 +81,14 @@ def _turned_note(turned: dict[str, str]) -> Finding:
         message=f"{kinds} holds the weights of {len(turned)} linear layers as (inputs, outputs), which no quantizer "
                 "knows; on a copy they are nn.Linear, which computes the same.",
         evidence={"modules": turned})
+
+
+def _filled_note(filled: dict[str, int]) -> Finding:
+    return Finding(
+        code="zero-gamma", severity="note", module=next(iter(filled)) if len(filled) == 1 else None,
+        message=f"batch norm has a weight of 0 in {sum(filled.values())} of its channels, by which QAT with batch norm "
+                "folded in would divide; on a copy it is tiny instead, which computes the same.",
+        evidence={"channels": filled})
 
 
 def copied(model: nn.Module) -> nn.Module:
