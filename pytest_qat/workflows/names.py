@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.ao.nn import quantizable as nnqa
@@ -49,16 +51,20 @@ def observed(name: str) -> str:
 
 
 def _observed_names(model: torch.fx.GraphModule, own: str, actual: str) -> dict[str, str]:
-    """Names of the observers that torch.fx put into a graph: the module whose output they look at, "" for inputs."""
+    """Names of the observers that torch.fx put into a graph: the module they look at or behind, "" for inputs."""
     found = {}
     for node in model.graph.nodes:
         if node.op == "call_module" and str(node.target).startswith("activation_post_process"):
-            seen = node.args[0]
-            user = str(seen.target) if seen.op == "call_module" else ""
+            user = _nearest(node.args[0], _called_module)
             name = ".".join(part for part in (own, user, "activation_post_process") if part)
             place = f"{actual}.{node.target}" if actual else str(node.target)
             found.update({place: name, f"{place}.activation_post_process": name})
     return found
+
+
+def _called_module(node: torch.fx.Node) -> str:
+    name = str(node.target) if node.op == "call_module" else ""
+    return "" if name.startswith("activation_post_process") else name
 
 
 def _exported_names(model: ExportedModel, actual: str) -> dict[str, str]:
@@ -69,6 +75,18 @@ def _exported_names(model: ExportedModel, actual: str) -> dict[str, str]:
     for node in model.graph_module.graph.nodes:
         if node.op == "call_module" and node.args and isinstance(node.args[0], torch.fx.Node) and (
                 str(node.target).startswith("activation_post_process")):
-            user = module_of(node.args[0])
+            user = _nearest(node.args[0], module_of)
             names[f"{prefix}.{node.target}"] = f"{user}.activation_post_process" if user else ""
     return names
+
+
+def _nearest(node: torch.fx.Node, named: Callable[[torch.fx.Node], str]) -> str:
+    """Return the name of the nearest node with one at which or behind which a value is made; "" if there is none."""
+    seen, nodes = {node}, [node]
+    for each in nodes:  # grows
+        if name := named(each):
+            return name
+        sources = [source for source in each.all_input_nodes if source not in seen and source.op != "get_attr"]
+        seen.update(sources)
+        nodes += sources
+    return ""
