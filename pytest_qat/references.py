@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,6 +31,7 @@ from pytest_qat.errors import InvalidCase, QATError, ReferenceNotFound
 __all__ = ["as_case", "load_case", "load_value", "resolve"]
 
 _MISSING = object()
+_NAMED = 6
 _DRAWN_SAMPLES, _DRAWN_BATCHES = 64, 16
 _FORMS = ("Write it as package.module:function, path/file.py:function, torchvision:model_name, timm:model_name or "
           "hf:ConfigClass.")
@@ -114,8 +116,18 @@ def _own_inputs(model: nn.Module, *, source: str) -> tuple[Any, ...]:
 
 def _unknown_inputs(model: nn.Module, source: str) -> InvalidCase:
     return InvalidCase(
-        f"{source} gave a bare {type(model).__name__}, so its inputs are unknown.",
+        f"{source} gave a bare {type(model).__name__}, so its inputs are unknown{_arguments_of(model)}.",
         hint="Give --qat-inputs=1x3x224x224 (its shape), or return (model, example_inputs).")
+
+
+def _arguments_of(model: nn.Module) -> str:
+    """Return the first arguments of a model's forward, as a clause."""
+    try:
+        names = [name for name, each in inspect.signature(model.forward).parameters.items()
+                 if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    except (TypeError, ValueError):  # written in C, or by a decorator that hides them
+        return ""
+    return f" (its forward takes {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})" if names else ""
 
 
 def resolve(reference: str, *, root: Path) -> Any:

@@ -8,9 +8,11 @@ On systems that cannot fork (Windows), nothing is contained.
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import select
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -204,14 +206,24 @@ def _work_as_child(work: Callable[[int], object], writer: int, *, quiet: bool) -
             os.setpgid(0, 0)
             _IS_CHILD.set(True)
         if quiet:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
+            _drop_output()
         torch.set_num_threads(1)  # the parent's OpenMP threads do not exist here
         work(writer)
         code = 0
     finally:
         os._exit(code)
+
+
+def _drop_output() -> None:
+    """Send all that this process prints nowhere, also what Python prints to where pytest gathers it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    sys.stdout = sys.stderr = open(nowhere, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - until the exit
+    for logger in (logging.getLogger(name) for name in [None, *logging.root.manager.loggerDict]):
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.stream = sys.stderr
 
 
 def _run_batches(model: nn.Module, batches: Sequence[Any], writer: int) -> None:

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_qat.core.memory import hold_to_memory
+from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.errors import InvalidCase, ReferenceNotFound, UnsupportedEnvironment
 
 __all__ = ["LIBRARIES", "LibraryModel"]
 
-_TOKENS, _WAVE_SAMPLES = 64, 16_000
+_TOKENS, _WAVE_SAMPLES, _FRAMES = 64, 16_000, 16
 _IMAGE = (3, 224, 224)
 
 
@@ -45,16 +47,32 @@ def _torchvision(name: str) -> LibraryModel:
     # Some builders would download weights for their backbone even where weights=None.
     takes_backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
     options = {"weights": None, **({"weights_backbone": None} if takes_backbone else {})}
-    model = models.get_model(name, **options)
-    return LibraryModel(model=model.eval(), label=f"{name} (random weights)", draw=lambda: (torch.randn(1, *_IMAGE),))
+    label = f"{name} (random weights)"
+    model = _built(lambda: models.get_model(name, **options), label=label).eval()
+    return LibraryModel(model=model, label=label, draw=_drawn_for_torchvision(models, name))
+
+
+def _drawn_for_torchvision(models: Any, name: str) -> Callable[[], tuple[Any, ...]]:
+    """Return what draws an image, two for optical flow, or a clip of the size that the weights' preprocessing makes."""
+    preset = next(iter(models.get_model_weights(name))).transforms
+    size: Any = (getattr(preset, "keywords", None) or {}).get("crop_size", _IMAGE[-1])
+    sides = tuple(size) if isinstance(size, Iterable) else (size, size)
+    match getattr(preset, "func", preset).__name__:
+        case "OpticalFlow":
+            return lambda: (torch.randn(1, *_IMAGE), torch.randn(1, *_IMAGE))
+        case "VideoClassification":
+            return lambda: (torch.randn(1, 3, _FRAMES, *sides),)
+        case _:
+            return lambda: (torch.randn(1, *_IMAGE),)
 
 
 def _timm(name: str) -> LibraryModel:
     timm = _imported("timm", "timm")
     _known(name.partition(".")[0], timm.list_models(), library="timm", listed="timm.list_models()")
-    model = timm.create_model(name, pretrained=False)
+    label = f"{name} (random weights)"
+    model = _built(lambda: timm.create_model(name, pretrained=False), label=label)
     size = tuple((getattr(model, "pretrained_cfg", None) or {}).get("input_size", _IMAGE))
-    return LibraryModel(model=model.eval(), label=f"{name} (random weights)", draw=lambda: (torch.randn(1, *size),))
+    return LibraryModel(model=model.eval(), label=label, draw=lambda: (torch.randn(1, *size),))
 
 
 def _transformers(name: str) -> LibraryModel:
@@ -64,16 +82,33 @@ def _transformers(name: str) -> LibraryModel:
     config = getattr(transformers, name)()
     if hasattr(config, "use_cache"):
         config.use_cache = False  # a cache of past keys is no output that ships
+    label = f"{name.removesuffix('Config')} (random weights)"
     try:
-        model = transformers.AutoModel.from_config(config).eval()
+        model: Any = _built(lambda: transformers.AutoModel.from_config(config), label=label).eval()
     except ValueError as error:
         raise InvalidCase(f"transformers has no model for {name}: {str(error).splitlines()[0][:200]}",
                           hint="Write a function that builds the model, and name that instead.") from error
-    part = ""
+    except TypeError as error:  # a config whose defaults make no model
+        raise InvalidCase(f"{name}() makes no model, its defaults are not complete: {str(error).splitlines()[0][:200]}",
+                          hint="Write a function that builds the model, and name that instead.") from error
     if getattr(config, "is_encoder_decoder", False):
-        model, part = model.get_encoder(), " encoder"
-    return LibraryModel(model=model, label=f"{name.removesuffix('Config')}{part} (random weights)",
-                        draw=_drawn_for(model, config))
+        model, label = model.get_encoder(), label.replace(" (", " encoder (")
+    return LibraryModel(model=model, label=label, draw=_drawn_for(model, config))
+
+
+def _built(build: Callable[[], nn.Module], *, label: str) -> nn.Module:
+    """Build a model, after finding out without its weights that a run of it fits into memory.
+
+    Raises:
+        UnsupportedEnvironment: it does not.
+    """
+    with preserved_torch_state(seed=0), torch.device("meta"):  # the weights themselves are drawn below
+        try:
+            weights = sum(parameter.nbytes for parameter in build().parameters())
+        except Exception:  # code that reads values while it builds cannot do without them
+            weights = 0
+    hold_to_memory(label, weights)
+    return build()
 
 
 def _drawn_for(model: Any, config: Any) -> Callable[[], tuple[Any, ...]] | None:
@@ -82,8 +117,8 @@ def _drawn_for(model: Any, config: Any) -> Callable[[], tuple[Any, ...]] | None:
     if main == "input_ids" and hasattr(config, "vocab_size"):
         tokens = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
         return lambda: (torch.randint(0, config.vocab_size, (1, tokens)),)
-    if main == "pixel_values" and hasattr(config, "image_size"):
-        image = config.image_size
+    if main == "pixel_values":
+        image = getattr(config, "image_size", None) or _IMAGE[-1]
         sides = tuple(image) if isinstance(image, Iterable) else (image, image)
         return lambda: (torch.randn(1, getattr(config, "num_channels", 3), *sides),)
     if main == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):

@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Death", "can_fork", "can_lock", "death_by", "kill_group", "lost_here", "peak_memory_bytes"]
+__all__ = ["Death", "available_memory_bytes", "can_fork", "can_lock", "death_by", "kill_group", "lost_here",
+           "peak_memory_bytes"]
 
 _STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
+_CONTAINER = Path("/sys/fs/cgroup")
 _SCHEDULER_STATISTICS = Path("/proc/self/schedstat")
 _FIRST_NTSTATUS = 0xC0000000
 _NTSTATUS = {0xC0000005: "access violation", 0xC000001D: "illegal instruction", 0xC0000094: "integer division by zero",
@@ -75,6 +78,18 @@ def peak_memory_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory_bytes() -> int | None:
+    """Return how much memory this process may still take, of the machine's or its container's; None if unknown."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        [line] = [line for line in _MEMORY.read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:")]
+        found.append(int(line.split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        limit, used = (int((_CONTAINER / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+        found.append(limit - used)
+    return min(found, default=None)
 
 
 def lost_here() -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from pytest_qat.checks import CheckResult, ModelChecks, error_text
 from pytest_qat.diagnosis.costs import MOSTLY_FLOAT, causes_of_size, causes_of_speed
 from pytest_qat.diagnosis.coverage import causes_of_coverage
 from pytest_qat.diagnosis.divergence import first_divergence, kernels_disagree
+from pytest_qat.diagnosis.lost import why_lost
 from pytest_qat.diagnosis.recipes import Need, need_of, recipes_that_take
 from pytest_qat.diagnosis.scores import causes_of_scores
 from pytest_qat.diagnosis.training import collapsed_ranges, notes_on_preparing, switched_off
@@ -77,7 +78,8 @@ def _what_would_do(checks: ModelChecks, result: CheckResult, *, known: Sequence[
     except StageFailed as failed:
         if not isinstance(failed.error, UnsupportedEnvironment):  # the machine lacks what this recipe needs, no other
             return ()
-    blamed = [finding.module for finding in known if finding.severity == "error" and finding.module]
+    blamed = [finding.module for finding in known
+              if finding.module and (finding.severity == "error" or "place" in finding.evidence)]
     of_this_engine = isinstance(result.error, UnsupportedEnvironment)
     return (recipes_that_take(run, need, command=checks.command, blamed=blamed,
                               check="convert" if of_this_engine else result.judged or result.owner or result.check),)
@@ -102,7 +104,8 @@ def _need(run: ModelRun, result: CheckResult, known: Sequence[Finding]) -> Need 
 
 def _need_of_accuracy(run: ModelRun, result: CheckResult, known: Sequence[Finding]) -> Need | None:
     """Another recipe is worth trying where quantization itself loses it, not training and not the kernels."""
-    if {"qat-below-ptq", "lost-in-conversion", "flat-output"} & {finding.code for finding in known}:
+    if {"qat-below-ptq", "lost-in-training", "batch-norm-drifted", "calibration-unlike-evaluation",
+        "lost-in-conversion", "flat-output"} & {finding.code for finding in known}:
         return None
     try:
         reached = run.parity().quantization_sqnr_db
@@ -150,8 +153,11 @@ def _parity(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
 
 def _accuracy(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
     accuracy = run.accuracy()
-    return causes_of_scores(accuracy, run.converted().fine_tuning, higher_is_better=accuracy.higher_is_better,
-                            tolerance=result.tolerances.accuracy_drop)
+    lost = why_lost(run, accuracy) if result.verdict.outcome is Outcome.FAILED else ()
+    scores = causes_of_scores(accuracy, run.converted().fine_tuning, higher_is_better=accuracy.higher_is_better,
+                              tolerance=result.tolerances.accuracy_drop)
+    by_training = {"lost-in-training", "batch-norm-drifted"} & {finding.code for finding in lost}
+    return (*lost, *(finding for finding in scores if not by_training or finding.code != "qat-below-ptq"))
 
 
 def _size(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:

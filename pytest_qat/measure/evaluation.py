@@ -21,10 +21,10 @@ from pytest_qat.measure.flat_outputs import flat_outputs
 from pytest_qat.measure.outputs import agreement_of
 from pytest_qat.measure.paired_outputs import pair_outputs
 from pytest_qat.measure.scoring import evaluate, run_labeled
-from pytest_qat.measure.set_scores import compare_sets, gather
+from pytest_qat.measure.set_scores import compare_sets, gather, set_score
 from pytest_qat.runtimes import Deployed, DeployedPair
 
-__all__ = ["CALIBRATION_BATCHES", "Subjects", "measure_accuracy"]
+__all__ = ["CALIBRATION_BATCHES", "Subjects", "measure_accuracy", "score_of"]
 
 T = TypeVar("T")
 CALIBRATION_BATCHES = 16
@@ -108,6 +108,21 @@ def measure_accuracy(case: QATCase, subjects: Subjects, *, seed: int, budget_s: 
     seen, reference, candidate = _outputs(case, subjects)
     return replace(found, ragged=pair_outputs(reference, candidate).ragged, flat=flat_outputs(
         reference, candidate, but=scores["fp32"].scored, samples=[sample_count(inputs) for inputs in seen]))
+
+
+def score_of(case: QATCase, model: Callable[[Any], Any], *, seed: int) -> float:
+    """Return what a model scores on the case's evaluation data, by its metric.
+
+    Args:
+        case: Whose data and metric count; it has evaluation data.
+        model: Runs a batch.
+        seed: Seed of the pass over the data.
+    """
+    if case.set_metric is not None:
+        known = _pass_over(case, lambda data: gather(run_labeled(model, data, like=case.example_inputs)), seed=seed)
+        return set_score(case.set_metric, known, of="the model without rounding")
+    return float(_pass_over(case, lambda data: evaluate(model, data, case.metric, like=case.example_inputs),
+                            seed=seed).mean)
 
 
 def _pass_over(case: QATCase, look: Callable[[Any], T], *, seed: int) -> T:

@@ -8,7 +8,7 @@ from torch import nn
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
 from pytest_qat.workflows.names import observed, user_names
-from pytest_qat.workflows.observers import unbounded_range
+from pytest_qat.workflows.observers import fake_quantizers, range_of, unbounded_range
 
 __all__ = ["DIVERGED", "refuse_broken"]
 
@@ -26,10 +26,23 @@ def refuse_broken(prepared: nn.Module, *, ended: str = "") -> None:
     Raises:
         CheckFailed: they are not; the finding names the module.
     """
+    _refuse_unobserved(prepared)
     found = _broken_weights(prepared) or _broken_range(prepared)
     if found is not None:
         first = f"fine-tuning diverged: {found.evidence['what']} after it."
         raise CheckFailed([first, *([f"It ended in this: {ended}"] if ended else ())], findings=[found])
+
+
+def _refuse_unobserved(prepared: nn.Module) -> None:
+    """One observer may rightly have seen nothing, as that of a module that is not called; all of them may not."""
+    observers = [module for _, module in fake_quantizers(prepared) if isinstance(range_of(module), tuple)]
+    seen = [each for each in observers if any(bool(torch.isfinite(end).any()) for end in range_of(each) or ())]
+    if observers and not seen:
+        raise CheckFailed(["the prepared model was never calibrated."], findings=[Finding(
+            code="never-calibrated", severity="error", evidence={"observers": len(observers)},
+            message=f"none of its {len(observers)} observers has seen a value, so there are no ranges to convert with.",
+            remedy="run representative batches through the prepared model, with its observers on, before it is given "
+                   "as prepared=.")])
 
 
 def _broken_weights(prepared: nn.Module) -> Finding | None:

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from pytest_qat.case import QATCase
 from pytest_qat.core.batches import call, float_tensors, labeled, named_float_tensors, same_values, unlike
+from pytest_qat.core.memory import hold_to_memory
 from pytest_qat.core.tracebacks import headline, place_of
 from pytest_qat.errors import CheckFailed, DataError, InvalidCase
 from pytest_qat.exported.model import workflow_of
@@ -40,8 +41,10 @@ def checked_model(case: QATCase) -> nn.Module:
     Raises:
         InvalidCase: the model cannot be copied, is not float32, does not take its inputs or changes them, or returns
             NaN.
+        UnsupportedEnvironment: the stages of a run will not fit into memory.
         DataError: training or evaluation data are empty, or their first batch is no pair.
     """
+    hold_to_memory(case.label, sum(parameter.nbytes for parameter in case.model.parameters()))
     for field in ("train_data", "eval_data"):
         data = getattr(case, field)
         if data is not None and next(labeled(data, field=field), None) is None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fake_quantizers", "qparams_of", "resume_fake_quantize", "switch_fake_quantize", "switch_observers",
-           "take_over_ranges", "unbounded_range"]
+__all__ = ["fake_quantizers", "qparams_of", "range_of", "resume_fake_quantize", "switch_fake_quantize",
+           "switch_observers", "take_over_ranges", "unbounded_range"]
 
 
 def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -26,6 +26,13 @@ def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def qparams_of(module: Any) -> tuple[list[float], list[int]]:
     """Return the scales and zero points that a fake-quantizer holds, one of each per channel."""
     return module.scale.flatten().tolist(), [int(code) for code in module.zero_point.flatten()]
+
+
+def range_of(quantizer: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the least and greatest values that a fake-quantizer's observer has seen; None if it keeps none."""
+    observer = getattr(quantizer, "activation_post_process", quantizer)
+    low, high = getattr(observer, "min_val", None), getattr(observer, "max_val", None)
+    return (low, high) if isinstance(low, Tensor) and isinstance(high, Tensor) else None
 
 
 def unbounded_range(model: nn.Module) -> tuple[str, float, float] | None:

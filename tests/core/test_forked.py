@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_qat.core.forked import HANGS, crash_of, signal_of
+from pytest_qat.core.forked import HANGS, crash_of, run_forked, signal_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -80,3 +83,18 @@ def test_no_hooks_and_no_children_are_left() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.parametrize("write", [
+    lambda: print("leaked", file=sys.stderr, flush=True), lambda: print("leaked", flush=True),
+    lambda: os.write(2, b"leaked"), lambda: os.system("echo leaked >&2"),
+    lambda: logging.getLogger("child").warning("leaked")],
+    ids=["stderr", "stdout", "file descriptor", "process", "log"])
+def test_what_a_child_prints_reaches_no_one(write: Callable[[], object], capfd: pytest.CaptureFixture[str]) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    logging.getLogger("child").addHandler(handler)
+    try:
+        run_forked(lambda writer: write(), timeout_s=20)
+    finally:
+        logging.getLogger("child").removeHandler(handler)
+    assert "leaked" not in "".join(capfd.readouterr())

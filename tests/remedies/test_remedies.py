@@ -14,6 +14,7 @@ from conftest import Project
 
 from tests.remedies.rows_case import CASE_ROWS, DATA_ROWS
 from tests.remedies.rows_data import KNOWN_ROWS, MEASURE_ROWS, PREFLIGHT_ROWS
+from tests.remedies.rows_lost import LOST_ROWS
 from tests.remedies.rows_models import EXPORTED_ROWS, FINDING_ROWS, PART_ROWS
 from tests.remedies.rows_options import FILE_ROWS, MARKER_ROWS, OPTION_ROWS, REFERENCE_ROWS
 from tests.remedies.rows_properties import PROPERTY_ROWS
@@ -26,7 +27,7 @@ from tests.remedies.walk import Row, World, check
 ROWS: list[Row] = [*CASE_ROWS, *DATA_ROWS, *PREFLIGHT_ROWS, *SCORE_ROWS, *MEASURE_ROWS, *KNOWN_ROWS, *OPTION_ROWS,
                    *FILE_ROWS, *MARKER_ROWS, *REFERENCE_ROWS, *PROPERTY_ROWS, *ACCURACY_ROWS, *SPEED_ROWS,
                    *FINDING_ROWS, *PART_ROWS, *EXPORTED_ROWS, *RECIPE_ROWS, *SET_ROWS, *OUTPUT_ROWS,
-                   *SET_VERDICT_ROWS]
+                   *SET_VERDICT_ROWS, *LOST_ROWS]
 
 NOT_FOLLOWED = {
     ("diagnosis/causes.py", "report it to pytest-qat"): "only people can report",
