@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -35,6 +36,11 @@ _HALF = 0.5
 _BATCHES = 8
 _SAMPLES = 256
 _FAR = 2.0
+_PASSES = 12
+"""What observing anew, and the interventions at one place, take of passes over the data."""
+_WORTH_A_WORD = 0.01
+"""Without labels, outputs that rounding changes by less than this share of their variance (20 dB) differ for another
+reason, such as training."""
 
 
 def why_lost(run: ModelRun, accuracy: Accuracy) -> tuple[Finding, ...]:
@@ -48,7 +54,11 @@ def why_lost(run: ModelRun, accuracy: Accuracy) -> tuple[Finding, ...]:
     if done.prepared is None or run.settings.diagnose_s <= 0:
         return ()
     prepared = done.prepared.module
-    return run.stage("where accuracy was lost", lambda: _why_lost(run, accuracy, prepared))
+    began = time.monotonic()
+    try:
+        return run.stage("where accuracy was lost", lambda: _why_lost(run, accuracy, prepared))
+    finally:
+        run.shared.probing_s += time.monotonic() - began  # trials get what is left
 
 
 def _why_lost(run: ModelRun, accuracy: Accuracy, prepared: nn.Module) -> tuple[Finding, ...]:
@@ -56,7 +66,8 @@ def _why_lost(run: ModelRun, accuracy: Accuracy, prepared: nn.Module) -> tuple[F
     sign = 1.0 if accuracy.higher_is_better else -1.0
     rounded = accuracy.fine_tuned
     if accuracy.kind == "agreement" or rounded is None:
-        return _of_rounding(case, prepared, budget_s=run.settings.diagnose_s / 2)
+        return _by_training(run, prepared) or _of_rounding(
+            case, prepared, budget_s=run.settings.diagnose_s / 2, least=_WORTH_A_WORD)
     with nothing_rounded(prepared):
         trained = score_of(case, partial(call, prepared), seed=seed)
     lost = {"training": sign * (accuracy.fp32 - trained), "rounding": sign * (trained - rounded),
@@ -82,8 +93,16 @@ def nothing_rounded(prepared: nn.Module) -> Iterator[None]:
 # -- rounding -----------------------------------------------------------------------------------------------------
 
 
-def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float) -> tuple[Finding, ...]:
-    """Return whose rounding makes the error, and why: ranges that other data would mend, or a few places."""
+def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float, least: float = 0.0) -> tuple[Finding, ...]:
+    """Return whose rounding makes the error, and why: ranges that other data would mend, or a few places.
+
+    Args:
+        case: Whose data to use.
+        prepared: The trained model.
+        budget_s: Most seconds; what would not end within them is not begun.
+        least: An error below this is not what to look for.
+    """
+    ends = time.monotonic() + budget_s
     batches = _data_that_count(case)
     calibration = calibration_batches(case, limit=CALIBRATION_BATCHES)
     reference = _reference(prepared, batches)
@@ -92,12 +111,14 @@ def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float) -> tupl
         with torch.inference_mode():
             return error_of(reference, model, batches)
 
+    began = time.monotonic()
     whole = error_with(prepared)
-    if not whole.mean() > 0:
+    passed_s = time.monotonic() - began
+    if not whole.mean() > least or time.monotonic() + _PASSES * passed_s > ends:
         return ()
     if (found := _of_ranges(case, prepared, batches, calibration, whole, error_with)) is not None:
         return (found,)
-    effects = effects_of(prepared, batches, budget_s=budget_s)
+    effects = effects_of(prepared, batches, budget_s=ends - time.monotonic() - _PASSES * passed_s)
     if effects is None:
         return ()
     if effects.few is None:
@@ -232,6 +253,25 @@ def _data_that_count(case: QATCase) -> list[Any]:
 
 
 # -- training -----------------------------------------------------------------------------------------------------
+
+
+def _by_training(run: ModelRun, prepared: nn.Module) -> tuple[Finding, ...]:
+    """Return a note where training, without labels to judge it by, changed the outputs more than rounding does."""
+    if not run.case.fine_tunes:
+        return ()
+    batches = _data_that_count(run.case)
+    with torch.inference_mode():
+        wanted = [float_tensors(call(run.inputs(), inputs)) for inputs in batches]
+        unrounded = _reference(prepared, batches)
+        with nothing_rounded(prepared):
+            trained = float(error_of(wanted, prepared, batches).mean())
+        rounded = float(error_of(unrounded, prepared, batches).mean())
+    if trained <= rounded:
+        return ()
+    return (Finding(
+        code="changed-by-training", severity="note", evidence={"by_training": trained, "by_rounding": rounded},
+        message="most of the difference from float comes from fine-tuning, which changed what the model computes, and "
+                "not from rounding; without eval_data nobody can tell whether for the better."),)
 
 
 def _of_training(run: ModelRun, accuracy: Accuracy, prepared: nn.Module, trained: float, lost: float) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,8 +91,20 @@ def test_a_cause_comes_with_its_share_of_the_error_and_an_interval(judged: Calla
     assert found.evidence["places"] == ["the weight of second"]
 
 
-def test_nothing_is_looked_for_without_time(judged: Callable[..., CheckResult]) -> None:
-    result = judged(faults.two_codes(broken=True), diagnose_s=0.0)
+def test_without_labels_rounding_is_not_blamed_for_what_training_changed(judged: Callable[..., CheckResult]) -> None:
+    shifted = faults.shifted_labels(broken=True)
+    result = judged(replace(shifted, eval_data=None))
+    assert result.verdict.outcome.value == "failed", "training has made another model of it"
+    codes = [found.code for found in result.findings]
+    assert "changed-by-training" in codes
+    assert [found.code for found in result.findings if found.severity == "error"] == []
+    assert next(found.code for found in judged(replace(faults.two_codes(broken=True), eval_data=None)).findings
+            if found.severity == "error") == "range-does-not-fit"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-3])
+def test_nothing_is_looked_for_without_time(seconds: float, judged: Callable[..., CheckResult]) -> None:
+    result = judged(faults.two_codes(broken=True), diagnose_s=seconds)
     assert [found.code for found in result.findings if found.severity == "error"] == []
 
 
