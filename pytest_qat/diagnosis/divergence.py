@@ -134,7 +134,8 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules below a model by their names in the user's, but for what observes and for whole graphs."""
     own = user_names(model)
     for name, module in model.named_modules():
-        if name and own[name] and "fake_quant" not in name and "activation_post_process" not in name:
+        whole = isinstance(module, torch.fx.GraphModule)
+        if name and not whole and "fake_quant" not in name and "activation_post_process" not in name:
             yield own[name], module
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pytest_qat.core import progress
 from pytest_qat.core.batches import call, float_tensors
 from pytest_qat.workflows.names import user_names
-from pytest_qat.workflows.observers import fake_quantizers
+from pytest_qat.workflows.observers import fake_quantizers, rounds, switch_quantizers
 
 __all__ = ["Effect", "Effects", "Errors", "Place", "effects_of", "error_of", "places_of", "switched_off"]
 
@@ -51,7 +51,7 @@ class Place:
     quantizer: str
 
     def __str__(self) -> str:
-        return f"the {self.kind} of {self.module}" if self.module else "the model's input"
+        return "the model's input" if self.kind == "input" else f"the {self.kind} of {self.module or 'the model'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,8 @@ def places_of(prepared: nn.Module) -> list[Place]:
     return found
 
 
-def effects_of(prepared: nn.Module, batches: Sequence[Any], *, budget_s: float) -> Effects | None:
+def effects_of(prepared: nn.Module, batches: Sequence[Any], reference: Sequence[list[Tensor]], whole: Errors, *,
+               budget_s: float) -> Effects:
     """Find the few places whose rounding makes most of the error of a prepared model.
 
     Each place is switched off alone; then, beginning with the one that helps most, further ones are added.
@@ -107,25 +108,18 @@ def effects_of(prepared: nn.Module, batches: Sequence[Any], *, budget_s: float) 
     Args:
         prepared: Calibrated, in eval mode; switched about, and left as it was.
         batches: What to run it on.
+        reference: What it returns with nothing rounded.
+        whole: Its error as it is, which is not zero.
         budget_s: Most seconds.
-
-    Returns:
-        What was found; None if rounding changes nothing, or a single pass takes too long.
     """
-    places = [place for place in places_of(prepared) if _is_on(prepared.get_submodule(place.quantizer))]
+    places = [place for place in places_of(prepared) if rounds(prepared.get_submodule(place.quantizer))]
     ends = time.monotonic() + budget_s
     with torch.inference_mode(), progress.step("looking whose rounding matters", total=len(places), unit="places",
                                                limit_s=budget_s) as shown:
-        with switched_off(prepared, [place.quantizer for place in places]):
-            reference = [float_tensors(call(prepared, inputs)) for inputs in batches]
-
         def error_without(off: Collection[Place]) -> Errors:
             with switched_off(prepared, [place.quantizer for place in off]):
                 return error_of(reference, prepared, batches)
 
-        whole = error_without(())
-        if not whole.mean() > 0 or time.monotonic() > ends:
-            return None
         alone: dict[Place, Errors] = {}
         for place in places:
             if time.monotonic() > ends:
@@ -201,24 +195,12 @@ def _columns(output: Tensor) -> Tensor:
     return output.flatten(2) if output.dim() > 2 else output.unsqueeze(2)
 
 
-def _is_on(quantizer: Any) -> bool:
-    return bool(quantizer.enabled if hasattr(quantizer, "enabled") else int(quantizer.fake_quant_enabled[0]))
-
-
 @contextmanager
 def switched_off(prepared: nn.Module, names: Collection[str]) -> Iterator[None]:
     """Switch fake-quantizers off, all of which are on, and on again."""
     quantizers = [prepared.get_submodule(name) for name in names]
-    _switch(quantizers, on=False)
+    switch_quantizers(quantizers, on=False)
     try:
         yield
     finally:
-        _switch(quantizers, on=True)
-
-
-def _switch(quantizers: Collection[Any], *, on: bool) -> None:
-    for quantizer in quantizers:
-        if hasattr(quantizer, "fake_quant_enabled"):
-            quantizer.fake_quant_enabled[0] = int(on)
-        else:
-            quantizer.enabled = on
+        switch_quantizers(quantizers, on=True)

@@ -118,9 +118,8 @@ def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float, least: 
         return ()
     if (found := _of_ranges(case, prepared, batches, calibration, whole, error_with)) is not None:
         return (found,)
-    effects = effects_of(prepared, batches, budget_s=ends - time.monotonic() - _PASSES * passed_s)
-    if effects is None:
-        return ()
+    effects = effects_of(prepared, batches, reference, whole,
+                         budget_s=ends - time.monotonic() - _PASSES * passed_s)
     if effects.few is None:
         return (_spread(effects),)
     return _told(effects, _causes(prepared, effects.few.places, batches, partial(error_with, prepared)))

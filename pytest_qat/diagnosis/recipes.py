@@ -7,7 +7,7 @@ fake-quantize simulates, and how close that is to float. It shows no accuracy an
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -185,11 +185,11 @@ def _can_be_skipped(run: ModelRun, blamed: Collection[str]) -> tuple[str, ...]:
 def _with_next(run: ModelRun, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return these modules and those with weights that are called next after each."""
     called: list[str] = []
-    model = copy.deepcopy(run.inputs())
-    for name, module in model.named_modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            module.register_forward_hook(lambda *_, name=name: called.append(name))
-    with torch.inference_mode():
+    model = run.inputs()
+    with torch.inference_mode(), contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                hooks.callback(module.register_forward_hook(lambda *_, name=name: called.append(name)).remove)
         call(model, run.case.example_inputs)
     inside = [any(each == name or each.startswith(f"{name}.") for name in names) for each in called]
     after = [name for name, before, now in zip(called[1:], inside, inside[1:], strict=False) if before and not now]

@@ -6,14 +6,14 @@ torchao's dynamic fake-quantizers have a flag `enabled` and observe nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fake_quantizers", "qparams_of", "range_of", "resume_fake_quantize", "switch_fake_quantize",
-           "switch_observers", "take_over_ranges", "unbounded_range"]
+__all__ = ["fake_quantizers", "qparams_of", "range_of", "resume_fake_quantize", "rounds", "switch_fake_quantize",
+           "switch_observers", "switch_quantizers", "take_over_ranges", "unbounded_range"]
 
 
 def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -30,7 +30,10 @@ def qparams_of(module: Any) -> tuple[list[float], list[int]]:
 
 def range_of(quantizer: Any) -> tuple[Tensor, Tensor] | None:
     """Return the least and greatest values that a fake-quantizer's observer has seen; None if it keeps none."""
-    observer = getattr(quantizer, "activation_post_process", quantizer)
+    return _ends(getattr(quantizer, "activation_post_process", quantizer))
+
+
+def _ends(observer: Any) -> tuple[Tensor, Tensor] | None:
     low, high = getattr(observer, "min_val", None), getattr(observer, "max_val", None)
     return (low, high) if isinstance(low, Tensor) and isinstance(high, Tensor) else None
 
@@ -38,9 +41,9 @@ def range_of(quantizer: Any) -> tuple[Tensor, Tensor] | None:
 def unbounded_range(model: nn.Module) -> tuple[str, float, float] | None:
     """Return the name of the first observer that has seen NaN or infinity, and its minimum and maximum."""
     for name, module in model.named_modules():
-        low, high = getattr(module, "min_val", None), getattr(module, "max_val", None)
-        if not (isinstance(low, Tensor) and isinstance(high, Tensor)) or not low.numel():
+        if (ends := _ends(module)) is None or not ends[0].numel():
             continue
+        low, high = ends
         unseen = torch.isposinf(low) & torch.isneginf(high)
         if not bool((unseen | (torch.isfinite(low) & torch.isfinite(high))).all()):
             return name, low.min().item(), high.max().item()
@@ -56,11 +59,21 @@ def switch_observers(model: nn.Module, *, on: bool) -> None:
 
 def switch_fake_quantize(model: nn.Module, *, on: bool) -> None:
     """Let the fake-quantizers round what passes, or not."""
-    for _, module in fake_quantizers(model):
-        if _is_dynamic(module):
-            module.enabled = on
+    switch_quantizers((module for _, module in fake_quantizers(model)), on=on)
+
+
+def switch_quantizers(quantizers: Iterable[Any], *, on: bool) -> None:
+    """Let these fake-quantizers round what passes, or not."""
+    for quantizer in quantizers:
+        if _is_dynamic(quantizer):
+            quantizer.enabled = on
         else:
-            module.fake_quant_enabled[0] = int(on)
+            quantizer.fake_quant_enabled[0] = int(on)
+
+
+def rounds(quantizer: Any) -> bool:
+    """Whether a fake-quantizer is switched on."""
+    return bool(quantizer.enabled if _is_dynamic(quantizer) else int(quantizer.fake_quant_enabled[0]))
 
 
 def take_over_ranges(model: nn.Module) -> None:
@@ -74,8 +87,7 @@ def take_over_ranges(model: nn.Module) -> None:
 
 def resume_fake_quantize(model: nn.Module) -> int:
     """Switch fake-quantizers on that were off, with the ranges that their observers saw; return how many these are."""
-    off = sum(not (module.enabled if _is_dynamic(module) else int(module.fake_quant_enabled[0]))
-              for _, module in fake_quantizers(model))
+    off = sum(not rounds(module) for _, module in fake_quantizers(model))
     if off:
         switch_fake_quantize(model, on=True)
         take_over_ranges(model)

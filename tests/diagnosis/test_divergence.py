@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
-from pytest_qat.diagnosis.divergence import Divergence, first_divergence, kernels_disagree
+from pytest_qat.diagnosis.divergence import Divergence, _modules, first_divergence, kernels_disagree
 from pytest_qat.finetune import calibrate
 from pytest_qat.measure.parity import Parity, sqnr_db
 from pytest_qat.recipe import RECIPES
 from pytest_qat.workflows import load_workflow
+from pytest_qat.workflows.eager.wrappers import QuantizedBorder
 from pytest_qat.workflows.observers import switch_observers
 
 PARITY = Parity(sqnr_db=3, quantization_sqnr_db=30, finite=True)
@@ -138,3 +139,11 @@ def test_a_culprit_that_could_not_be_looked_for_leaves_the_reason() -> None:
 def test_infinite_noise_is_plain_json() -> None:
     found = kernels_disagree(Parity(sqnr_db=-math.inf, quantization_sqnr_db=math.inf, finite=True), None)
     assert json.loads(json.dumps(found.as_dict(), allow_nan=False)) == found.as_dict()
+
+
+def test_a_whole_graph_is_no_culprit_and_a_model_of_one_layer_may_be() -> None:
+    graph = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))
+    assert [type(module) for _, module in _modules(nn.Sequential(graph))] == [nn.Linear]
+    bordered = [type(module) for _, module in _modules(
+        QuantizedBorder(nn.Linear(2, 2), inputs=(torch.zeros(1, 2),), qconfig=None))]
+    assert nn.Linear in bordered
