@@ -103,7 +103,8 @@ def effects_of(prepared: nn.Module, batches: Sequence[Any], reference: Sequence[
                budget_s: float) -> Effects:
     """Find the few places whose rounding makes most of the error of a prepared model.
 
-    Each place is switched off alone; then, beginning with the one that helps most, further ones are added.
+    Each place is switched off alone; then, beginning with the one that helps most, further ones are added. If that
+    leads nowhere, each is left on alone, and the worst are switched off together.
 
     Args:
         prepared: Calibrated, in eval mode; switched about, and left as it was.
@@ -127,6 +128,8 @@ def effects_of(prepared: nn.Module, batches: Sequence[Any], reference: Sequence[
             alone[place] = error_without((place,))
             shown.advance()
         few = _few(whole, alone, error_without, in_time=lambda: time.monotonic() < ends)
+        if few is None and len(alone) == len(places):
+            few = _few_that_hide_each_other(whole, places, error_without, in_time=lambda: time.monotonic() < ends)
     return Effects(error=float(whole.mean()), few=few, tried=len(alone), of=len(places))
 
 
@@ -158,6 +161,26 @@ def _few(whole: Errors, alone: dict[Place, Errors], error_without: Callable[[Col
         chosen, left = (*chosen, helps), further[helps]
     share = float(1 - left.mean() / whole.mean())
     return Effect(places=chosen, share=share, interval=_interval(whole, left)) if share >= _ENOUGH else None
+
+
+def _few_that_hide_each_other(whole: Errors, places: Sequence[Place],
+                              error_without: Callable[[Collection[Place]], Errors], *,
+                              in_time: Callable[[], bool]) -> Effect | None:
+    """Return the fewest places that make most of the error, beginning with those that make most of it alone.
+
+    Where each of two places destroys the outputs, leaving one of them unrounded shows nothing.
+    """
+    made: dict[Place, float] = {}
+    for place in places:
+        if not in_time():
+            return None
+        made[place] = float(error_without([other for other in places if other != place]).mean())
+    worst = sorted(made, key=lambda place: -made[place])
+    for count in range(1, min(_MOST, len(worst)) + 1):
+        left = error_without(worst[:count])
+        if (share := float(1 - left.mean() / whole.mean())) >= _ENOUGH:
+            return Effect(places=tuple(worst[:count]), share=share, interval=_interval(whole, left))
+    return None
 
 
 def _interval(whole: Errors, left: Errors) -> tuple[float, float]:

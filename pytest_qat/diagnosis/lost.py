@@ -127,13 +127,12 @@ def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float, least: 
 
 def _causes(prepared: nn.Module, places: Sequence[Place], batches: Sequence[Any],
             error_with: Callable[[], Errors]) -> list[Finding]:
-    """Return the cause at each place, with nothing rounded at those before it."""
+    """Return the cause at each place, with nothing rounded at the others, which may hide it."""
     found = []
-    with contextlib.ExitStack() as unrounded:
-        for place in places:
+    for place in places:
+        with switched_off(prepared, [other.quantizer for other in places if other != place]):
             if (seen := look_at(prepared, place, batches)) is not None:
                 found.append(cause_at(prepared, place, seen, error_with=error_with))
-            unrounded.enter_context(switched_off(prepared, [place.quantizer]))
     return found
 
 

@@ -114,3 +114,13 @@ def test_looking_leaves_the_prepared_model_as_it_was(judged: Callable[..., Check
     before = {name: tensor.clone() for name, tensor in case.prepared.state_dict().items()}
     judged(case)
     assert all(torch.equal(before[name], tensor) for name, tensor in case.prepared.state_dict().items())
+
+
+def test_behind_one_cause_another_is_found(judged: Callable[..., CheckResult]) -> None:
+    case = faults.per_tensor_weights(broken=True)
+    with torch.no_grad():  # what destroys the outputs hides what destroys them, too
+        case.model.norm.weight[1] *= 5000
+        case.model.norm.bias[1] *= 5000
+        case.model.second.weight[:, 1] /= 5000
+    found = {(each.module, each.code) for each in judged(case).findings if "place" in each.evidence}
+    assert {("first", "one-scale-for-unlike-columns"), ("second", "one-scale-for-all-channels")} <= found
