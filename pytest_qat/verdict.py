@@ -121,8 +121,8 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
     With `strict`, the interval must prove that the drop is within tolerance. A float model cannot pass if it is below
     `min_accuracy` or no better than always predicting the most frequent class. An int8 model cannot pass if it predicts
     only one class, or if outputs that no metric looks at went flat; without evaluation data, the latter is inconclusive
-    if the outputs hardly vary in float either. What could be compared only in part, or in two ways with different
-    results, is inconclusive.
+    if the outputs hardly vary in float either, and so is every loss of a model with random weights. What could be
+    compared only in part, or in two ways with different results, is inconclusive.
     """
     outcome, reason = _judge_drop(accuracy, tolerances.accuracy_drop, strict=strict)
     floor = _judge_floor(accuracy, tolerances.min_accuracy, higher_is_better=higher_is_better)
@@ -135,6 +135,8 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
             outcome, reasons = Outcome.INCONCLUSIVE, (_too_faint(accuracy), *reasons)
     elif accuracy.flat or accuracy.only_class is not None:
         outcome, reasons = Outcome.FAILED, (_nothing_left(accuracy), *reasons)
+    if accuracy.untrained_norms and outcome is Outcome.FAILED:
+        outcome, reasons = Outcome.INCONCLUSIVE, (_random_weights(accuracy.untrained_norms), *reasons)
     return Verdict(outcome=outcome, reasons=reasons)
 
 
@@ -162,6 +164,12 @@ def _too_faint(accuracy: Accuracy) -> str:
     named = "; ".join(flat.label for flat in accuracy.flat)
     return (f"agreement says little here: {named} varies by only {percent(share)} of its size in float, which is too "
             "little for int8 to resolve. Use the trained model, and give eval_data.")
+
+
+def _random_weights(norms: int) -> str:
+    layers = "normalization layer still holds" if norms == 1 else f"{norms} normalization layers still hold"
+    return (f"the model has random weights (its {layers} the values that a new layer starts from), and how far int8 "
+            "changes what they give says little about the trained model. Use the trained model, and give eval_data.")
 
 
 def _nothing_left(accuracy: Accuracy) -> str:

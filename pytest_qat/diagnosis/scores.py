@@ -21,15 +21,16 @@ _MATTERS = 0.5
 """A difference smaller than this share of what is allowed, or of the drop to be explained, is not named as a cause."""
 
 
-def _flat_finding(flat: FlatOutput, *, faint: bool) -> Finding:
+def _flat_finding(flat: FlatOutput, *, faint: bool, untrained: bool) -> Finding:
     return Finding(
-        code="flat-output", severity="warning" if faint else "error",
+        code="flat-output", severity="warning" if faint or untrained else "error",
         evidence={"output": flat.output, "columns": list(flat.columns[:_NAMED]), "flat": len(flat.columns),
                   "of": flat.of, "std_fp32": flat.spread, "std_int8": flat.left, "values": flat.values},
         message=f"{flat.label} varies by {flat.spread:.3g} (standard deviation) in float, and in int8 by "
                 f"{flat.left:.3g}, with {flat.values} distinct value{'' if flat.values == 1 else 's'}: all columns of "
                 "a tensor share one scale, whose steps are too coarse here.",
-        remedy="train on normalized targets, so that all columns have about the same range around zero.")
+        remedy=None if untrained else
+        "train on normalized targets, so that all columns have about the same range around zero.")
 
 
 def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *, higher_is_better: bool,
@@ -45,7 +46,7 @@ def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *, high
         higher_is_better: Whether a higher score is better.
         tolerance: The drop that is allowed.
     """
-    found = [_flat_finding(each, faint=accuracy.faint) for each in accuracy.flat]
+    found = [_flat_finding(each, faint=accuracy.faint, untrained=accuracy.untrained_norms > 0) for each in accuracy.flat]
     sign = 1.0 if higher_is_better else -1.0
     least = _MATTERS * max(accuracy.allowed(tolerance), accuracy.drop)
     if accuracy.drop < 0 and accuracy.p_value < SIGNIFICANT and -accuracy.drop >= least:

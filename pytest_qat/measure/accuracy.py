@@ -108,6 +108,7 @@ class Accuracy:
         ragged: Outputs that cannot be compared, each with the reason.
         same_class: Share of the positions of maps where both name the same class, for agreement where nobody knows
             whether the maps are classes or values; they are compared as values then.
+        untrained_norms: Normalization layers of a float model that nobody has trained; only for `agreement`.
     """
 
     fp32: float
@@ -137,6 +138,7 @@ class Accuracy:
     shuffled: float | None = None
     ragged: tuple[str, ...] = ()
     same_class: float | None = None
+    untrained_norms: int = 0
 
     @property
     def relative_drop(self) -> float | None:

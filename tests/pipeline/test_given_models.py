@@ -157,6 +157,17 @@ def test_boxes_beside_scores_are_looked_at_without_a_metric_of_theirs(runs: Any,
         ["flat-output"] if outcome == "failed" else [])
 
 
+@pytest.mark.parametrize(("scale", "outcome"), [(1.0, "inconclusive"), (1.5, "failed")])
+def test_random_weights_fail_no_agreement(runs: Any, scale: float, outcome: str) -> None:
+    model = nn.Sequential(nn.LayerNorm(16), Detector(center=600.0, boxes_only=True)).eval()
+    nn.init.constant_(model[0].weight[0], scale)
+    found = made(runs(case(model)), "accuracy", Tolerances())
+    assert found.verdict.outcome.value == outcome
+    assert ("random weights" in found.verdict.reasons[0]) is (outcome == "inconclusive")
+    assert [finding.severity for finding in found.findings if finding.code == "flat-output"] == (
+        ["warning"] if outcome == "inconclusive" else ["error"])
+
+
 def test_a_metric_of_the_users_decides_what_counts(runs: Any) -> None:
     model = Detector(center=600.0).eval()
     given = case(model, eval_data=labels(model), metric=lambda output, target: (
