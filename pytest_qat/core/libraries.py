@@ -112,18 +112,32 @@ def _built(build: Callable[[], nn.Module], *, label: str) -> nn.Module:
 
 
 def _drawn_for(model: Any, config: Any) -> Callable[[], tuple[Any, ...]] | None:
-    """Return what draws the main input of a transformers model, whose size its configuration tells."""
+    """Return what draws the inputs of a transformers model, whose sizes its configuration tells.
+
+    A model of text and images takes both, if they are the first two arguments of its forward.
+    """
     main = getattr(model, "main_input_name", "input_ids")
-    if main == "input_ids" and hasattr(config, "vocab_size"):
+    if both := getattr(config, "text_config", None) and getattr(config, "vision_config", None):
+        first = list(inspect.signature(model.forward).parameters)[:2]
+        parts = {"input_ids": config.text_config, "pixel_values": config.vision_config}
+        draws = [_drawn_as(name, parts[name]) for name in first if name in parts]
+        text, image = [*draws, None, None][:2]
+        return (lambda: (*text(), *image())) if both and text and image else None
+    return _drawn_as(main, config)
+
+
+def _drawn_as(kind: str, config: Any) -> Callable[[], tuple[Any, ...]] | None:
+    """Return what draws one input of a transformers model, by its name; None where the size is not known."""
+    if kind == "input_ids" and hasattr(config, "vocab_size"):
         tokens = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
         return lambda: (torch.randint(0, config.vocab_size, (1, tokens)),)
-    if main == "pixel_values":
+    if kind == "pixel_values":
         image = getattr(config, "image_size", None) or _IMAGE[-1]
         sides = tuple(image) if isinstance(image, Iterable) else (image, image)
         return lambda: (torch.randn(1, getattr(config, "num_channels", 3), *sides),)
-    if main == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
+    if kind == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
         return lambda: (torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions),)
-    if main == "input_values":
+    if kind == "input_values":
         return lambda: (torch.randn(1, _WAVE_SAMPLES),)
     return None
 
