@@ -13,6 +13,7 @@ from torch.ao.quantization.fx.custom_config import FuseCustomConfig, PrepareCust
 from torch.ao.quantization.fx.prepare import prepare as insert_observers
 from torch.fx import GraphModule
 
+from pytest_qat.workflows.fx.in_place import with_results_read
 from pytest_qat.workflows.fx.padding import with_plain_padding
 from pytest_qat.workflows.fx.recurrent import EagerLayer, convert_layers, prepare_layers
 from pytest_qat.workflows.fx.tracing import Traced
@@ -32,6 +33,7 @@ def prepare_graph(traced: Traced, inputs: Sequence[Any], mapping: tq.QConfigMapp
         inputs: What the graph takes.
         mapping: Qconfigs by the names in the graph.
     """
+    results = with_results_read(traced.module, inputs)
     pads = with_plain_padding(traced.module)
     alone = left_alone(traced.module, inputs)
     wrapped = [name for name, module in traced.module.named_modules() if isinstance(module, EagerLayer)]
@@ -40,8 +42,8 @@ def prepare_graph(traced: Traced, inputs: Sequence[Any], mapping: tq.QConfigMapp
     for name in (*alone.modules, *wrapped):
         mapping.set_module_name(name, None)
     scopes = {**traced.scopes, **dict.fromkeys(alone.nodes, (_ALONE, nn.Module))}
-    for pad, convolution in pads.items():
-        scopes[pad] = scopes[convolution]
+    for added, like in {**results, **pads}.items():
+        scopes[added] = scopes[like]
     fused = quantize_fx._fuse_fx(traced.module, True, FuseCustomConfig())  # noqa: SLF001 - as prepare_qat_fx does
     prepared: GraphModule = insert_observers(
         fused, mapping, True, scopes, example_inputs=tuple(inputs), prepare_custom_config=PrepareCustomConfig())
