@@ -92,8 +92,23 @@ def _transformers(name: str) -> LibraryModel:
         raise InvalidCase(f"{name}() makes no model, its defaults are not complete: {str(error).splitlines()[0][:200]}",
                           hint="Write a function that builds the model, and name that instead.") from error
     if getattr(config, "is_encoder_decoder", False):
-        model, label = model.get_encoder(), label.replace(" (", " encoder (")
-    return LibraryModel(model=model, label=label, draw=_drawn_for(model, config))
+        encoder = model.get_encoder()
+        if _runs(encoder, draw := _drawn_for(encoder, config)):
+            return LibraryModel(model=encoder, label=label.replace(" (", " encoder ("), draw=draw)
+    draw = _drawn_for(model, config)
+    return LibraryModel(model=model, label=label, draw=draw if _runs(model, draw) else None)
+
+
+def _runs(model: nn.Module, draw: Callable[[], tuple[Any, ...]] | None) -> bool:
+    """Whether a model takes what is drawn for it: what its configuration says may be something else than it reads."""
+    if draw is None:
+        return False
+    try:
+        with preserved_torch_state(seed=0), torch.no_grad():
+            model(*draw())
+    except Exception:
+        return False
+    return True
 
 
 def _built(build: Callable[[], nn.Module], *, label: str) -> nn.Module:
