@@ -7,7 +7,7 @@ measured and whether that is enough. `diagnosis` finds out why it is not; caller
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_qat import verdict as judge
@@ -18,7 +18,7 @@ from pytest_qat.findings import Finding
 from pytest_qat.measure.size import take_census
 from pytest_qat.pipeline.run import ModelRun, NotApplicable, StageFailed
 from pytest_qat.record import metrics as record
-from pytest_qat.record.schema import CHECK_OF_TOLERANCE, CHECKS, CheckRecord, Metrics, RunRecord
+from pytest_qat.record.schema import CHECK_OF_TOLERANCE, CHECKS, CheckRecord, Metrics, RemedyRecord, RunRecord
 from pytest_qat.verdict import Outcome, Verdict
 from pytest_qat.workflows.observers import fake_quantizers
 
@@ -94,6 +94,19 @@ class ModelChecks:
             entry = finding.as_dict()
             if entry not in known:
                 known.append(entry)
+
+    def add_diagnosis(self, *, seconds: float, layers: Sequence[Mapping[str, object]],
+                      remedies: Sequence[RemedyRecord]) -> None:
+        """Add what was found out about a failed check, and what was tried, to the record.
+
+        Args:
+            seconds: What went into looking for causes and remedies so far.
+            layers: Modules with the share of the error that their rounding makes.
+            remedies: What was tried.
+        """
+        known = self._record["diagnosis"] or {"seconds": 0.0, "stages": [], "layers": [], "remedies": []}
+        self._record["diagnosis"] = {**known, "seconds": round(seconds, 1), "layers": [*known["layers"], *layers],
+                                     "remedies": [*known["remedies"], *remedies]}
 
     def check(self, name: str, *, selected: Collection[str] = CHECKS,
               tolerances: Tolerances | None = None) -> CheckResult:

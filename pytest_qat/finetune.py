@@ -32,7 +32,7 @@ from pytest_qat.workflows.observers import (
     unbounded_range,
 )
 
-__all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "calibrate", "fine_tune"]
+__all__ = ["FREEZE_BATCHNORM_AT", "FREEZE_OBSERVERS_AT", "FineTuning", "calibrate", "default_optimizer", "fine_tune"]
 
 _MOST_BATCHES = 100_000
 FREEZE_OBSERVERS_AT = 0.6
@@ -233,13 +233,18 @@ def _built_in_loop(prepared: nn.Module, case: QATCase, *, device: str,
     return FineTuning(kind="data", steps=len(losses), first_loss=losses[0], last_loss=sum(tail) / len(tail))
 
 
+def default_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return what trains where the case does not say."""
+    return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+
+
 def _optimizer(prepared: nn.Module, case: QATCase) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in prepared.parameters() if parameter.requires_grad]
     if not parameters:
         raise TrainingError("fine-tuning: no parameter of the prepared model requires a gradient.",
                             hint="Set requires_grad on the layers to train, or leave out train_data.")
     if case.optimizer is None:
-        return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+        return default_optimizer(parameters)
     try:
         optimizer = case.optimizer(parameters)
     except Exception as error:

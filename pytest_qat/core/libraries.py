@@ -7,6 +7,7 @@ quantized without a line of code. It has no evaluation data; float is what int8 
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def _transformers(name: str) -> LibraryModel:
         config.use_cache = False  # a cache of past keys is no output that ships
     label = f"{name.removesuffix('Config')} (random weights)"
     try:
-        model: Any = _built(lambda: transformers.AutoModel.from_config(config), label=label).eval()
+        model: Any = _built(lambda: _of_config(transformers, config), label=label).eval()
     except ValueError as error:
         raise InvalidCase(f"transformers has no model for {name}: {str(error).splitlines()[0][:200]}",
                           hint="Write a function that builds the model, and name that instead.") from error
@@ -97,6 +98,25 @@ def _transformers(name: str) -> LibraryModel:
             return LibraryModel(model=encoder, label=label.replace(" (", " encoder ("), draw=draw)
     draw = _drawn_for(model, config)
     return LibraryModel(model=model, label=label, draw=draw if _runs(model, draw) else None)
+
+
+def _of_config(transformers: Any, config: Any) -> nn.Module:
+    """Return a model of a configuration: the bare one, or else the first with a head, as a depth estimator is."""
+    try:
+        bare: nn.Module = transformers.AutoModel.from_config(config)
+    except ValueError:
+        place = type(config).__module__.replace("configuration_", "modeling_")
+        try:
+            listed = vars(importlib.import_module(place))
+        except ImportError:
+            listed = {}
+        kinds = [kind for kind in listed.values() if isinstance(kind, type) and issubclass(kind, nn.Module)
+                 and getattr(kind, "config_class", None) is type(config) and not kind.__name__.endswith("PreTrainedModel")]
+        if not kinds:
+            raise
+        headed: nn.Module = kinds[0](config)
+        return headed
+    return bare
 
 
 def _runs(model: nn.Module, draw: Callable[[], tuple[Any, ...]] | None) -> bool:
@@ -158,8 +178,6 @@ def _drawn_as(kind: str, config: Any) -> Callable[[], tuple[Any, ...]] | None:
 
 
 def _imported(library: str, module: str) -> Any:
-    import importlib
-
     try:
         found: ModuleType = importlib.import_module(module)
     except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError

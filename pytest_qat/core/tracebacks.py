@@ -16,6 +16,7 @@ from torch import nn
 __all__ = ["calling_place", "defined_at", "headline", "line_of_trace", "locate_module", "name_of", "place_of",
            "source_of", "summary_of"]
 
+_LONGEST = 300
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
 _MACHINERY = (Path(__file__).parents[1], *(folder / "torch" for folder in _INSTALLED),
               *(folder / "torchao" for folder in _INSTALLED))
@@ -139,11 +140,12 @@ def _kind_of(filename: str) -> Literal["machinery", "installed", "own"]:
 
 
 def headline(error: BaseException) -> str:
-    """Return the first line of an error's message, or `no message`."""
+    """Return the first line of an error's message, cut where it gets too long to read, or `no message`."""
     try:
-        return (str(error).splitlines() or ["no message"])[0]
+        line = (str(error).splitlines() or ["no message"])[0]
     except Exception:  # an exception whose text raises
         return "no message"
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST].rpartition(' ')[0] or line[:_LONGEST]} ..."
 
 
 def summary_of(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from pytest_qat.case import calibration_batches
 from pytest_qat.checks import CheckResult, ModelChecks, error_text
@@ -18,6 +19,7 @@ from pytest_qat.diagnosis.coverage import causes_of_coverage
 from pytest_qat.diagnosis.divergence import first_divergence, kernels_disagree
 from pytest_qat.diagnosis.lost import why_lost
 from pytest_qat.diagnosis.recipes import Need, need_of, recipes_that_take
+from pytest_qat.diagnosis.remedies import changes_for, mended
 from pytest_qat.diagnosis.scores import causes_of_scores
 from pytest_qat.diagnosis.training import collapsed_ranges, notes_on_preparing, switched_off
 from pytest_qat.errors import DataError, InvalidCase, TrainingError, UnsupportedEnvironment
@@ -64,7 +66,20 @@ def with_causes(checks: ModelChecks, result: CheckResult) -> CheckResult:
 def _explained(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
     explain = _EXPLAIN.get(result.judged or "")
     found = () if explain is None else explain(checks.run, result)
+    if result.judged == "accuracy" and result.verdict.outcome is Outcome.FAILED and checks.run.settings.diagnose_s > 0:
+        found = (*found, *_what_mends(checks, found))
     return (*found, *_what_would_do(checks, result, known=(*result.findings, *found)))
+
+
+def _what_mends(checks: ModelChecks, found: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return what came of changes to the case after accuracy has failed, and keep it in the record."""
+    mending = mended(checks.run, changes_for(checks.run, found))
+    largest: list[list[Any]] = next((
+        finding.evidence["largest"] for finding in found if "largest" in finding.evidence), [])
+    checks.add_diagnosis(seconds=checks.run.shared.probing_s,
+                         layers=[{"module": module, "share_of_error": share} for module, share in largest],
+                         remedies=[] if mending is None else mending.evidence["remedies"])
+    return () if mending is None else (mending,)
 
 
 def _what_would_do(checks: ModelChecks, result: CheckResult, *, known: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -104,7 +119,7 @@ def _need(run: ModelRun, result: CheckResult, known: Sequence[Finding]) -> Need 
 
 def _need_of_accuracy(run: ModelRun, result: CheckResult, known: Sequence[Finding]) -> Need | None:
     """Another recipe is worth trying where quantization itself loses it, not training and not the kernels."""
-    if {"qat-below-ptq", "lost-in-training", "batch-norm-drifted", "calibration-unlike-evaluation",
+    if {"remedy-mends", "qat-below-ptq", "lost-in-training", "batch-norm-drifted", "calibration-unlike-evaluation",
         "lost-in-conversion", "flat-output"} & {finding.code for finding in known}:
         return None
     try:

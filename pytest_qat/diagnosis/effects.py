@@ -1,5 +1,8 @@
 """Whose rounding changes a model's outputs: each fake-quantizer is switched off in turn, and the outputs compared.
 
+A layer that torch.ao replaces by many modules, such as an LSTM, is one place, and where single places cannot be looked
+at in time, or none of them makes much of the error, whole parts of the model are switched off, from large to small.
+
 The reference is the same prepared model with every fake-quantizer off, so that what training changed is no part of the
 error. An error is the squared difference in units of the reference's variance over the samples, for each column (dim 1)
 of each output by itself, at most 1, and averaged: a column of small values counts as much as one of large values.
@@ -8,9 +11,9 @@ of each output by itself, at most 1, and averaged: a column of small values coun
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,24 +36,30 @@ _LEAST = 0.1
 _MOST = 4
 """More places than this are not "a few"."""
 _CANDIDATES = 8
+_MOST_PARTS = 2
+_LARGEST = 8
+_ONE_LAYER = 3
+"""A layer with so many fake-quantizers inside is one that torch.ao takes apart, as it does an LSTM."""
 Errors = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What one fake-quantizer rounds.
+    """What one fake-quantizer rounds, or all those of a part of the model.
 
     Attributes:
         module: The user's module; empty for the model's inputs.
-        kind: `weight`, `output` (of the module, or what is made behind it) or `input` (of the model).
-        quantizer: Its name in the prepared model.
+        kind: `weight`, `output` (of the module, or what is made behind it), `input` (of the model), or `part`.
+        quantizers: Their names in the prepared model: one, or several for a part.
     """
 
     module: str
     kind: str
-    quantizer: str
+    quantizers: tuple[str, ...]
 
     def __str__(self) -> str:
+        if self.kind == "part":
+            return f"{self.module} ({len(self.quantizers)} weights and activations)"
         return "the model's input" if self.kind == "input" else f"the {self.kind} of {self.module or 'the model'}"
 
 
@@ -78,33 +87,46 @@ class Effects:
         few: The few places that make most of it; None if none do, or time was up before that was known.
         tried: How many places were looked at.
         of: How many there are.
+        largest: Modules by the share of the error that goes away without rounding there, the largest first, as far as
+            they were looked at.
     """
 
     error: float
     few: Effect | None
     tried: int
     of: int
+    largest: tuple[tuple[str, float], ...] = ()
 
 
 def places_of(prepared: nn.Module) -> list[Place]:
-    """Return what each fake-quantizer of a prepared model rounds, in the order of its modules."""
+    """Return what the fake-quantizers of a prepared model round, in the order of its modules."""
     own = user_names(prepared)
-    found = []
+    single = []
     for name, _ in fake_quantizers(prepared):
         module, _, _ = own[name].partition("activation_post_process")
         owner, dot, leaf = module.rstrip(".").rpartition(".")
         weight = leaf.endswith("weight_fake_quant") or leaf == "weight"
         user = (owner if dot else "") if weight else module.rstrip(".")
-        found.append(Place(user, "weight" if weight else "output" if user else "input", name))
-    return found
+        single.append(Place(user, "weight" if weight else "output" if user else "input", (name,)))
+    outermost = {user: actual for actual, user in reversed(own.items()) if user}
+    layers = {user: tuple(place for place in single if place.module == user
+                          and place.quantizers[0].startswith(f"{actual}.")) for user, actual in outermost.items()}
+    many = {user: _joined(user, places) for user, places in layers.items() if len(places) >= _ONE_LAYER}
+    inside = {name for place in many.values() for name in place.quantizers}
+    return [*(place for place in single if place.quantizers[0] not in inside), *many.values()]
+
+
+def _joined(module: str, places: Sequence[Place]) -> Place:
+    return Place(module, "part", tuple(name for place in places for name in place.quantizers))
 
 
 def effects_of(prepared: nn.Module, batches: Sequence[Any], reference: Sequence[list[Tensor]], whole: Errors, *,
-               budget_s: float) -> Effects:
+               budget_s: float, passed_s: float = 0.0) -> Effects:
     """Find the few places whose rounding makes most of the error of a prepared model.
 
     Each place is switched off alone; then, beginning with the one that helps most, further ones are added. If that
-    leads nowhere, each is left on alone, and the worst are switched off together.
+    leads nowhere, each is left on alone, and the worst are switched off together; then parts of the model are switched
+    off. Parts come first where there is no time for each place.
 
     Args:
         prepared: Calibrated, in eval mode; switched about, and left as it was.
@@ -112,25 +134,23 @@ def effects_of(prepared: nn.Module, batches: Sequence[Any], reference: Sequence[
         reference: What it returns with nothing rounded.
         whole: Its error as it is, which is not zero.
         budget_s: Most seconds.
+        passed_s: Seconds that a pass over the batches takes.
     """
-    places = [place for place in places_of(prepared) if rounds(prepared.get_submodule(place.quantizer))]
+    places = [place for place in places_of(prepared) if any(
+        rounds(prepared.get_submodule(name)) for name in place.quantizers)]
     ends = time.monotonic() + budget_s
     with torch.inference_mode(), progress.step("looking whose rounding matters", total=len(places), unit="places",
                                                limit_s=budget_s) as shown:
         def error_without(off: Collection[Place]) -> Errors:
-            with switched_off(prepared, [place.quantizer for place in off]):
+            with switched_off(prepared, [name for place in off for name in place.quantizers]):
+                shown.advance()
                 return error_of(reference, prepared, batches)
 
-        alone: dict[Place, Errors] = {}
-        for place in places:
-            if time.monotonic() > ends:
-                break
-            alone[place] = error_without((place,))
-            shown.advance()
-        few = _few(whole, alone, error_without, in_time=lambda: time.monotonic() < ends)
-        if few is None and len(alone) == len(places):
-            few = _few_that_hide_each_other(whole, places, error_without, in_time=lambda: time.monotonic() < ends)
-    return Effects(error=float(whole.mean()), few=few, tried=len(alone), of=len(places))
+        search = _Search(whole=whole, places=places, error_without=error_without,
+                         in_time=lambda: time.monotonic() < ends)
+        if passed_s * len(places) > budget_s:
+            return search.told(search.parts())
+        return search.told(search.few() or search.few_that_hide_each_other() or search.parts())
 
 
 def error_of(reference: Sequence[list[Tensor]], model: nn.Module, batches: Sequence[Any]) -> Errors:
@@ -138,49 +158,127 @@ def error_of(reference: Sequence[list[Tensor]], model: nn.Module, batches: Seque
     return _errors(reference, [float_tensors(call(model, inputs)) for inputs in batches])
 
 
-def _few(whole: Errors, alone: dict[Place, Errors], error_without: Callable[[Collection[Place]], Errors], *,
-         in_time: Callable[[], bool]) -> Effect | None:
-    """Return the fewest places, found by adding the one that helps most, that make most of the error."""
-    best = sorted(alone, key=lambda place: float(alone[place].mean()))[:_CANDIDATES]
-    if not best:
-        return None
-    chosen: tuple[Place, ...] = (best[0],)
-    left = alone[best[0]]
-    while (share := 1 - left.mean() / whole.mean()) < _ENOUGH and len(chosen) < _MOST:
-        further = {}
-        for place in best:
-            if place not in chosen:
-                if not in_time():
-                    return None
-                further[place] = error_without((*chosen, place))
-        if not further:
-            break
-        helps = min(further, key=lambda place: float(further[place].mean()))
-        if 1 - further[helps].mean() / whole.mean() < share + _LEAST:
-            break
-        chosen, left = (*chosen, helps), further[helps]
-    share = float(1 - left.mean() / whole.mean())
-    return Effect(places=chosen, share=share, interval=_interval(whole, left)) if share >= _ENOUGH else None
+@dataclass(kw_only=True)
+class _Search:
+    """A search for the few places whose rounding makes most of an error.
 
-
-def _few_that_hide_each_other(whole: Errors, places: Sequence[Place],
-                              error_without: Callable[[Collection[Place]], Errors], *,
-                              in_time: Callable[[], bool]) -> Effect | None:
-    """Return the fewest places that make most of the error, beginning with those that make most of it alone.
-
-    Where each of two places destroys the outputs, leaving one of them unrounded shows nothing.
+    Attributes:
+        whole: The error with all places rounded.
+        places: All of them.
+        error_without: Measures the error with some switched off.
+        in_time: Whether there is time left.
+        alone: The error without each place, as far as that is known.
     """
-    made: dict[Place, float] = {}
-    for place in places:
-        if not in_time():
+
+    whole: Errors
+    places: Sequence[Place]
+    error_without: Callable[[Collection[Place]], Errors]
+    in_time: Callable[[], bool]
+    alone: dict[Place, Errors] = field(default_factory=dict)
+
+    def told(self, few: Effect | None) -> Effects:
+        """Return what was found."""
+        shares: dict[str, float] = {}
+        for place, left in self.alone.items():
+            if place.module:
+                shares[place.module] = shares.get(place.module, 0.0) + self._share(left)
+        largest = sorted(((module, round(share, 4)) for module, share in shares.items() if share > 0),
+                         key=lambda each: -each[1])[:_LARGEST]
+        return Effects(error=float(self.whole.mean()), few=few, tried=len(self.alone), of=len(self.places),
+                       largest=tuple(largest))
+
+    def few(self) -> Effect | None:
+        """Return the fewest places, found by adding the one that helps most, that make most of the error."""
+        for place in self.places:
+            if not self.in_time():
+                break
+            self.alone[place] = self.error_without((place,))
+        return self._grown(self.alone, most=_MOST)
+
+    def _grown(self, alone: Mapping[Place, Errors], *, most: int) -> Effect | None:
+        best = sorted(alone, key=lambda place: float(alone[place].mean()))[:_CANDIDATES]
+        if not best:
             return None
-        made[place] = float(error_without([other for other in places if other != place]).mean())
-    worst = sorted(made, key=lambda place: -made[place])
-    for count in range(1, min(_MOST, len(worst)) + 1):
-        left = error_without(worst[:count])
-        if (share := float(1 - left.mean() / whole.mean())) >= _ENOUGH:
-            return Effect(places=tuple(worst[:count]), share=share, interval=_interval(whole, left))
-    return None
+        chosen: tuple[Place, ...] = (best[0],)
+        left = alone[best[0]]
+        while (share := self._share(left)) < _ENOUGH and len(chosen) < most:
+            further = {}
+            for place in best:
+                if place not in chosen:
+                    if not self.in_time():
+                        return None
+                    further[place] = self.error_without((*chosen, place))
+            if not further:
+                break
+            helps = min(further, key=lambda place: float(further[place].mean()))
+            if self._share(further[helps]) < share + _LEAST:
+                break
+            chosen, left = (*chosen, helps), further[helps]
+        return self._effect(chosen, left)
+
+    def few_that_hide_each_other(self) -> Effect | None:
+        """Return the fewest places that make most of the error, beginning with those that make most of it alone.
+
+        Where each of two places destroys the outputs, leaving one of them unrounded shows nothing.
+        """
+        if len(self.alone) < len(self.places):
+            return None
+        made: dict[Place, float] = {}
+        for place in self.places:
+            if not self.in_time():
+                return None
+            made[place] = float(self.error_without([other for other in self.places if other != place]).mean())
+        worst = sorted(made, key=lambda place: -made[place])
+        for count in range(1, min(_MOST, len(worst)) + 1):
+            if found := self._effect(tuple(worst[:count]), self.error_without(worst[:count])):
+                return found
+        return None
+
+    def parts(self) -> Effect | None:
+        """Return the smallest part of the model, or two, whose rounding makes most of the error.
+
+        A part that holds more than half of all places is none: it says nothing about where to look.
+        """
+        found: Effect | None = None
+        parts = _parts_of(self.places)
+        while len(parts) > 1:
+            without = {}
+            for part in parts:
+                if not self.in_time():
+                    return found
+                without[part] = self.error_without((part,))
+            grown = self._grown(without, most=_MOST_PARTS)
+            if grown is None:
+                return found
+            count = sum(len(part.quantizers) for part in grown.places)
+            if 2 * count <= sum(len(place.quantizers) for place in self.places) or self._is_one_layer(grown):
+                found = grown
+            inside = {name for part in grown.places for name in part.quantizers}
+            parts = _parts_of([place for place in self.places if place.quantizers[0] in inside])
+        return found
+
+    def _is_one_layer(self, effect: Effect) -> bool:
+        return len(effect.places) == 1 and effect.places[0] in self.places
+
+    def _share(self, left: Errors) -> float:
+        return float(1 - left.mean() / self.whole.mean())
+
+    def _effect(self, places: tuple[Place, ...], left: Errors) -> Effect | None:
+        share = self._share(left)
+        return Effect(places=places, share=share, interval=_interval(self.whole, left)) if share >= _ENOUGH else None
+
+
+def _parts_of(places: Sequence[Place]) -> list[Place]:
+    """Return places by the part of the model that they lie in: the first level of names at which they differ."""
+    depth = 1
+    while True:
+        parts: dict[str, list[Place]] = {}
+        for place in places:
+            parts.setdefault(".".join(place.module.split(".")[:depth]), []).append(place)
+        if len(parts) > 1 or depth > max((place.module.count(".") for place in places), default=0):
+            return [held[0] if len(held) == 1 else _joined(name, held) for name, held in parts.items() if name] + (
+                parts.get("", []))
+        depth += 1
 
 
 def _interval(whole: Errors, left: Errors) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.core.batches import call, float_tensors, labeled, sample_count
 from pytest_qat.core.text import percent
 from pytest_qat.diagnosis.effects import Effects, Errors, Place, effects_of, error_of, places_of, switched_off
-from pytest_qat.diagnosis.rounding import TAIL, cause_at, extent, look_at
+from pytest_qat.diagnosis.rounding import TAIL, cause_at, cause_of_part, extent, look_at
 from pytest_qat.findings import Finding, json_number
 from pytest_qat.finetune import calibrate
 from pytest_qat.measure.accuracy import Accuracy
@@ -35,9 +35,14 @@ __all__ = ["why_lost"]
 _HALF = 0.5
 _BATCHES = 8
 _SAMPLES = 256
+_FEWEST_SAMPLES = 8
+_FEWEST_CALIBRATION = 4
 _FAR = 2.0
+_NAMED = 3
 _PASSES = 12
 """What observing anew, and the interventions at one place, take of passes over the data."""
+_PASSES_OF_PARTS = 6
+"""What looking at a few parts of a model takes."""
 _WORTH_A_WORD = 0.01
 """Without labels, outputs that rounding changes by less than this share of their variance (20 dB) differ for another
 reason, such as training."""
@@ -67,9 +72,12 @@ def _why_lost(run: ModelRun, accuracy: Accuracy, prepared: nn.Module) -> tuple[F
     rounded = accuracy.fine_tuned
     if accuracy.kind == "agreement" or rounded is None:
         return _by_training(run, prepared) or _of_rounding(
-            case, prepared, budget_s=run.settings.diagnose_s / 2, least=_WORTH_A_WORD)
-    with nothing_rounded(prepared):
-        trained = score_of(case, partial(call, prepared), seed=seed)
+            case, prepared, budget_s=run.settings.diagnose_s / 2, least_error=_WORTH_A_WORD)
+    if case.prepared is None and not case.fine_tunes:
+        trained = accuracy.fp32  # with nothing rounded it is the float model
+    else:
+        with nothing_rounded(prepared):
+            trained = score_of(case, partial(call, prepared), seed=seed)
     lost = {"training": sign * (accuracy.fp32 - trained), "rounding": sign * (trained - rounded),
             "conversion": sign * (rounded - accuracy.int8)}
     worst = max(lost, key=lambda stage: lost[stage])
@@ -93,18 +101,25 @@ def nothing_rounded(prepared: nn.Module) -> Iterator[None]:
 # -- rounding -----------------------------------------------------------------------------------------------------
 
 
-def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float, least: float = 0.0) -> tuple[Finding, ...]:
+def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float,
+                 least_error: float = 0.0) -> tuple[Finding, ...]:
     """Return whose rounding makes the error, and why: ranges that other data would mend, or a few places.
 
     Args:
         case: Whose data to use.
         prepared: The trained model.
         budget_s: Most seconds; what would not end within them is not begun.
-        least: An error below this is not what to look for.
+        least_error: An error below this is not what to look for.
     """
     ends = time.monotonic() + budget_s
     batches = _data_that_count(case)
-    calibration = calibration_batches(case, limit=CALIBRATION_BATCHES)
+    began = time.monotonic()
+    _reference(prepared, batches[:1])
+    batch_s = time.monotonic() - began
+    least = -(-_FEWEST_SAMPLES // max(1, sample_count(batches[0])))
+    count = _affordable(batch_s, passes=_PASSES + len(places_of(prepared)), budget_s=budget_s,
+                        least=least if least * batch_s * _PASSES_OF_PARTS < budget_s else 1)
+    batches = batches[:count]
     reference = _reference(prepared, batches)
 
     def error_with(model: nn.Module) -> Errors:
@@ -114,15 +129,31 @@ def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float, least: 
     began = time.monotonic()
     whole = error_with(prepared)
     passed_s = time.monotonic() - began
-    if not whole.mean() > least or time.monotonic() + _PASSES * passed_s > ends:
+    left_s = ends - time.monotonic()
+    if not whole.mean() > least_error or left_s < _PASSES_OF_PARTS * passed_s:
         return ()
-    if (found := _of_ranges(case, prepared, batches, calibration, whole, error_with)) is not None:
+    calibration = calibration_batches(case, limit=min(CALIBRATION_BATCHES, max(count, _FEWEST_CALIBRATION)))
+    if left_s > _PASSES * passed_s and (
+            found := _of_ranges(case, prepared, batches, calibration, whole, error_with)) is not None:
         return (found,)
-    effects = effects_of(prepared, batches, reference, whole,
-                         budget_s=ends - time.monotonic() - _PASSES * passed_s)
+    left_s = ends - time.monotonic()
+    effects = effects_of(prepared, batches, reference, whole, passed_s=passed_s,
+                         budget_s=max(left_s - _PASSES * passed_s, left_s / 2))
     if effects.few is None:
-        return (_spread(effects),)
+        return (_spread(effects),) if effects.tried else ()
     return _told(effects, _causes(prepared, effects.few.places, batches, partial(error_with, prepared)))
+
+
+def _affordable(batch_s: float, *, passes: int, budget_s: float, least: int) -> int:
+    """Return how many batches may be run so many times within a budget, but no fewer than so many.
+
+    Args:
+        batch_s: Seconds that one batch takes.
+        passes: How often.
+        budget_s: Most seconds.
+        least: Fewer would show nothing.
+    """
+    return max(least, int(budget_s / max(passes * batch_s, 1e-9)))
 
 
 def _causes(prepared: nn.Module, places: Sequence[Place], batches: Sequence[Any],
@@ -130,7 +161,10 @@ def _causes(prepared: nn.Module, places: Sequence[Place], batches: Sequence[Any]
     """Return the cause at each place, with nothing rounded at the others, which may hide it."""
     found = []
     for place in places:
-        with switched_off(prepared, [other.quantizer for other in places if other != place]):
+        if place.kind == "part":
+            found.append(cause_of_part(place))
+            continue
+        with switched_off(prepared, [name for other in places if other != place for name in other.quantizers]):
             if (seen := look_at(prepared, place, batches)) is not None:
                 found.append(cause_at(prepared, place, seen, error_with=error_with))
     return found
@@ -176,7 +210,8 @@ def _unlike(calibration: Sequence[Any], batches: Sequence[Any], goes: str, evide
                 "evaluation": [json_number(other_low), json_number(other_high)]}
     if reach > _FAR * other and inner < _FAR * other:
         return Finding(
-            code="outliers-set-the-range", severity="error", evidence=evidence,
+            code="outliers-set-the-range", severity="error",
+            evidence={**evidence, "without_outliers": [json_number(inner_low), json_number(inner_high)]},
             message=f"a few values of the calibration data set the ranges: they go from {low:.3g} to {high:.3g}, all "
                     f"but {percent(2 * TAIL)} of them from {inner_low:.3g} to {inner_high:.3g}, and those of the "
                     f"evaluation from {other_low:.3g} to {other_high:.3g}. With ranges from evaluation data, {goes}.",
@@ -199,7 +234,7 @@ def _most_changed(before: nn.Module, after: nn.Module) -> Place | None:
     """Return the place whose scale differs most between two forms of a prepared model."""
     change: dict[Place, float] = {}
     for place in places_of(before):
-        one, other = (getattr(model.get_submodule(place.quantizer), "scale", None) for model in (before, after))
+        one, other = (getattr(model.get_submodule(place.quantizers[0]), "scale", None) for model in (before, after))
         if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.shape == other.shape:
             change[place] = float((other.clamp_min(1e-30) / one.clamp_min(1e-30)).log().abs().max())
     return max(change, key=lambda place: change[place]) if change else None
@@ -212,7 +247,7 @@ def _told(effects: Effects, causes: list[Finding]) -> tuple[Finding, ...]:
     names = " and ".join(dict.fromkeys(str(place) for place in effects.few.places))
     evidence = {"places": [str(place) for place in effects.few.places], "share": round(effects.few.share, 4),
                 "interval": [round(end, 4) for end in effects.few.interval], "places_looked_at": effects.tried,
-                "places_in_all": effects.of}
+                "places_in_all": effects.of, "largest": [list(each) for each in effects.largest]}
     share = f"rounding {names} makes {percent(effects.few.share, digits=0)} [{low}, {high}] of the outputs' error"
     found = []
     for index, cause in enumerate(causes):
@@ -224,11 +259,14 @@ def _told(effects: Effects, causes: list[Finding]) -> tuple[Finding, ...]:
 
 def _spread(effects: Effects) -> Finding:
     looked = "all" if effects.tried == effects.of else f"{effects.tried} of"
+    parts = ", ".join(f"{module} ({percent(share, digits=0)})" for module, share in effects.largest[:_NAMED])
+    largest = f" The largest parts are {parts}." if parts else ""
     return Finding(
-        code="error-is-spread", severity="note", evidence={"places_looked_at": effects.tried,
-                                                           "places_in_all": effects.of},
+        code="error-is-spread", severity="note",
+        evidence={"places_looked_at": effects.tried, "places_in_all": effects.of,
+                  "largest": [list(each) for each in effects.largest]},
         message=f"no few places make most of the error of rounding: {looked} {effects.of} weights and activations "
-                "were left unrounded in turn.")
+                f"were left unrounded in turn.{largest}")
 
 
 def _reference(prepared: nn.Module, batches: Sequence[Any]) -> list[Any]:

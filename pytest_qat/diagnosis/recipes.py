@@ -7,19 +7,15 @@ fake-quantize simulates, and how close that is to float. It shows no accuracy an
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from pytest_qat.case import Tolerances
-from pytest_qat.core.batches import call
 from pytest_qat.core.text import percent
+from pytest_qat.diagnosis.remedies import skippable
 from pytest_qat.findings import Finding
 from pytest_qat.pipeline.probe import Probe, Trial, best_first
 from pytest_qat.pipeline.probing import ProbeSettings, try_all
@@ -106,10 +102,9 @@ def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,
     own = _own_stages(run)
     names = dict.fromkeys((run.recipe.name, *_CANDIDATES)) if own else _others(run.recipe, check)
     trials = [Trial(recipe=name, numbers=need.numbers) for name in names]
-    if not own and (skip := _can_be_skipped(run, blamed)):
-        further = _with_next(run, skip) if check == "accuracy" else skip  # what they return may be rounded there
-        trials[:0] = [Trial(recipe=run.recipe.name, skip=names, numbers=need.numbers)
-                      for names in dict.fromkeys((skip, further))]
+    # After a failed accuracy these were tried by `remedies`, with all that follows.
+    if not own and check != "accuracy" and (skip := skippable(run, blamed)):
+        trials.insert(0, Trial(recipe=run.recipe.name, skip=skip, numbers=need.numbers))
     left_s = max(0.0, run.settings.diagnose_s - run.shared.probing_s)
     settings = ProbeSettings(timeout_s=min(_TIMEOUT_S, left_s), budget_s=left_s, seed=run.settings.seed)
     began = time.monotonic()
@@ -171,30 +166,6 @@ def _as_evidence(probe: Probe) -> dict[str, Any]:
     return {"recipe": probe.recipe, "skip": list(probe.skip), "takes": probe.takes, "mac_share": probe.mac_share,
             "size_reduction": probe.size_reduction, "agrees": probe.agrees, "sqnr_db": probe.sqnr_db,
             "float_db": probe.float_db, "seconds": round(probe.seconds, 1), "reason": probe.reason}
-
-
-def _can_be_skipped(run: ModelRun, blamed: Collection[str]) -> tuple[str, ...]:
-    """Return the names among these that `skip=` takes and that leave something to quantize."""
-    if run.recipe.workflow == "pt2e" and run.case.quantizer is not None:
-        return ()  # a quantizer of the user's own decides by itself
-    known = {name for name, _ in run.case.model.named_modules() if name}
-    names = tuple(dict.fromkeys(name for name in blamed if name))
-    return names if set(names) <= known - set(run.case.skip) else ()
-
-
-def _with_next(run: ModelRun, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return these modules and those with weights that are called next after each."""
-    called: list[str] = []
-    model = run.inputs()
-    with torch.inference_mode(), contextlib.ExitStack() as hooks:
-        for name, module in model.named_modules():
-            if any(True for _ in module.parameters(recurse=False)):
-                hooks.callback(module.register_forward_hook(lambda *_, name=name: called.append(name)).remove)
-        call(model, run.case.example_inputs)
-    inside = [any(each == name or each.startswith(f"{name}.") for name in names) for each in called]
-    after = [name for name, before, now in zip(called[1:], inside, inside[1:], strict=False) if before and not now]
-    layers = [name for name in after if not isinstance(model.get_submodule(name), _BatchNorm)]
-    return tuple(dict.fromkeys((*names, *layers)))
 
 
 def _others(failed: Recipe, check: str) -> Sequence[str]:

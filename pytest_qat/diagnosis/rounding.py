@@ -21,7 +21,7 @@ from pytest_qat.core.text import percent
 from pytest_qat.diagnosis.effects import Errors, Place
 from pytest_qat.findings import Finding, json_number
 
-__all__ = ["TAIL", "Rounding", "cause_at", "extent", "look_at"]
+__all__ = ["TAIL", "Rounding", "cause_at", "cause_of_part", "extent", "look_at"]
 
 _HALF = 0.5
 TAIL = 0.0005
@@ -70,14 +70,16 @@ class Rounding:
 
 
 def look_at(prepared: nn.Module, place: Place, batches: Sequence[Any]) -> Rounding | None:
-    """Return what passes a fake-quantizer; None if nothing does.
+    """Return what passes a fake-quantizer; None if nothing does, or the place has several.
 
     Args:
         prepared: In eval mode.
         place: Where to look.
         batches: What to run it on; those of a pass are taken together, call by call.
     """
-    quantizer: Any = prepared.get_submodule(place.quantizer)
+    if len(place.quantizers) > 1:
+        return None
+    quantizer: Any = prepared.get_submodule(place.quantizers[0])
     calls: list[list[Tensor]] = []
     index = 0
 
@@ -134,6 +136,15 @@ def cause_at(prepared: nn.Module, place: Place, seen: Rounding, *, error_with: C
     return _finding("rounding-too-coarse", place, seen=seen, share=None, message=(
         f"{place} is rounded to {seen.steps + 1} steps from {seen.low:.3g} to {seen.high:.3g}, which are too coarse "
         "there; no other range or scale mends it."))
+
+
+def cause_of_part(place: Place) -> Finding:
+    """Return that a part of the model does not bear being rounded; there is no single range to mend."""
+    return Finding(
+        code="rounding-too-coarse", severity="error", module=place.module or None,
+        remedy=_REMEDIES["rounding-too-coarse"],
+        evidence={"place": str(place), "kind": place.kind, "quantizers": len(place.quantizers), "share_mended": None},
+        message=f"{place} does not bear being rounded to eight bits.")
 
 
 _MENDS = {
@@ -242,7 +253,7 @@ def _fake_quantized(values: Tensor, low: Tensor, high: Tensor, steps: int) -> Te
 @contextmanager
 def _rounding(prepared: nn.Module, place: Place, rounding: Round) -> Iterator[None]:
     """Let other code round the values of a place."""
-    quantizer: Any = prepared.get_submodule(place.quantizer)
+    quantizer: Any = prepared.get_submodule(place.quantizers[0])
     index = 0
 
     def begin(*_: Any) -> None:

@@ -29,7 +29,7 @@ def _flat_finding(flat: FlatOutput, *, faint: bool, untrained: bool) -> Finding:
         message=f"{flat.label} varies by {flat.spread:.3g} (standard deviation) in float, and in int8 by "
                 f"{flat.left:.3g}, with {flat.values} distinct value{'' if flat.values == 1 else 's'}: all columns of "
                 "a tensor share one scale, whose steps are too coarse here.",
-        remedy=None if untrained else
+        remedy="" if untrained else
         "train on normalized targets, so that all columns have about the same range around zero.")
 
 
@@ -46,7 +46,8 @@ def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *, high
         higher_is_better: Whether a higher score is better.
         tolerance: The drop that is allowed.
     """
-    found = [_flat_finding(each, faint=accuracy.faint, untrained=accuracy.untrained_norms > 0) for each in accuracy.flat]
+    found = [_flat_finding(each, faint=accuracy.faint, untrained=accuracy.untrained_norms > 0)
+             for each in accuracy.flat]
     sign = 1.0 if higher_is_better else -1.0
     least = _MATTERS * max(accuracy.allowed(tolerance), accuracy.drop)
     if accuracy.drop < 0 and accuracy.p_value < SIGNIFICANT and -accuracy.drop >= least:

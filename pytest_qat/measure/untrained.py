@@ -33,7 +33,7 @@ def untrained_norms(model: nn.Module) -> int:
 
 
 _STARTS: dict[str, float | None] = {"weight": None, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-"""What each tensor of a normalization layer starts from: one value everywhere; None: any, for a scale may start at 0."""
+"""What each tensor of a normalization layer starts from, the same everywhere; None: any value, for a scale may be 0."""
 
 
 def _as_at_start(name: str, tensor: Tensor) -> bool:

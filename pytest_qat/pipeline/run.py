@@ -9,6 +9,7 @@ case or setting makes another run.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -107,6 +108,9 @@ class ModelRun:
         settings: What the command line decides.
         lock: The machine's timing lock.
         shared: Stages in common with runs of the same case and settings by other recipes; None: nothing is shared.
+
+    Attributes:
+        seconds: What each stage took that was computed.
     """
 
     def __init__(self, case: QATCase, recipe: Recipe, settings: RunSettings, *, lock: MachineLock,
@@ -114,9 +118,10 @@ class ModelRun:
         self.case, self.notes_on_model = with_plain_model(case)
         self.recipe = recipe
         self.settings = settings
-        self._lock = lock
+        self.lock = lock
         self.shared = SharedStages() if shared is None else shared
         self._stages: dict[str, tuple[Any, Exception | None]] = {}
+        self.seconds: dict[str, float] = {}
         self._speeds: list[Speed] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._probes: MemoryProbes | None = None
@@ -250,7 +255,9 @@ class ModelRun:
             StageFailed: `make` raised, now or the first time.
         """
         if name not in self._stages:
+            began = time.monotonic()
             self._stages[name] = self._compute(name, make, timing=timing)
+            self.seconds[name] = time.monotonic() - began
         value, error = self._stages[name]
         if error is not None:
             raise StageFailed(name, error)
@@ -271,7 +278,7 @@ class ModelRun:
 
     def _compute(self, name: str, make: Callable[[], T], *, timing: bool) -> tuple[T | None, Exception | None]:
         assert not self._computing, "unreachable because stages compute what they need first; the lock is held once"
-        held = self._lock.alone() if timing else self._lock.shared()
+        held = self.lock.alone() if timing else self.lock.shared()
         self._computing = True
         try:
             with (progress.step(name.partition(" at ")[0], subject=f"{self.case.label} [{self.recipe.name}]"), held,
@@ -313,10 +320,10 @@ class ModelRun:
 
     def _train(self) -> TrainedModel:
         return stages.train(self.case, self.recipe, self.prepared(), device=self.settings.device,
-                            between_steps=self._lock.give_way)
+                            between_steps=self.lock.give_way)
 
     def _run_shipped(self, deployed: Deployed, inputs: Any) -> Any:
-        self._lock.give_way()
+        self.lock.give_way()
         return run_batch(deployed, inputs)
 
     def _memory(self, pair: DeployedPair) -> Memory:

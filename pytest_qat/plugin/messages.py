@@ -26,13 +26,14 @@ def failure_text(error: CheckFailed | QATError, *, title: str) -> str:
 
 def _finding_lines(findings: Sequence[Finding]) -> list[str]:
     telling = [finding for finding in findings if finding.severity != "note"]
-    tried = [finding for finding in findings if "probes" in finding.evidence]
+    untried = " (not tried)" if any("remedies" in finding.evidence for finding in findings) else ""
+    tried = [finding for finding in findings if {"probes", "remedies"} & set(finding.evidence)]
     lines = []
     for finding in telling[:_SHOWN]:
         where = f" in {finding.module}" if finding.module else ""
         lines.append(f"  cause{where}: {finding.message}")
         if finding.remedy and (finding is telling[0] or finding.remedy != telling[0].remedy):
-            lines.append(f"  remedy: {finding.remedy}")
+            lines.append(f"  remedy{untried}: {finding.remedy}")
     if len(telling) > _SHOWN:
         lines.append(f"  ... and {len(telling) - _SHOWN} more findings")
     for finding in tried:

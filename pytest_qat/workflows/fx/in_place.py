@@ -1,8 +1,8 @@
 """Functions that change an argument in place, and what reads that argument afterwards.
 
 In the float model every reader sees the change. In the int8 model a function that has no int8 kernel works on a
-dequantized copy, and whoever reads the argument later reads the int8 tensor, which nobody changed: torch.ao may even drop
-the function, as its result is not used. So the readers are given what the function makes of the argument.
+dequantized copy, and whoever reads the argument later reads the int8 tensor, which nobody changed: torch.ao may even
+drop the function, as its result is not used. So the readers are given what the function makes of the argument.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ def with_results_read(module: GraphModule, inputs: Sequence[Any]) -> dict[str, s
                     _returning(node.target, node.args.index(argument)), node.args, node.kwargs)
             added[result.name] = node.name
             module.graph.erase_node(node)
-        later = _after(result)
-        argument.replace_all_uses_with(result, delete_user_cb=lambda user, later=later: user in later)
+        argument.replace_all_uses_with(result, delete_user_cb=_after(result).__contains__)
     if watcher.changes:
         module.recompile()
     return added
