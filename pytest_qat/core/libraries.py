@@ -110,8 +110,8 @@ def _of_config(transformers: Any, config: Any) -> nn.Module:
             listed = vars(importlib.import_module(place))
         except ImportError:
             listed = {}
-        kinds = [kind for kind in listed.values() if isinstance(kind, type) and issubclass(kind, nn.Module)
-                 and getattr(kind, "config_class", None) is type(config) and not kind.__name__.endswith("PreTrainedModel")]
+        kinds = [kind for name, kind in listed.items() if isinstance(kind, type) and issubclass(kind, nn.Module)
+                 and getattr(kind, "config_class", None) is type(config) and not name.endswith("PreTrainedModel")]
         if not kinds:
             raise
         headed: nn.Module = kinds[0](config)

@@ -111,7 +111,8 @@ def places_of(prepared: nn.Module) -> list[Place]:
     outermost = {user: actual for actual, user in reversed(own.items()) if user}
     layers = {user: tuple(place for place in single if place.module == user
                           and place.quantizers[0].startswith(f"{actual}.")) for user, actual in outermost.items()}
-    many = {user: _joined(user, places) for user, places in layers.items() if len(places) >= _ONE_LAYER}
+    many = {user: _joined(user, [place for place in single if place.module == user])
+            for user, places in layers.items() if len(places) >= _ONE_LAYER}
     inside = {name for place in many.values() for name in place.quantizers}
     return [*(place for place in single if place.quantizers[0] not in inside), *many.values()]
 

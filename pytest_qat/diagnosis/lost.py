@@ -114,11 +114,12 @@ def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float,
     ends = time.monotonic() + budget_s
     batches = _data_that_count(case)
     began = time.monotonic()
-    _reference(prepared, batches[:1])
+    with torch.inference_mode():
+        call(prepared, batches[0])
     batch_s = time.monotonic() - began
     least = -(-_FEWEST_SAMPLES // max(1, sample_count(batches[0])))
     count = _affordable(batch_s, passes=_PASSES + len(places_of(prepared)), budget_s=budget_s,
-                        least=least if least * batch_s * _PASSES_OF_PARTS < budget_s else 1)
+                        least=least if least * batch_s * _PASSES_OF_PARTS < _HALF * budget_s else 1)
     batches = batches[:count]
     reference = _reference(prepared, batches)
 

@@ -8,12 +8,14 @@ else fails then.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import pickle
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,7 +138,8 @@ def _told(remedy: Remedy) -> str:
         low, high = (score_text(found, end) for end in found.drop_ci)
         parts.append(f"scores {score_text(found, found.int8)} of float's {score_text(found, found.fp32)} "
                      f"(drop {score_text(found, found.drop)}, 95% interval [{low}, {high}])")
-    parts += [f"runs {remedy.speedup:.2f}x as fast as float"] if remedy.speedup is not None else []
+    parts += [f"runs {remedy.speedup:.2f}x as fast as float"] if remedy.speedup is not None else (
+        ["runs at a speed that was not measured in time"] if remedy.restores else [])
     parts += [f"is {remedy.size_reduction:.2f}x smaller"] if remedy.size_reduction is not None else []
     failing = [name for name, outcome in remedy.outcomes.items() if outcome is Outcome.FAILED]
     open_ = [name for name, outcome in remedy.outcomes.items() if outcome is Outcome.INCONCLUSIVE]
@@ -170,42 +173,62 @@ def _tried(run: ModelRun, change: Change) -> Remedy:
         with progress.step(f"trying {change.text}", limit_s=left_s):
             if not forks:
                 return replace(_judged(case, recipe, settings), change=change, seconds=time.monotonic() - began)
-            ended = run_forked(lambda writer: _send(_judged(case, recipe, settings), writer), timeout_s=left_s)
+            alone = replace(settings, threads=1, work_threads=1)  # a fork has no other threads, and would wait for them
+            ended = run_forked(lambda writer: _judged(case, recipe, alone, known=partial(_send, writer)),
+                               timeout_s=left_s)
     finally:
         run.shared.probing_s += time.monotonic() - began
-    if ended.hung:
+    found = _received(ended.written)
+    if ended.hung and not (found and found.restores):
         return Remedy(change=change, why_not=f"not settled within {left_s:.0f} s, the rest of --qat-diagnose-time")
-    if ended.by is not None or not ended.written:
+    if found is None or (ended.by is not None and not ended.hung):
         return Remedy(change=change, why_not="its process ended without an answer")
-    found: Remedy = pickle.loads(ended.written)  # noqa: S301 - of a child of this process
     return replace(found, change=change, seconds=time.monotonic() - began)
 
 
-def _send(remedy: Remedy, writer: int) -> None:
-    """Write what came of a trial to a pipe, without what may be large."""
+def _send(writer: int, remedy: Remedy) -> None:
+    """Write what has come of a trial so far to a pipe, as a line, without what may be large."""
     small = remedy.accuracy and replace(remedy.accuracy, flips=(), resampling=None)
-    os.write(writer, pickle.dumps(replace(remedy, accuracy=small)))
+    os.write(writer, base64.b64encode(pickle.dumps(replace(remedy, accuracy=small))) + b"\n")
 
 
-def _judged(case: QATCase, recipe: Recipe, settings: RunSettings) -> Remedy:
-    """Make every check of a case, up to one that makes the rest pointless."""
+def _received(written: bytes) -> Remedy | None:
+    """Return the last line that a child wrote to its end."""
+    whole = written.rpartition(b"\n")[0].rpartition(b"\n")[2]
+    found: Remedy | None = pickle.loads(base64.b64decode(whole)) if whole else None  # noqa: S301 - of our own child
+    return found
+
+
+def _judged(case: QATCase, recipe: Recipe, settings: RunSettings, *,
+            known: Callable[[Remedy], None] = lambda remedy: None) -> Remedy:
+    """Make every check of a case, up to one that makes the rest pointless.
+
+    Args:
+        case: The changed case.
+        recipe: Its recipe.
+        settings: Of the trial.
+        known: Is told what is known after each check.
+    """
     trial = ModelRun(case, recipe, settings, lock=MachineLock())
     try:
         checks = ModelChecks(trial, reference=case.label)
         outcomes: dict[str, Outcome] = {}
         why_not = ""
+        found = Remedy(change=_NOTHING)
         for name in CHECKS:
             result = checks.check(name)
             outcomes[name] = result.verdict.outcome
             if result.verdict.outcome is Outcome.FAILED:
                 why_not = why_not or result.verdict.reasons[0]
+            metrics = checks.record()["metrics"]
+            speedup = metrics["speedup"]
+            found = replace(found, outcomes=dict(outcomes), accuracy=_known_accuracy(trial, outcomes), why_not=why_not,
+                            speedup=None if speedup is None else speedup["estimate"],
+                            size_reduction=metrics["size_reduction"])
+            known(found)
             if name == "accuracy" and result.verdict.outcome is not Outcome.PASSED:
                 break  # whatever else it does, it mends nothing
-        metrics = checks.record()["metrics"]
-        speedup = metrics["speedup"]
-        return Remedy(change=_NOTHING, outcomes=outcomes, accuracy=_known_accuracy(trial, outcomes), why_not=why_not,
-                      speedup=None if speedup is None else speedup["estimate"],
-                      size_reduction=metrics["size_reduction"])
+        return found
     finally:
         trial.close()
 

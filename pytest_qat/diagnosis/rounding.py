@@ -144,7 +144,7 @@ def cause_of_part(place: Place) -> Finding:
         code="rounding-too-coarse", severity="error", module=place.module or None,
         remedy=_REMEDIES["rounding-too-coarse"],
         evidence={"place": str(place), "kind": place.kind, "quantizers": len(place.quantizers), "share_mended": None},
-        message=f"{place} does not bear being rounded to eight bits.")
+        message="this part of the model does not bear being rounded to eight bits.")
 
 
 _MENDS = {

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,8 +39,9 @@ MENDING: dict[str, tuple[Callable[..., QATCase], str]] = {
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModelChecks]]:
-    """Return what makes the checks of a case; other recipes refuse it."""
+def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., ModelChecks]]:
+    """Return what makes the checks of a case; other recipes refuse it, and nobody else uses the machine."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(recipes, "try_all", lambda case, trials, **_: [
         Probe(recipe=trial.recipe, skip=trial.skip, takes=False) for trial in trials])
     runs: list[ModelRun] = []
@@ -55,6 +59,20 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModelChecks]
 def judged(checks: ModelChecks) -> CheckResult:
     """Make the accuracy check, with what mends it."""
     return with_causes(checks, checks.check("accuracy"))
+
+
+def test_what_was_known_when_time_ran_out_is_told(made: Callable[..., ModelChecks],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(run: ModelRun, floor: float) -> Any:
+        time.sleep(1000)
+
+    checks = made(faults.heavy_column(), diagnose_s=15.0)
+    checks.check("accuracy")
+    monkeypatch.setattr(ModelRun, "speed", waits)
+    found = mended(checks.run, [Change(text="skip=('second',)", fields={"skip": ("second",)})])
+    assert found is not None
+    assert found.code == "remedy-mends"
+    assert "a speed that was not measured in time" in found.message
 
 
 @pytest.mark.parametrize("name", MENDING)
