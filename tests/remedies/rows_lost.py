@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+from torch import nn
 
 from fixtures import faults
 from pytest_qat.case import QATCase
 from pytest_qat.checks import CheckResult, ModelChecks
 from pytest_qat.core import memory
 from pytest_qat.core.memory import hold_to_memory
-from pytest_qat.diagnosis.causes import _accuracy
+from pytest_qat.diagnosis import recipes
+from pytest_qat.diagnosis.causes import _accuracy, with_causes
 from pytest_qat.measure.machine_lock import MachineLock
+from pytest_qat.pipeline.probe import Probe
 from pytest_qat.pipeline.run import ModelRun, RunSettings
 from pytest_qat.recipe import get_recipe
 from tests.remedies.walk import Row, World
@@ -30,6 +35,36 @@ def lost(make: Callable[..., QATCase], *, broken: bool) -> Callable[[World], Any
         finally:
             run.close()
     return work
+
+
+def mended(make: Callable[..., QATCase], **changes: Any) -> Callable[[World], Any]:
+    """Judge the accuracy of a case with its faults, and return what was tried."""
+    def work(world: World) -> object:
+        world.patch.setattr(recipes, "try_all", lambda case, trials, **_: [
+            Probe(recipe=trial.recipe, skip=trial.skip, takes=False) for trial in trials])
+        case = replace(make(), **changes)
+        run = ModelRun(case, get_recipe("fx-x86"), RunSettings(
+            tolerances=case.tolerances, diagnose_s=60.0, max_time_s=1.0), lock=MachineLock(world.path))
+        try:
+            checks = ModelChecks(run, reference="faults:case")
+            found = with_causes(checks, checks.check("accuracy")).findings
+            return [finding for finding in found if "remedies" in finding.evidence]
+        finally:
+            run.close()
+    return work
+
+
+def tried(make: Callable[..., QATCase], text: str, **changes: Any) -> Row:
+    return Row(path="diagnosis/remedies.py", text=text, calls=mended(make), follow=mended(make, **changes))
+
+
+def keeps_statistics(prepared: nn.Module) -> None:
+    for module in prepared.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum = 0.0
+    train = faults.drifted_statistics().train
+    assert train is not None
+    train(prepared)
 
 
 def row(make: Callable[..., QATCase], text: str, path: str = "diagnosis/lost.py") -> Row:
@@ -59,5 +94,9 @@ LOST_ROWS = [
     row(faults.unlike_columns, "bring the columns to one range", _ROUNDING),
     row(faults.heavy_column, "leave this module in float with skip=", _ROUNDING),
     row(faults.never_calibrated, "run representative batches through the prepared model", "pipeline/finite.py"),
+    tried(faults.heavy_column, "give the QATCase {}.", skip=("second",)),
+    tried(faults.dim_calibration, "give calibration_data that look like eval_data", calibration_data=[faults.TRAIN[0]]),
+    tried(faults.shifted_labels, "leave out train and train_data (their inputs", train_data=None, loss_fn=None),
+    tried(faults.drifted_statistics, "set momentum to 0 in every batch norm", train=keeps_statistics),
     Row(path="core/memory.py", text="Give a smaller configuration of the model", calls=roomy(1.5), follow=roomy(0.5)),
 ]

@@ -152,6 +152,18 @@ def faint(scale: float) -> Any:
     return make
 
 
+def flat_of_norms(scale: float) -> Any:
+    """A random or a trained norm, before outputs of which one is far from zero."""
+    def make() -> QATCase:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 4))
+        with torch.no_grad():
+            model[0].weight[0] = scale
+            model[1].bias[0] = 600.0 if scale == 1.0 else 0.0
+        return case(model=model.eval(), calibration_data=[ROWS])
+    return make
+
+
 def moded(*, train: bool) -> Any:
     return lambda: case(model=mlp().train(train))
 
@@ -167,6 +179,9 @@ FINDING_ROWS = [
     Row(path="diagnosis/costs.py", text="lower min_size_reduction: where all weights are int8",
         calls=told(lambda: case(model=wide()), "size", code="size-int8-weights", min_size_reduction=8.0),
         follow=told(lambda: case(model=wide()), "size", code="size-int8-weights", min_size_reduction=3.0)),
+    Row(path="verdict.py", text="the model has random weights",
+        calls=told(flat_of_norms(1.0), "accuracy", code="none", accuracy_drop=0.5),
+        follow=told(flat_of_norms(1.5), "accuracy", code="none", accuracy_drop=0.5)),
     Row(path=SCORES, text="train on normalized targets",
         calls=told(boxes(normalized=False), "accuracy", code="flat-output", accuracy_drop=0.5),
         follow=told(boxes(normalized=True), "accuracy", code="flat-output", accuracy_drop=0.5)),
