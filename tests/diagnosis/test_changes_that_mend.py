@@ -66,7 +66,7 @@ def test_what_was_known_when_time_ran_out_is_told(made: Callable[..., ModelCheck
     def waits(run: ModelRun, floor: float) -> Any:
         time.sleep(1000)
 
-    checks = made(faults.heavy_column(), diagnose_s=15.0)
+    checks = made(faults.heavy_column(), diagnose_s=10.0)
     checks.check("accuracy")
     monkeypatch.setattr(ModelRun, "speed", waits)
     found = mended(checks.run, [Change(text="skip=('second',)", fields={"skip": ("second",)})])
@@ -141,10 +141,10 @@ def test_a_change_that_takes_too_long_is_stopped_in_time(made: Callable[..., Mod
         while True:
             pass
 
-    run = made(faults.heavy_column(), diagnose_s=8.0).run
+    run = made(faults.heavy_column(), diagnose_s=5.0).run
     found = mended(run, [Change(text="this", fields={"train": forever}), Change(text="that")])
     assert found is not None
-    assert "this: not settled within 8 s" in found.message
+    assert "this: not settled within 5 s" in found.message
     assert "that: not tried" in found.message
 
 

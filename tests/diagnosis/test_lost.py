@@ -12,7 +12,7 @@ import torch
 from fixtures import faults
 from pytest_qat.case import QATCase
 from pytest_qat.checks import CheckResult, ModelChecks
-from pytest_qat.diagnosis import recipes
+from pytest_qat.diagnosis import causes, recipes
 from pytest_qat.diagnosis.causes import with_causes
 from pytest_qat.measure.machine_lock import MachineLock
 from pytest_qat.pipeline.probe import Probe
@@ -36,7 +36,8 @@ FAULTS: dict[str, tuple[Callable[..., QATCase], str, str | None]] = {
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., CheckResult]]:
-    """Return what judges the accuracy of a case, with its causes; other recipes refuse it."""
+    """Return what judges the accuracy of a case, with its causes; nothing is tried that may mend it."""
+    monkeypatch.setattr(causes, "mended", lambda run, changes: None)
     monkeypatch.setattr(recipes, "try_all", lambda case, trials, **_: [
         Probe(recipe=trial.recipe, skip=trial.skip, takes=False) for trial in trials])
     runs: list[ModelRun] = []
