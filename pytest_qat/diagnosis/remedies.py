@@ -159,14 +159,15 @@ def _tried(run: ModelRun, change: Change) -> Remedy:
     left_s = run.settings.diagnose_s - run.shared.probing_s
     needed_s = sum(run.seconds.get(stage, 0.0) for stage in _COSTLY) + _TIMING_S
     recipe = run.recipe if change.recipe is None else get_recipe(change.recipe)
-    forks = can_fork() and recipe.runtime in _RUN_IN_FORKS
+    case = replace(run.case, **change.fields)
+    # Once this process has trained, torch may refuse to train in a fork of it.
+    forks = can_fork() and recipe.runtime in _RUN_IN_FORKS and not case.fine_tunes
     # A module in float may make a run much quicker, but no run that cannot be stopped is begun without the time for it.
     if left_s < (needed_s * _HOPEFUL if forks else needed_s):
         return Remedy(change=change, why_not=(
             f"not tried, because it takes about {needed_s:.0f} s, and {max(0.0, left_s):.0f} s of --qat-diagnose-time "
             "are left"))
     began = time.monotonic()
-    case = replace(run.case, **change.fields)
     settings = replace(run.settings, diagnose_s=0.0, memory=False, batches=(), stage_timeout_s=max(1.0, left_s),
                        max_time_s=min(run.settings.max_time_s, _TIMING_S))
     try:

@@ -84,7 +84,7 @@ def test_what_mends_is_found_and_keeps_its_promise_when_pasted(name: str, made: 
     [found] = [each for each in result.findings if "remedies" in each.evidence]
     assert found.code == "remedy-mends"
     best = found.evidence["remedies"][-1]
-    assert best["change"].startswith(text)
+    assert best["change"].startswith(text), [each["why_not"] for each in found.evidence["remedies"]]
     assert best["tried"]
     changes = changes_for(checks.run, result.findings)
     pasted = next(change for change in changes if change.text == best["change"])
@@ -118,13 +118,18 @@ def test_without_time_nothing_is_tried(made: Callable[..., ModelChecks]) -> None
 # -- how a change is tried ----------------------------------------------------------------------------------------
 
 
-def worse(prepared: nn.Module) -> None:
+def aborts(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     os.abort()
+
+
+def hangs(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    time.sleep(1000)
+    return target
 
 
 @pytest.mark.parametrize(("fields", "says"), [
     ({"skip": ("first",)}, "accuracy still fails"), ({"skip": ("first", "second", "head")}, "fail"),
-    ({"train": worse}, "its process ended without an answer"),
+    ({"metric": aborts}, "its process ended without an answer"),
     ({"train": lambda prepared: 1 / 0}, "fails (")])
 def test_a_change_that_does_not_mend_is_told_as_such(fields: dict[str, Any], says: str,
                                                      made: Callable[..., ModelChecks]) -> None:
@@ -137,12 +142,8 @@ def test_a_change_that_does_not_mend_is_told_as_such(fields: dict[str, Any], say
 
 
 def test_a_change_that_takes_too_long_is_stopped_in_time(made: Callable[..., ModelChecks]) -> None:
-    def forever(prepared: nn.Module) -> None:
-        while True:
-            pass
-
     run = made(faults.heavy_column(), diagnose_s=5.0).run
-    found = mended(run, [Change(text="this", fields={"train": forever}), Change(text="that")])
+    found = mended(run, [Change(text="this", fields={"metric": hangs}), Change(text="that")])
     assert found is not None
     assert "this: not settled within 5 s" in found.message
     assert "that: not tried" in found.message

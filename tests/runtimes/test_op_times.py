@@ -22,8 +22,8 @@ from pytest_qat.workflows import load_workflow
     ("fx-torchscript", "aten::mkldnn_convolution", "quantized::conv2d"),
     pytest.param("pt2e-inductor", "aten::mkldnn_convolution", "onednn::qconv",
                  marks=pytest.mark.slow),
-    ("pt2e-onnxruntime", "Conv", "QLinearConv"),
-    ("pt2e-executorch", "Convolution", "Convolution"),
+    pytest.param("pt2e-onnxruntime", "Conv", "QLinearConv", marks=pytest.mark.slow),
+    pytest.param("pt2e-executorch", "Convolution", "Convolution", marks=pytest.mark.slow),
 ])
 def test_convolutions_are_timed_by_name(recipe: str, fp32_op: str, int8_op: str, tmp_path: Path,
                                         capfd: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +38,7 @@ def test_convolutions_are_timed_by_name(recipe: str, fp32_op: str, int8_op: str,
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_runtime_that_does_not_tell_says_so_by_nothing(tmp_path: Path) -> None:
     pair, inputs = deployed("pt2e-litert", tmp_path)
     form = pair.int8["contiguous"]
