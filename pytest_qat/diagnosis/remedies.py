@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import os
 import pickle
 import time
@@ -261,7 +262,7 @@ def changes_for(run: ModelRun, findings: Sequence[Finding]) -> list[Change]:
     if case.converted is not None:
         return []
     if codes & _BY_DATA and case.eval_data is not None:
-        seen = [inputs for inputs, _ in labeled(case.eval_data, field="eval_data")]
+        seen = _first_inputs(case.eval_data, field="eval_data")
         if case.train_data is not None and case.calibration_data is not None:
             changes.append(Change(text="calibration_data=None", fields={"calibration_data": None}))
         changes.append(Change(
@@ -343,7 +344,12 @@ def _changes_of_training(case: QATCase) -> list[Change]:
 def _calibration(case: QATCase) -> Any:
     if case.calibration_data is not None or case.train_data is None:
         return case.calibration_data
-    return [inputs for inputs, _ in labeled(case.train_data, field="train_data")]
+    return _first_inputs(case.train_data, field="train_data")
+
+
+def _first_inputs(data: Iterable[Any], *, field: str) -> list[Any]:
+    """Return the inputs of as many batches as calibration reads."""
+    return [inputs for inputs, _ in itertools.islice(labeled(data, field=field), CALIBRATION_BATCHES)]
 
 
 def _skips(run: ModelRun, findings: Sequence[Finding]) -> Iterator[Change]:

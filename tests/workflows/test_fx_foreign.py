@@ -14,12 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
-from pytest_qat.core.batches import call, float_tensors
-from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
-from pytest_qat.finetune import calibrate, fine_tune
-from pytest_qat.measure.coverage import Coverage, measure_coverage
+from pytest_qat.core.torch_state import quantized_engine
+from pytest_qat.finetune import fine_tune
 from pytest_qat.measure.parity import sqnr_db
-from pytest_qat.recipe import get_recipe
 from pytest_qat.workflows import PreparedModel, fx
 from tests.workflows.foreign_nets import (
     AsksWeights,
@@ -32,111 +29,10 @@ from tests.workflows.foreign_nets import (
     Tied,
     Unpacks,
 )
+from tests.workflows.fx_made import RECIPE, Made
 
-RECIPE = get_recipe("fx-x86")
 WORDS, MASK = torch.randint(0, 50, (8, 12)), (torch.arange(12) < torch.arange(5, 13)[:, None]).long()
 ROWS = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
-
-
-class Made:
-    """A model taken through FX without training."""
-
-    def __init__(self, model: nn.Module, inputs: Any, **settings: Any) -> None:
-        example = inputs if isinstance(inputs, tuple) else (inputs,)
-        with preserved_torch_state(seed=0), quantized_engine("x86"):
-            self.case = QATCase(model=model.eval(), example_inputs=example, **settings)
-            self.before = copy.deepcopy(model)
-            self.prepared: PreparedModel = fx.prepare(self.case, RECIPE)
-            calibrate(self.prepared.module, [example])
-            self.int8 = fx.convert(self.prepared, RECIPE).module
-            with torch.no_grad():
-                self.wanted = float_tensors(call(copy.deepcopy(model), example))
-                self.made = float_tensors(call(self.int8, example))
-
-    @property
-    def sqnr_db(self) -> float:
-        """Worst agreement of any output with float."""
-        assert len(self.wanted) == len(self.made)
-        return min(sqnr_db(one, other) for one, other in zip(self.wanted, self.made, strict=True))
-
-    def coverage(self) -> Coverage:
-        """What runs in int8."""
-        with quantized_engine("x86"):
-            return measure_coverage(self.case.model, self.int8, self.case.example_inputs,
-                                    reasons=self.prepared.float_modules)
-
-    def int8_layers(self) -> int:
-        """Number of int8 layers that run."""
-        return self.coverage().int8_modules
-
-
-# -- changes in place -----------------------------------------------------------------------------------------------
-
-
-def shifted(x: Tensor, y: Tensor) -> None:
-    """As a helper of a library, that torch.fx does not look into."""
-    x[:, 2:] += 3 * y[:, 2:]
-
-
-torch.fx.wrap("shifted")
-
-
-def _returns_nothing(x: Tensor, y: Tensor) -> None:
-    shifted(x, y)
-
-
-def _method(x: Tensor, y: Tensor) -> None:
-    x.add_(y, alpha=3)
-
-
-def _function(x: Tensor, y: Tensor) -> None:
-    torch.relu_(x)
-
-
-def _item(x: Tensor, y: Tensor) -> None:
-    x[:, 2:] = 3 * y[:, 2:]
-
-
-def _keyword(x: Tensor, y: Tensor) -> None:
-    torch.nn.functional.hardtanh(x, -0.1, 0.1, inplace=True)
-
-
-class ChangesInPlace(nn.Module):
-    """What one layer gives is changed by a statement before the next layer reads it."""
-
-    def __init__(self, change: Callable[[Tensor, Tensor], None]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.one, self.other, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = self.one(x), self.other(x)
-        self.change(first, second)
-        return self.out(first) + first + second  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("change", [_returns_nothing, _method, _function, _item, _keyword])
-def test_who_reads_what_was_changed_in_place_reads_the_change(change: Callable[[Tensor, Tensor], None]) -> None:
-    made = Made(ChangesInPlace(change), ROWS)
-    assert made.sqnr_db > 25
-    assert made.int8_layers() == 3
-
-
-def test_who_read_before_the_change_reads_what_was_there() -> None:
-    class Before(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            first = self.one(x)
-            before = self.other(first)
-            shifted(first, before)
-            return before - first  # type: ignore[no-any-return]
-
-    assert Made(Before(), ROWS).sqnr_db > 25
 
 
 # -- values that are no float tensors -------------------------------------------------------------------------------
