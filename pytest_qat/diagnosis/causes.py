@@ -14,12 +14,13 @@ from typing import Any
 
 from pytest_qat.case import calibration_batches
 from pytest_qat.checks import CheckResult, ModelChecks, error_text
+from pytest_qat.diagnosis.changes import changes_for
 from pytest_qat.diagnosis.costs import MOSTLY_FLOAT, causes_of_size, causes_of_speed
 from pytest_qat.diagnosis.coverage import causes_of_coverage
 from pytest_qat.diagnosis.divergence import first_divergence, kernels_disagree
 from pytest_qat.diagnosis.lost import why_lost
 from pytest_qat.diagnosis.recipes import Need, need_of, recipes_that_take
-from pytest_qat.diagnosis.remedies import changes_for, mended
+from pytest_qat.diagnosis.remedies import mended
 from pytest_qat.diagnosis.scores import causes_of_scores
 from pytest_qat.diagnosis.training import collapsed_ranges, notes_on_preparing, switched_off
 from pytest_qat.errors import DataError, InvalidCase, TrainingError, UnsupportedEnvironment

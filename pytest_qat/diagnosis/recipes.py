@@ -15,7 +15,7 @@ from typing import Any
 
 from pytest_qat.case import Tolerances
 from pytest_qat.core.text import percent
-from pytest_qat.diagnosis.remedies import skippable
+from pytest_qat.diagnosis.changes import skippable
 from pytest_qat.findings import Finding
 from pytest_qat.pipeline.probe import Probe, Trial, best_first
 from pytest_qat.pipeline.probing import ProbeSettings, try_all

@@ -20,7 +20,8 @@ from pytest_qat import QATCase, Tolerances
 from pytest_qat.checks import CheckResult, ModelChecks
 from pytest_qat.diagnosis import recipes, remedies
 from pytest_qat.diagnosis.causes import with_causes
-from pytest_qat.diagnosis.remedies import Change, changes_for, mended, skippable, with_next
+from pytest_qat.diagnosis.changes import Change, changes_for, skippable, with_next
+from pytest_qat.diagnosis.remedies import mended
 from pytest_qat.measure.machine_lock import MachineLock
 from pytest_qat.pipeline.probe import Probe
 from pytest_qat.pipeline.run import ModelRun, RunSettings

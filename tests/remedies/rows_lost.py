@@ -54,8 +54,8 @@ def mended(make: Callable[..., QATCase], **changes: Any) -> Callable[[World], An
     return work
 
 
-def tried(make: Callable[..., QATCase], text: str, **changes: Any) -> Row:
-    return Row(path="diagnosis/remedies.py", text=text, calls=mended(make), follow=mended(make, **changes))
+def tried(make: Callable[..., QATCase], text: str, path: str = "diagnosis/changes.py", **changes: Any) -> Row:
+    return Row(path=path, text=text, calls=mended(make), follow=mended(make, **changes))
 
 
 def keeps_statistics(prepared: nn.Module) -> None:
@@ -94,7 +94,7 @@ LOST_ROWS = [
     row(faults.unlike_columns, "bring the columns to one range", _ROUNDING),
     row(faults.heavy_column, "leave this module in float with skip=", _ROUNDING),
     row(faults.never_calibrated, "run representative batches through the prepared model", "pipeline/finite.py"),
-    tried(faults.heavy_column, "give the QATCase {}.", skip=("second",)),
+    tried(faults.heavy_column, "give the QATCase {}.", "diagnosis/remedies.py", skip=("second",)),
     tried(faults.dim_calibration, "give calibration_data that look like eval_data", calibration_data=[faults.TRAIN[0]]),
     tried(faults.shifted_labels, "leave out train and train_data (their inputs", train_data=None, loss_fn=None),
     tried(faults.drifted_statistics, "set momentum to 0 in every batch norm", train=keeps_statistics),

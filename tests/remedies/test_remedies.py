@@ -51,7 +51,7 @@ NO_ADVICE = {
     ("properties/guarded.py", "{}; return .int_repr()"), ("properties/known_issues.py", "quantize and fake-quantize"),
     ("properties/laws/workflows.py", "run a second time"), ("workflows/fx/tracing.py", "def forward"),
     ("workflows/fx/workflow.py", "def forward"),
-    ("diagnosis/remedies.py", "train with momentum=0 in every batch norm"),
+    ("diagnosis/changes.py", "train with momentum=0 in every batch norm"),
     ("pipeline/run.py", "not measured: give --qat-memory=on"),
 }
 """Text that only reads like advice, or notes beside a figure."""
