@@ -107,8 +107,8 @@ def _told(remedy: Remedy) -> str:
     parts = []
     if (found := remedy.accuracy) is not None:
         low, high = (score_text(found, end) for end in found.drop_ci)
-        parts.append(f"scores {score_text(found, found.int8)} of float's {score_text(found, found.fp32)} "
-                     f"(drop {score_text(found, found.drop)}, 95% interval [{low}, {high}])")
+        parts.append(f"scores {score_text(found, found.int8)} (float {score_text(found, found.fp32)}, drop "
+                     f"{score_text(found, found.drop)}, 95% interval [{low}, {high}])")
     parts += [f"runs {remedy.speedup:.2f}x as fast as float"] if remedy.speedup is not None else (
         ["runs at a speed that was not measured in time"] if remedy.restores else [])
     parts += [f"is {remedy.size_reduction:.2f}x smaller"] if remedy.size_reduction is not None else []
