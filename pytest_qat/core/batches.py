@@ -19,6 +19,7 @@ __all__ = [
     "NAMES_OF_CLASSES",
     "call",
     "classify",
+    "copied",
     "float_tensors",
     "in_parts",
     "labeled",
@@ -135,6 +136,11 @@ def with_batch(inputs: Any, size: int) -> Any:
 
     return pytree.tree_map_only(Tensor, resized, dict(inputs) if (
         isinstance(inputs, Mapping) and not isinstance(inputs, dict)) else inputs)
+
+
+def copied(value: Any) -> Any:
+    """Return a nested value with copies of its tensors, which are leaves: one with a history does not copy."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
 
 
 def move(value: Any, device: torch.device | str) -> Any:

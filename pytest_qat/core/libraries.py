@@ -152,13 +152,12 @@ def _drawn_for(model: Any, config: Any) -> Callable[[], tuple[Any, ...]] | None:
     A model of text and images takes both, if they are the first two arguments of its forward.
     """
     main = getattr(model, "main_input_name", "input_ids")
-    if both := getattr(config, "text_config", None) and getattr(config, "vision_config", None):
-        first = list(inspect.signature(model.forward).parameters)[:2]
-        parts = {"input_ids": config.text_config, "pixel_values": config.vision_config}
-        draws = [_drawn_as(name, parts[name]) for name in first if name in parts]
-        text, image = [*draws, None, None][:2]
-        return (lambda: (*text(), *image())) if both and text and image else None
-    return _drawn_as(main, config)
+    parts = {"input_ids": getattr(config, "text_config", None), "pixel_values": getattr(config, "vision_config", None)}
+    if not all(parts.values()):
+        return _drawn_as(main, config)
+    first = list(inspect.signature(model.forward).parameters)[:2]
+    draws = [draw for name in first if name in parts and (draw := _drawn_as(name, parts[name])) is not None]
+    return (lambda: tuple(drawn for draw in draws for drawn in draw())) if len(draws) == len(parts) else None
 
 
 def _drawn_as(kind: str, config: Any) -> Callable[[], tuple[Any, ...]] | None:

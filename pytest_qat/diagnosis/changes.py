@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,8 @@ def changes_for(run: ModelRun, findings: Sequence[Finding]) -> list[Change]:
     if case.converted is not None:
         return []
     if codes & _BY_DATA and case.eval_data is not None:
-        seen = _first_inputs(case.eval_data, field="eval_data")
+        seen = [inputs for inputs, _ in itertools.islice(labeled(case.eval_data, field="eval_data"),
+                                                         CALIBRATION_BATCHES)]
         if case.train_data is not None and case.calibration_data is not None:
             changes.append(Change(text="calibration_data=None", fields={"calibration_data": None}))
         changes.append(Change(
@@ -102,20 +103,16 @@ def _clipped(case: QATCase, findings: Sequence[Finding]) -> Change | None:
     if known is None:
         return None
     low, high = known["without_outliers"]
-    data = [_mapped(inputs, lambda tensor: tensor.clamp(low, high) if tensor.is_floating_point() else tensor)
-            for inputs in calibration_batches(case, limit=CALIBRATION_BATCHES)]
+    data = tree_map_only(Tensor, lambda tensor: tensor.clamp(low, high) if tensor.is_floating_point() else tensor,
+                         calibration_batches(case, limit=CALIBRATION_BATCHES))
     return Change(text=f"calibration_data=[inputs.clamp({low:.3g}, {high:.3g}) for inputs in calibration_data]",
                   fields={"calibration_data": data})
 
 
-def _mapped(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a batch of inputs with its tensors changed."""
-    return tree_map_only(Tensor, change, inputs)
-
-
 def _changes_of_training(case: QATCase) -> list[Change]:
-    none = Change(text="train=None, train_data=None", fields={"train": None, "train_data": None, "loss_fn": None,
-                                                             "calibration_data": _calibration(case)},
+    none = Change(text="train=None, train_data=None", fields={
+                      "train": None, "train_data": None, "loss_fn": None,
+                      "calibration_data": calibration_batches(case, limit=CALIBRATION_BATCHES)},
                   advice="leave out train and train_data (their inputs are good for calibration_data).")
     if case.train is None:
         make = case.optimizer or default_optimizer
@@ -141,17 +138,6 @@ def _changes_of_training(case: QATCase) -> list[Change]:
                      advice="set momentum to 0 in every batch norm of the prepared model before training it, so that "
                             "its running statistics stay those of the float model.")
     return [keeping, none] if has_norms else [none]
-
-
-def _calibration(case: QATCase) -> Any:
-    if case.calibration_data is not None or case.train_data is None:
-        return case.calibration_data
-    return _first_inputs(case.train_data, field="train_data")
-
-
-def _first_inputs(data: Iterable[Any], *, field: str) -> list[Any]:
-    """Return the inputs of as many batches as calibration reads."""
-    return [inputs for inputs, _ in itertools.islice(labeled(data, field=field), CALIBRATION_BATCHES)]
 
 
 def _skips(run: ModelRun, findings: Sequence[Finding]) -> Iterator[Change]:

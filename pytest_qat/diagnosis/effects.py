@@ -122,7 +122,7 @@ def _joined(module: str, places: Sequence[Place]) -> Place:
 
 
 def effects_of(prepared: nn.Module, batches: Sequence[Any], reference: Sequence[list[Tensor]], whole: Errors, *,
-               budget_s: float, passed_s: float = 0.0) -> Effects:
+               budget_s: float, passed_s: float) -> Effects:
     """Find the few places whose rounding makes most of the error of a prepared model.
 
     Each place is switched off alone; then, beginning with the one that helps most, further ones are added. If that
@@ -140,7 +140,7 @@ def effects_of(prepared: nn.Module, batches: Sequence[Any], reference: Sequence[
     places = [place for place in places_of(prepared) if any(
         rounds(prepared.get_submodule(name)) for name in place.quantizers)]
     ends = time.monotonic() + budget_s
-    with torch.inference_mode(), progress.step("looking whose rounding matters", total=len(places), unit="places",
+    with torch.inference_mode(), progress.step("looking whose rounding matters", unit="passes",
                                                limit_s=budget_s) as shown:
         def error_without(off: Collection[Place]) -> Errors:
             with switched_off(prepared, [name for place in off for name in place.quantizers]):

@@ -52,7 +52,6 @@ class Remedy:
         accuracy: The scores, where there are any.
         speedup: How much faster than float, where that is known.
         size_reduction: How much smaller than float, where that is known.
-        seconds: What the trial took.
         why_not: Why it was not tried, or what failed.
     """
 
@@ -61,7 +60,6 @@ class Remedy:
     accuracy: Accuracy | None = None
     speedup: float | None = None
     size_reduction: float | None = None
-    seconds: float = 0.0
     why_not: str = ""
 
     @property
@@ -84,9 +82,12 @@ def mended(run: ModelRun, changes: Sequence[Change]) -> Finding | None:
         run: The run whose accuracy check failed.
         changes: What to try, the likeliest first.
     """
+    unlike: dict[str, Change] = {}
+    for change in changes:
+        unlike.setdefault(change.text, change)
     tried: list[Remedy] = []
-    for change in dict.fromkeys(change.text for change in changes):
-        tried.append(_tried(run, next(each for each in changes if each.text == change)))
+    for change in unlike.values():
+        tried.append(_tried(run, change))
         if tried[-1].restores:
             break
     if not tried:
@@ -144,7 +145,7 @@ def _tried(run: ModelRun, change: Change) -> Remedy:
     try:
         with progress.step(f"trying {change.text}", limit_s=left_s):
             if not forks:
-                return replace(_judged(case, recipe, settings), change=change, seconds=time.monotonic() - began)
+                return replace(_judged(case, recipe, settings), change=change)
             alone = replace(settings, threads=1, work_threads=1)  # a fork has no other threads, and would wait for them
             ended = run_forked(lambda writer: _judged(case, recipe, alone, known=partial(_send, writer)),
                                timeout_s=left_s)
@@ -155,7 +156,7 @@ def _tried(run: ModelRun, change: Change) -> Remedy:
         return Remedy(change=change, why_not=f"not settled within {left_s:.0f} s, the rest of --qat-diagnose-time")
     if found is None or (ended.by is not None and not ended.hung):
         return Remedy(change=change, why_not="its process ended without an answer")
-    return replace(found, change=change, seconds=time.monotonic() - began)
+    return replace(found, change=change)
 
 
 def _send(writer: int, remedy: Remedy) -> None:
@@ -206,7 +207,7 @@ def _judged(case: QATCase, recipe: Recipe, settings: RunSettings, *,
 
 
 def _known_accuracy(trial: ModelRun, outcomes: Mapping[str, Outcome]) -> Accuracy | None:
-    if outcomes.get("accuracy") not in (Outcome.PASSED, Outcome.FAILED, Outcome.INCONCLUSIVE):
+    if outcomes.get("accuracy", Outcome.BLOCKED) is Outcome.BLOCKED:
         return None
     with contextlib.suppress(StageFailed):
         return trial.accuracy()

@@ -70,15 +70,13 @@ class Rounding:
 
 
 def look_at(prepared: nn.Module, place: Place, batches: Sequence[Any]) -> Rounding | None:
-    """Return what passes a fake-quantizer; None if nothing does, or the place has several.
+    """Return what passes a fake-quantizer; None if nothing does.
 
     Args:
         prepared: In eval mode.
-        place: Where to look.
+        place: Where to look; no part.
         batches: What to run it on; those of a pass are taken together, call by call.
     """
-    if len(place.quantizers) > 1:
-        return None
     quantizer: Any = prepared.get_submodule(place.quantizers[0])
     calls: list[list[Tensor]] = []
     index = 0

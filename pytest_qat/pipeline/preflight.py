@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pytest_qat.case import QATCase
-from pytest_qat.core.batches import call, float_tensors, labeled, named_float_tensors, same_values, unlike
+from pytest_qat.core.batches import call, copied, float_tensors, labeled, named_float_tensors, same_values, unlike
 from pytest_qat.core.memory import hold_to_memory
 from pytest_qat.core.tracebacks import headline, place_of
 from pytest_qat.errors import CheckFailed, DataError, InvalidCase
@@ -62,7 +62,7 @@ def checked_model(case: QATCase) -> nn.Module:
     if other:
         raise InvalidCase(f"{case.label} has parameters of {', '.join(other)}, expected torch.float32.",
                           hint="Call .float() on the model.")
-    given = _copied(case.example_inputs)
+    given = copied(case.example_inputs)
     try:
         with torch.inference_mode():
             output = call(model, given)
@@ -144,14 +144,14 @@ def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Seq
     """
     for inputs in batches:
         with torch.inference_mode():
-            own = named_float_tensors(call(model, _copied(inputs)))
+            own = named_float_tensors(call(model, copied(inputs)))
             torch.manual_seed(torch.initial_seed() + 1)
-            again = named_float_tensors(call(model, _copied(inputs)))
+            again = named_float_tensors(call(model, copied(inputs)))
         if _shapes(own) != _shapes(again) or _worst(own, again)[0] < _SAME_DB:
             _fail("two calls of the float model with the same input give different outputs.",
                   "it draws random numbers in eval mode, or keeps state from one call to the next, which no deployed "
                   "model does.", "pass the state as an input and return it, and remove the randomness.")
-        other = named_float_tensors(deployed(_copied(inputs)))
+        other = named_float_tensors(deployed(copied(inputs)))
         if _shapes(own) != _shapes(other):
             _fail(f"the deployed float model returns {_listed(other)}, but yours returns {_listed(own)}.",
                   _LOST, _REMEDY)
@@ -170,7 +170,7 @@ def hold_to_model(model: nn.Module, deployed: Callable[[Any], Any], batches: Seq
 def _agrees(exported: Callable[[], nn.Module], inputs: Any, own: dict[str, Tensor]) -> bool:
     try:
         with torch.no_grad():
-            made = named_float_tensors(call(exported(), _copied(inputs)))
+            made = named_float_tensors(call(exported(), copied(inputs)))
     except Exception:  # it was exported for other inputs, or in another form
         return False
     return _shapes(own) == _shapes(made) and _worst(own, made)[0] >= _SAME_DB
@@ -193,11 +193,6 @@ def _listed(outputs: dict[str, Tensor]) -> str:
 def _fail(reason: str, message: str, remedy: str) -> NoReturn:
     raise CheckFailed([reason], findings=[Finding(code="baseline-differs", severity="error", message=message,
                                                   remedy=remedy)])
-
-
-def _copied(inputs: Any) -> Any:
-    """Return a copy in which tensors are leaves: one with a history does not copy."""
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
 
 
 def _same(after: Any, before: Any) -> bool:

@@ -118,7 +118,7 @@ class ModelRun:
         self.case, self.notes_on_model = with_plain_model(case)
         self.recipe = recipe
         self.settings = settings
-        self.lock = lock
+        self._lock = lock
         self.shared = SharedStages() if shared is None else shared
         self._stages: dict[str, tuple[Any, Exception | None]] = {}
         self.seconds: dict[str, float] = {}
@@ -278,7 +278,7 @@ class ModelRun:
 
     def _compute(self, name: str, make: Callable[[], T], *, timing: bool) -> tuple[T | None, Exception | None]:
         assert not self._computing, "unreachable because stages compute what they need first; the lock is held once"
-        held = self.lock.alone() if timing else self.lock.shared()
+        held = self._lock.alone() if timing else self._lock.shared()
         self._computing = True
         try:
             with (progress.step(name.partition(" at ")[0], subject=f"{self.case.label} [{self.recipe.name}]"), held,
@@ -320,10 +320,10 @@ class ModelRun:
 
     def _train(self) -> TrainedModel:
         return stages.train(self.case, self.recipe, self.prepared(), device=self.settings.device,
-                            between_steps=self.lock.give_way)
+                            between_steps=self._lock.give_way)
 
     def _run_shipped(self, deployed: Deployed, inputs: Any) -> Any:
-        self.lock.give_way()
+        self._lock.give_way()
         return run_batch(deployed, inputs)
 
     def _memory(self, pair: DeployedPair) -> Memory:

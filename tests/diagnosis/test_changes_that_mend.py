@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def hangs(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     ({"skip": ("first",)}, "accuracy still fails"), ({"skip": ("first", "second", "head")}, "fail"),
     ({"metric": aborts}, "its process ended without an answer"),
     ({"train": lambda prepared: 1 / 0}, "fails (")])
-def test_a_change_that_does_not_mend_is_told_as_such(fields: dict[str, Any], says: str,
+def test_a_change_that_does_not_mend_is_told_as_such(fields: Mapping[str, object], says: str,
                                                      made: Callable[..., ModelChecks]) -> None:
     run = made(faults.heavy_column()).run
     run.accuracy()

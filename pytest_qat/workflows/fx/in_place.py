@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
-from torch.utils import _pytree as pytree
+
+from pytest_qat.core.batches import copied
 
 __all__ = ["with_results_read"]
 
@@ -34,7 +35,7 @@ def with_results_read(module: GraphModule, inputs: Sequence[Any]) -> dict[str, s
     """
     watcher = _Watcher(module)
     with torch.no_grad():
-        watcher.run(*pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tuple(inputs)))
+        watcher.run(*copied(tuple(inputs)))
     added: dict[str, str] = {}
     for node, (argument, returned) in watcher.changes.items():
         result = node

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
-from pytest_qat.core.batches import call
+from pytest_qat.core.batches import call, copied
 from pytest_qat.core.tracebacks import summary_of
 from pytest_qat.errors import StageError
 from pytest_qat.workflows.fx.arguments import CallForm, Nested, NotPlain, form_of, taken_apart
@@ -78,7 +77,7 @@ def find_parts(model: nn.Module, batches: Sequence[Any], *, wanted: Callable[[st
         search = _Search(model, found, wanted, traced)
         with torch.no_grad(), search.hooks():
             for inputs in batches:
-                call(model, _copied(inputs))
+                call(model, copied(inputs))
         if not search.undone:
             return found
     found.chosen.clear()
@@ -190,10 +189,6 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 def _kinds(tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, int]]:
     return [(tensor.dtype, tensor.dim()) for tensor in tensors]
-
-
-def _copied(inputs: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
 
 
 class _Kept(dict[str, Any]):

@@ -19,6 +19,8 @@ from torch.ao.quantization.fx.utils import get_non_observable_arg_indexes_and_ty
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from pytest_qat.core.batches import copied
+
 __all__ = ["LeftAlone", "left_alone"]
 
 _UNBOUNDED = 1e30
@@ -66,7 +68,7 @@ def left_alone(module: GraphModule, inputs: Sequence[Any]) -> LeftAlone:
     """
     watcher = _Watcher(module)
     with torch.no_grad():
-        watcher.run(*pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tuple(inputs)))
+        watcher.run(*copied(tuple(inputs)))
     masking = _masking(module, watcher.seen)
     nodes: dict[str, str] = {}
     modules: dict[str, str] = {}

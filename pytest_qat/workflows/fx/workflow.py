@@ -19,7 +19,7 @@ from torch.ao.quantization import quantize_fx
 from torch.utils import _pytree as pytree
 
 from pytest_qat.case import QATCase, calibration_batches
-from pytest_qat.core.batches import call
+from pytest_qat.core.batches import call, copied
 from pytest_qat.core.tracebacks import locate_module, summary_of
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
@@ -194,9 +194,9 @@ def _failed(error: BaseException, place: str | None) -> Finding:
 def _hold_to(model: nn.Module, traced: Traced, case: QATCase) -> None:
     """Check that a graph computes what the model does on the example inputs."""
     with torch.no_grad():
-        wanted = [leaf for leaf in pytree.tree_leaves(call(model, _copied(case.example_inputs)))
+        wanted = [leaf for leaf in pytree.tree_leaves(call(model, copied(case.example_inputs)))
                   if isinstance(leaf, Tensor)]
-        made = [leaf for leaf in pytree.tree_leaves(call(traced.module, _copied(case.example_inputs)))
+        made = [leaf for leaf in pytree.tree_leaves(call(traced.module, copied(case.example_inputs)))
                 if isinstance(leaf, Tensor)]
     if not agree(wanted, made):
         raise ValueError("its graph computes something else than the model")
@@ -206,12 +206,8 @@ def _settled_copy(case: QATCase) -> nn.Module:
     """Return a copy in eval mode, called once: some models merge weights or build tables in their first call."""
     model = copy.deepcopy(case.model).eval()
     with torch.no_grad():
-        call(model, _copied(case.example_inputs))
+        call(model, copied(case.example_inputs))
     return model
-
-
-def _copied(inputs: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs)
 
 
 def _with_given_arguments(case: QATCase) -> nn.Module:
