@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_qat.case import QATCase as QATCase
+    from pytest_qat.diagnosis.diagnose import Diagnosis as Diagnosis
+    from pytest_qat.diagnosis.diagnose import diagnose as diagnose
     from pytest_qat.errors import CheckFailed as CheckFailed
     from pytest_qat.errors import QATError as QATError
     from pytest_qat.findings import Finding as Finding
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
     from pytest_qat.measure.latency import compare_latency as compare_latency
     from pytest_qat.properties.ops import QuantOps as QuantOps
     from pytest_qat.tolerances import Tolerances as Tolerances
+    from pytest_qat.workflows.dequantized import dequantize_model as dequantize_model
     from pytest_qat.workflows.known_errors import explain as explain
 
 _HOMES = {
     "CheckFailed": "pytest_qat.errors",
+    "Diagnosis": "pytest_qat.diagnosis.diagnose",
     "Finding": "pytest_qat.findings",
     "QATCase": "pytest_qat.case",
     "QATError": "pytest_qat.errors",
@@ -30,11 +34,14 @@ _HOMES = {
     "TimingSettings": "pytest_qat.measure.latency",
     "Tolerances": "pytest_qat.tolerances",
     "compare_latency": "pytest_qat.measure.latency",
+    "dequantize_model": "pytest_qat.workflows.dequantized",
+    "diagnose": "pytest_qat.diagnosis.diagnose",
     "explain": "pytest_qat.workflows.known_errors",
 }
 
 __all__ = [
     "CheckFailed",
+    "Diagnosis",
     "Finding",
     "QATCase",
     "QATError",
@@ -43,6 +50,8 @@ __all__ = [
     "TimingSettings",
     "Tolerances",
     "compare_latency",
+    "dequantize_model",
+    "diagnose",
     "explain",
 ]
 __version__ = "0.1.0"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.utils import _pytree as pytree
 
 from pytest_qat.core.batches import call
@@ -21,7 +22,7 @@ from pytest_qat.measure.parity import Parity, sqnr_db
 from pytest_qat.verdict import db_text
 from pytest_qat.workflows.names import user_names
 
-__all__ = ["Divergence", "first_divergence", "kernels_disagree"]
+__all__ = ["Call", "Divergence", "agreements", "first_divergence", "kernels_disagree"]
 
 BROKEN_DB = 20.0
 """A module that agrees with the simulated one, on the same inputs, to less than this is broken, not merely noisy."""
@@ -29,7 +30,7 @@ BROKEN_DB = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """The first module at which two forms of a model diverge.
+    """How far a module agrees with its form in the reference, on the same inputs.
 
     Attributes:
         module: Qualified name in the user's model.
@@ -50,14 +51,29 @@ def first_divergence(prepared: nn.Module, converted: nn.Module, inputs: Any) -> 
         converted: Its int8 form.
         inputs: One batch.
     """
+    found, _ = agreements(prepared, converted, inputs)
+    return next((each for each in found if each.sqnr_db < BROKEN_DB), None)
+
+
+def agreements(reference: nn.Module, converted: nn.Module, inputs: Any) -> tuple[list[Divergence], dict[str, Call]]:
+    """Return how far each module of a model agrees with the reference's on the reference's inputs.
+
+    Args:
+        reference: In eval mode, with modules of the same names.
+        converted: Its int8 form.
+        inputs: One batch.
+
+    Returns:
+        The modules that can be compared, in the order of the calls, and the first call of each of the reference's.
+    """
     with torch.inference_mode():
-        calls: dict[str, list[_Call]] = {}
-        with _recording(prepared, calls):
-            call(prepared, inputs)
+        calls: dict[str, list[Call]] = {}
+        with _recording(reference, calls):
+            call(reference, inputs)
         found: list[Divergence] = []
         with _comparing(converted, calls, found):
             call(converted, inputs)
-    return found[0] if found else None
+    return found, {name: made[0] for name, made in calls.items()}
 
 
 def kernels_disagree(parity: Parity, culprit: Divergence | None, *, unknown_because: str | None = None) -> Finding:
@@ -81,7 +97,7 @@ def kernels_disagree(parity: Parity, culprit: Divergence | None, *, unknown_beca
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class Call:
     """What a module of the simulated model was called with, and what it returned."""
 
     args: tuple[Any, ...]
@@ -89,9 +105,9 @@ class _Call:
 
 
 @contextlib.contextmanager
-def _recording(model: nn.Module, calls: dict[str, list[_Call]]) -> Iterator[None]:
+def _recording(model: nn.Module, calls: dict[str, list[Call]]) -> Iterator[None]:
     def record(name: str, args: tuple[Any, ...], output: Any) -> None:
-        calls.setdefault(name, []).append(_Call(_copied(args), _copied(output)))
+        calls.setdefault(name, []).append(Call(_copied(args), _copied(output)))
 
     with contextlib.ExitStack() as hooks:
         for name, module in _modules(model):
@@ -101,10 +117,10 @@ def _recording(model: nn.Module, calls: dict[str, list[_Call]]) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _comparing(model: nn.Module, calls: dict[str, list[_Call]], found: list[Divergence]) -> Iterator[None]:
+def _comparing(model: nn.Module, calls: dict[str, list[Call]], found: list[Divergence]) -> Iterator[None]:
     """Feed each module what the simulated one got, and keep those that return something else."""
     started: dict[str, int] = {}
-    fed: dict[str, _Call | None] = {}  # by module, the call it must reproduce; modules do not call themselves
+    fed: dict[str, Call | None] = {}  # by module, the call it must reproduce; modules do not call themselves
 
     def feed(name: str, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         index = started[name] = started.get(name, -1) + 1
@@ -118,8 +134,9 @@ def _comparing(model: nn.Module, calls: dict[str, list[_Call]], found: list[Dive
         if expected is None or not isinstance(output, Tensor):
             return
         like = _like(expected.output, output)
-        if like is not None and (agreement := sqnr_db(_plain(like), _plain(output))) < BROKEN_DB:
-            found.append(Divergence(module=name, kind=type(module).__name__, sqnr_db=agreement))
+        if like is not None:
+            found.append(Divergence(module=name, kind=type(module).__name__,
+                                    sqnr_db=sqnr_db(_plain(like), _plain(output))))
 
     with contextlib.ExitStack() as hooks:
         for name, module in _modules(model):
@@ -133,8 +150,10 @@ def _comparing(model: nn.Module, calls: dict[str, list[_Call]], found: list[Dive
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules below a model by their names in the user's, but for what observes and for whole graphs."""
     own = user_names(model)
+    inside = {id(child) for module in model.modules() if isinstance(module, nn.Sequential) and isinstance(
+        module, _FusedModule) for child in module.children()}
     for name, module in model.named_modules():
-        whole = isinstance(module, torch.fx.GraphModule)
+        whole = isinstance(module, torch.fx.GraphModule) or id(module) in inside
         if name and not whole and "fake_quant" not in name and "activation_post_process" not in name:
             yield own[name], module
 

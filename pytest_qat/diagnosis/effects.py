@@ -104,6 +104,8 @@ def places_of(prepared: nn.Module) -> list[Place]:
     single = []
     for name, _ in fake_quantizers(prepared):
         module, _, _ = own[name].partition("activation_post_process")
+        if ".parametrizations." in module:
+            module = module.replace(".parametrizations.", ".").removesuffix(".0")
         owner, dot, leaf = module.rstrip(".").rpartition(".")
         weight = leaf.endswith("weight_fake_quant") or leaf == "weight"
         user = (owner if dot else "") if weight else module.rstrip(".")

@@ -28,9 +28,9 @@ from pytest_qat.measure.accuracy import Accuracy
 from pytest_qat.measure.evaluation import CALIBRATION_BATCHES, score_of
 from pytest_qat.pipeline.run import ModelRun
 from pytest_qat.verdict import score_text
-from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize, switch_observers
+from pytest_qat.workflows.observers import fake_quantizers, forget_ranges, switch_fake_quantize, switch_observers
 
-__all__ = ["why_lost"]
+__all__ = ["lost_by_rounding", "nothing_rounded", "why_lost", "with_statistics_of"]
 
 _HALF = 0.5
 _BATCHES = 8
@@ -71,7 +71,7 @@ def _why_lost(run: ModelRun, accuracy: Accuracy, prepared: nn.Module) -> tuple[F
     sign = 1.0 if accuracy.higher_is_better else -1.0
     rounded = accuracy.fine_tuned
     if accuracy.kind == "agreement" or rounded is None:
-        return _by_training(run, prepared) or _of_rounding(
+        return _by_training(run, prepared) or lost_by_rounding(
             case, prepared, budget_s=run.settings.diagnose_s / 2, least_error=_WORTH_A_WORD)
     if case.prepared is None and not case.fine_tunes:
         trained = accuracy.fp32  # with nothing rounded it is the float model
@@ -84,7 +84,7 @@ def _why_lost(run: ModelRun, accuracy: Accuracy, prepared: nn.Module) -> tuple[F
     if lost[worst] < _HALF * accuracy.drop:
         return ()
     if worst == "rounding":
-        return _of_rounding(case, prepared, budget_s=run.settings.diagnose_s / 2)
+        return lost_by_rounding(case, prepared, budget_s=run.settings.diagnose_s / 2)
     return (_of_training(run, accuracy, prepared, trained, lost["training"]),) if worst == "training" else ()
 
 
@@ -101,7 +101,7 @@ def nothing_rounded(prepared: nn.Module) -> Iterator[None]:
 # -- rounding -----------------------------------------------------------------------------------------------------
 
 
-def _of_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float,
+def lost_by_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float,
                  least_error: float = 0.0) -> tuple[Finding, ...]:
     """Return whose rounding makes the error, and why: ranges that other data would mend, or a few places.
 
@@ -183,6 +183,7 @@ def _of_ranges(case: QATCase, prepared: nn.Module, batches: Sequence[Any], calib
         if evaluated and case.eval_data is None:
             break
         anew = copy.deepcopy(prepared)
+        forget_ranges(anew)
         calibrate(anew, list(data))
         switch_observers(anew, on=False)
         mended = float(1 - error_with(anew).mean() / whole.mean())
@@ -321,7 +322,7 @@ def _of_training(run: ModelRun, accuracy: Accuracy, prepared: nn.Module, trained
     if accuracy.ptq is not None and sign * (accuracy.ptq - accuracy.int8) >= _HALF * lost:
         without = (f"leave out train and train_data: the PTQ model was measured, and scored "
                    f"{score_text(accuracy, accuracy.ptq)}. Or ")
-    if (restored := _with_statistics_of(run.case.model, prepared)) is not None:
+    if (restored := with_statistics_of(run.case.model, prepared)) is not None:
         model, moved = restored
         with nothing_rounded(model):
             mended = score_of(run.case, partial(call, model), seed=run.settings.seed)
@@ -338,7 +339,7 @@ def _of_training(run: ModelRun, accuracy: Accuracy, prepared: nn.Module, trained
                "preprocessing are those of the float model's training.")
 
 
-def _with_statistics_of(float_model: nn.Module, prepared: nn.Module) -> tuple[nn.Module, str] | None:
+def with_statistics_of(float_model: nn.Module, prepared: nn.Module) -> tuple[nn.Module, str] | None:
     """Return a copy with another model's running statistics, and where they differ most; None if none match."""
     own = _statistics(float_model)
     copied = copy.deepcopy(prepared)

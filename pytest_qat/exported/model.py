@@ -15,9 +15,9 @@ from torch import nn
 from pytest_qat.core.batches import in_parts, sample_count
 from pytest_qat.errors import DataError
 from pytest_qat.exported.outputs import OutputForm
-from pytest_qat.exported.program import fixed_batch, fixed_shapes
+from pytest_qat.exported.program import fixed_batch, fixed_shapes, module_of
 
-__all__ = ["ExportedModel", "always_on_nodes", "as_module", "workflow_of"]
+__all__ = ["ExportedModel", "always_on_nodes", "as_module", "training_nodes", "workflow_of"]
 
 _FLAGS = ("training", "train")
 
@@ -130,3 +130,11 @@ def always_on_nodes(graph_module: torch.fx.GraphModule) -> frozenset[str]:
     """Return the ops of a graph that was exported in eval mode whose training flag is set anyway."""
     return frozenset(node.name for node in graph_module.graph.nodes
                      if (place := _flag_place(node)) is not None and node.args[place] is True)
+
+
+def training_nodes(graph_module: torch.fx.GraphModule) -> list[str]:
+    """Return the modules whose ops have their training flag set in a graph, by name; "" where it is not known."""
+    return list(dict.fromkeys(
+        module_of(node) for node in graph_module.graph.nodes
+        if (place := _flag_place(node)) is not None and node.args[place] is True
+        and not (str(node.target).startswith("aten.dropout") and not node.args[1])))

@@ -20,7 +20,10 @@ __all__ = ["FlatOutput", "flat_outputs"]
 _FLAT = 0.1
 """An output whose int8 spread is below this share of its float spread counts as flat."""
 _LIVE = 0.1
-"""A column whose spread is below this share of the largest column's is not checked."""
+"""A column whose spread is below this share of the largest column's is checked only if it follows its input."""
+_FOLLOWS = 0.1
+"""A column whose spread is at least this share of its own size follows its input, however small it is beside others:
+scores from 0 to 1 beside boxes in pixels do."""
 _LEAST_FLAT_SHARE = 0.1
 """Share of the live columns that must be flat before the output is reported."""
 _FEW_VALUES, _COARSE = 4, 0.5
@@ -100,13 +103,14 @@ def _flat_output(place: str, before: Tensor, after: Tensor) -> FlatOutput | None
     """Check one output, given as `(rows, columns)`; return None if it is fine."""
     spread, left, noise = before.std(dim=0), after.std(dim=0), (before - after).std(dim=0)
     values = torch.tensor([len(column.unique()) for column in after.T])
-    live = (spread >= _LIVE * spread.max()) & (spread > 1e-6 * before.abs().max())
+    size = before.square().mean(dim=0).sqrt()
+    live = ((spread >= _LIVE * spread.max()) | (spread >= _FOLLOWS * size)) & (spread > 1e-6 * before.abs().max())
     coarse = (values <= _FEW_VALUES) & (noise >= _COARSE * spread)
     flat = (live & (coarse | (left <= _FLAT * spread))).nonzero().flatten().tolist()
     if not flat or len(flat) < _LEAST_FLAT_SHARE * int(live.sum()):
         return None
     first = flat[0]
-    relative = (spread / before.square().mean(dim=0).sqrt())[flat]
+    relative = (spread / size)[flat]
     return FlatOutput(output=place, columns=tuple(flat), of=before.shape[1], values=int(values[first]),
                       spread=float(spread[first]), left=float(left[first]), relative=float(relative.median()))
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.ao.nn import quantizable as nnqa
 from torch.ao.nn import quantized as nnq
+from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
 from pytest_qat.exported.model import ExportedModel
 from pytest_qat.exported.program import module_of
@@ -29,10 +30,12 @@ def user_names(model: nn.Module) -> dict[str, str]:
         wrapper = isinstance(module, (QuantizedBorder, FloatIsland))
         part = isinstance(module, Part)
         one = isinstance(module, (nnqa.LSTM, nnq.LSTM))  # what is inside is torch.ao's, and answers to its name
+        fused = isinstance(module, nn.Sequential) and isinstance(module, _FusedModule)
         for leaf, child in module._modules.items():  # noqa: SLF001 - named_children hides shared modules
             if child is not None:
                 added = ours or one or (wrapper and leaf != "module") or (in_part and leaf != "module")
-                inside = own if wrapper or part or in_part or added else f"{own}.{leaf}" if own else leaf
+                same = wrapper or part or in_part or added or (fused and leaf.isdigit())
+                inside = own if same else f"{own}.{leaf}" if own else leaf
                 walk(child, f"{actual}.{leaf}" if actual else leaf, inside, ours=added, in_part=part)
 
     walk(model, "", "", ours=False, in_part=False)
@@ -75,9 +78,30 @@ def _exported_names(model: ExportedModel, actual: str) -> dict[str, str]:
     for node in model.graph_module.graph.nodes:
         if node.op == "call_module" and node.args and isinstance(node.args[0], torch.fx.Node) and (
                 str(node.target).startswith("activation_post_process")):
-            user = _nearest(node.args[0], module_of)
-            names[f"{prefix}.{node.target}"] = f"{user}.activation_post_process" if user else ""
+            names[f"{prefix}.{node.target}"] = _observed_in_graph(node.args[0])
     return names
+
+
+def _observed_in_graph(source: torch.fx.Node) -> str:
+    """Return the name of an observer in an exported graph: a weight, what a module makes, or "" for inputs."""
+    if source.op == "placeholder":
+        return ""
+    if source.op == "get_attr":
+        return str(source.target)
+    leaf = "activation_post_process" if _depends_on_input(source) else "weight"  # with batch norm folded in
+    user = _nearest(source, module_of)
+    return f"{user}.{leaf}" if user else ""
+
+
+def _depends_on_input(node: torch.fx.Node) -> bool:
+    seen, nodes = {node}, [node]
+    for each in nodes:  # grows
+        if each.op == "placeholder":
+            return True
+        sources = [source for source in each.all_input_nodes if source not in seen]
+        seen.update(sources)
+        nodes += sources
+    return False
 
 
 def _nearest(node: torch.fx.Node, named: Callable[[torch.fx.Node], str]) -> str:

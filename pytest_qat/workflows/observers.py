@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fake_quantizers", "qparams_of", "range_of", "resume_fake_quantize", "rounds", "switch_fake_quantize",
-           "switch_observers", "switch_quantizers", "take_over_ranges", "unbounded_range"]
+__all__ = ["fake_quantizers", "forget_ranges", "qparams_of", "range_of", "resume_fake_quantize", "rounds",
+           "switch_fake_quantize", "switch_observers", "switch_quantizers", "take_over_ranges", "unbounded_range"]
 
 
 def fake_quantizers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -74,6 +74,23 @@ def switch_quantizers(quantizers: Iterable[Any], *, on: bool) -> None:
 def rounds(quantizer: Any) -> bool:
     """Whether a fake-quantizer is switched on."""
     return bool(quantizer.enabled if _is_dynamic(quantizer) else int(quantizer.fake_quant_enabled[0]))
+
+
+def forget_ranges(model: nn.Module) -> None:
+    """Let observers that only ever widen their range begin anew; moving averages follow what they see anyway."""
+    observers: list[Any] = list(model.modules())
+    for module in observers:
+        if hasattr(module, "averaging_constant") or (ends := _ends(module)) is None:
+            continue
+        low, high = ends
+        if low.dim():
+            low.resize_(0)
+            high.resize_(0)
+        else:
+            low.fill_(torch.inf)
+            high.fill_(-torch.inf)
+        if isinstance(getattr(module, "histogram", None), Tensor):
+            module.histogram.zero_()
 
 
 def take_over_ranges(model: nn.Module) -> None:

@@ -1,0 +1,254 @@
+"""Compare the stages that a user made, and explain the step that loses most: training, rounding or the int8 kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_qat.core.batches import call, sample_count
+from pytest_qat.diagnosis.divergence import first_divergence
+from pytest_qat.diagnosis.given import Given, outputs_of
+from pytest_qat.diagnosis.int8_layers import worst_layer
+from pytest_qat.diagnosis.lost import lost_by_rounding
+from pytest_qat.errors import NotComparable, QATError
+from pytest_qat.findings import Finding, json_number
+from pytest_qat.measure.accuracy import Accuracy, Scores, compare_scores
+from pytest_qat.measure.agreement import OutputAgreement, compare_outputs
+from pytest_qat.measure.flat_outputs import FlatOutput, flat_outputs
+from pytest_qat.measure.parity import HEALTHY_DB, MARGIN_DB
+from pytest_qat.measure.scoring import evaluate
+from pytest_qat.verdict import SIGNIFICANT, score_text
+from pytest_qat.workflows.kernels import replace_wrong_kernels
+from pytest_qat.workflows.names import user_names
+from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize
+from pytest_qat.workflows.simulated import simulated
+
+__all__ = ["StageComparison", "compare_stages", "what_loses"]
+
+_SAME_DB = 80.0
+"""Fusing only folds batch norm, so that a fused model agrees with the float one to this and more."""
+_NOTICEABLE_DB = 18.0
+"""Agreement below which outputs are taken for wrong where nobody knows what they are good for."""
+_UNRELATED_DB = 10.0
+_NAMED = 5
+_ALLOWED = 0.01
+_HALF = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageComparison:
+    """One step from float to int8.
+
+    Attributes:
+        before: The stage that is taken for right: `float`, `fused`, `unrounded` or `fake-quantize`.
+        after: The next one; the last is `int8`.
+        agreement: How far their outputs agree.
+    """
+
+    before: str
+    after: str
+    agreement: OutputAgreement
+
+    def __str__(self) -> str:
+        seen = self.agreement
+        same = "" if seen.same_class is None else f", {100 * seen.same_class:.1f} % of the samples in the same class"
+        return (f"{self.before} -> {self.after}: {seen.sqnr_db:.1f} dB, {seen.mean_removed_db:.1f} dB without means, "
+                f"{seen.worst_column_db:.1f} dB in the worst column{same}")
+
+
+def _forms(given: Given) -> dict[str, nn.Module]:
+    """Return the stages that there are or that can be derived, in their order."""
+    forms: dict[str, nn.Module] = {"float": given.float_model}
+    if given.fused is not None:
+        forms["fused"] = copy.deepcopy(given.fused).eval()
+    if given.prepared is not None:
+        rounding = simulated(given.prepared)
+        if any(True for _ in fake_quantizers(rounding)):
+            plain = copy.deepcopy(rounding)
+            switch_fake_quantize(plain, on=False)
+            forms |= {"unrounded": plain, "fake-quantize": rounding}
+    if given.converted is not None:
+        forms["int8"] = copy.deepcopy(given.converted).eval()
+    return forms
+
+
+def compare_stages(given: Given) -> tuple[StageComparison, ...]:
+    """Return how far each stage agrees with the one before it."""
+    forms = _forms(given)
+    made = {name: outputs_of(model, given.batches) for name, model in forms.items()}
+    names = list(made)
+    return tuple(StageComparison(before=before, after=after, agreement=compare_outputs(made[before], made[after]))
+                 for before, after in itertools.pairwise(names))
+
+
+def what_loses(given: Given, stages: tuple[StageComparison, ...], *, seconds: float) -> tuple[Finding, ...]:
+    """Return what makes the int8 model worse than float, or nothing where it is not.
+
+    Args:
+        given: The stages.
+        stages: Their comparison.
+        seconds: Most seconds to look for modules.
+    """
+    forms = _forms(given)
+    broken = next((stage for stage in stages if stage.after == "fused" and stage.agreement.sqnr_db < _SAME_DB), None)
+    if broken is not None:
+        return (_fused_differs(given, forms, broken),)
+    scores = _scores(given, forms)
+    if scores is not None:
+        step = _step_that_costs(scores, forms)
+    else:
+        step = _step_that_differs(given, forms, {stage.after: stage.agreement.sqnr_db for stage in stages})
+    if step is None:
+        return ()
+    if step == "training":
+        return (_of_training(scores),) if scores is not None else ()
+    if step == "rounding":
+        return _of_rounding(given, forms, seconds=seconds)
+    flat = _flat(given, forms["float"], forms["int8"])
+    if step == "conversion":
+        return tuple(map(_unlike_columns, flat[:1])) if flat and not _kernel_at_fault(stages) else _of_kernels(
+            given, forms)
+    found = worst_layer(given, forms["int8"])
+    return (found,) if found is not None else tuple(map(_unlike_columns, flat[:1]))
+
+
+def _kernel_at_fault(stages: tuple[StageComparison, ...]) -> bool:
+    """Whether the converted model as a whole computes something other than the simulated one."""
+    levels = {stage.after: stage.agreement.sqnr_db for stage in stages}
+    return levels["int8"] < min(HEALTHY_DB, levels["fake-quantize"] - MARGIN_DB)
+
+
+def _scores(given: Given, forms: dict[str, nn.Module]) -> dict[str, Scores] | None:
+    """Return what each stage scores by the evaluation data; None where there are none, or no score fits them."""
+    if given.case.eval_data is None:
+        return None
+    try:
+        with torch.inference_mode():
+            return {name: evaluate(partial(call, model), given.case.eval_data, given.case.metric,
+                                   like=given.case.example_inputs) for name, model in forms.items()}
+    except QATError:
+        if given.case.metric is not None:
+            raise
+        return None  # the default score does not fit these targets; outputs can be compared all the same
+
+
+def _lost(before: Scores, after: Scores) -> Accuracy:
+    return compare_scores(before, after, None, higher_is_better=True)
+
+
+def _step_that_costs(scores: dict[str, Scores], forms: dict[str, nn.Module]) -> str | None:
+    last = list(forms)[-1]
+    whole = _lost(scores["float"], scores[last])
+    if last == "float" or whole.p_value >= SIGNIFICANT or whole.drop <= whole.allowed(_ALLOWED):
+        return None
+    steps: dict[str, float] = {}
+    if "unrounded" in forms:
+        steps["training"] = _lost(scores["float"], scores["unrounded"]).drop
+        steps["rounding"] = _lost(scores["unrounded"], scores["fake-quantize"]).drop
+        if "int8" in forms:
+            steps["conversion"] = _lost(scores["fake-quantize"], scores["int8"]).drop
+    else:
+        steps["whole"] = whole.drop
+    worst = max(steps, key=lambda step: steps[step])
+    return worst if steps[worst] >= _HALF * whole.drop else None
+
+
+def _step_that_differs(given: Given, forms: dict[str, nn.Module], levels: dict[str, float]) -> str | None:
+    """Return the step whose outputs differ by more than a healthy model's do."""
+    if "unrounded" in forms:
+        if "int8" in forms and levels["int8"] < min(HEALTHY_DB, levels["fake-quantize"] - MARGIN_DB):
+            return "conversion"
+        if levels["fake-quantize"] < _NOTICEABLE_DB or _flat(given, forms["unrounded"], forms["fake-quantize"]):
+            return "rounding"
+        return "conversion" if "int8" in forms and _flat(given, forms["fake-quantize"], forms["int8"]) else None
+    if "int8" not in forms:
+        return None
+    noticeable = levels["int8"] < _NOTICEABLE_DB or _flat(given, forms["float"], forms["int8"])
+    return "whole" if noticeable else None
+
+
+def _flat(given: Given, before: nn.Module, after: nn.Module) -> tuple[FlatOutput, ...]:
+    """Return outputs that vary in one form, and hardly any more in another."""
+    with contextlib.suppress(NotComparable), torch.inference_mode():
+        made = [[call(model, inputs) for inputs in given.batches] for model in (before, after)]
+        return tuple(each for each in flat_outputs(*made, samples=[sample_count(inputs) for inputs in given.batches])
+                     if not each.faint)
+    return ()
+
+
+def _of_rounding(given: Given, forms: dict[str, nn.Module], *, seconds: float) -> tuple[Finding, ...]:
+    """Return whose rounding loses it, and why; where it is the scale that several outputs share, that."""
+    found = lost_by_rounding(given.case, forms["fake-quantize"], budget_s=seconds)
+    flat = _flat(given, forms["unrounded"], forms["fake-quantize"])
+    known = next((each for each in found if each.severity == "error"), None)
+    if flat and (known is None or known.code == "rounding-too-coarse"):
+        return (replace(_unlike_columns(flat[0]), module=known.module if known else None),)
+    return found
+
+
+def _unlike_columns(flat: FlatOutput) -> Finding:
+    return Finding(
+        code="one-scale-for-unlike-columns", severity="error",
+        evidence={"output": flat.output, "columns": list(flat.columns[:_NAMED]), "flat": len(flat.columns),
+                  "of": flat.of, "std_fp32": flat.spread, "std_int8": flat.left},
+        message=f"{flat.label} varies by {flat.spread:.3g} (standard deviation) in float, and in int8 by "
+                f"{flat.left:.3g}, with {flat.values} distinct value{'' if flat.values == 1 else 's'}: all columns of "
+                "a tensor share one scale, whose steps are too coarse for these.",
+        remedy="bring the columns to one range, or return them as outputs of their own instead of concatenating them.")
+
+
+def _fused_differs(given: Given, forms: dict[str, nn.Module], stage: StageComparison) -> Finding:
+    divergence: Any = None
+    with torch.inference_mode():
+        divergence = first_divergence(forms["float"], forms["fused"], given.batches[0])
+    return Finding(
+        code="fused-differs", severity="error", module=divergence.module if divergence else None,
+        evidence={"sqnr_db": json_number(stage.agreement.sqnr_db)},
+        message=f"the fused model agrees with the float one to {stage.agreement.sqnr_db:.1f} dB, where folding batch "
+                f"norm leaves {_SAME_DB:.0f} dB and more: what was fused is not the same model.",
+        remedy="fuse a copy of the trained model in eval mode, and only layers that follow each other and whose value "
+               "goes nowhere else.")
+
+
+def _of_training(scores: dict[str, Scores]) -> Finding:
+    lost = _lost(scores["float"], scores["unrounded"])
+    return Finding(
+        code="lost-in-training", severity="error",
+        evidence={"fp32": lost.fp32, "unrounded": lost.int8, "p_value": lost.p_value},
+        message=f"with nothing rounded the prepared model scores {score_text(lost, lost.int8)}, float "
+                f"{score_text(lost, lost.fp32)}: training lost it, not int8.",
+        remedy="look at the training loop: a learning rate a tenth of the float model's or less, enough steps, its "
+               "targets, and that its data and preprocessing are those of the float model's training.")
+
+
+def _of_kernels(given: Given, forms: dict[str, nn.Module]) -> tuple[Finding, ...]:
+    """Return which layer's int8 kernel computes something other than what was simulated."""
+    level = compare_outputs(outputs_of(forms["fake-quantize"], given.batches),
+                            outputs_of(forms["int8"], given.batches)).sqnr_db
+    wrong = replace_wrong_kernels(copy.deepcopy(forms["int8"]), given.batches[0])
+    if wrong:
+        name = min(wrong, key=lambda each: wrong[each])
+        kind = type(forms["int8"].get_submodule(name)).__name__
+        return (Finding(
+            code="wrong-int8-kernel", severity="error", module=user_names(forms["int8"])[name] or None,
+            evidence={"sqnr_db": json_number(wrong[name]), "end_to_end_db": json_number(level)},
+            message=f"the kernel of this {kind} agrees to {wrong[name]:.1f} dB with float arithmetic on the same int8 "
+                    "numbers, where right kernels leave 40 dB and more.",
+            remedy="leave this layer in float, or convert for another quantized engine."),)
+    divergence = first_divergence(forms["fake-quantize"], forms["int8"], given.batches[0])
+    if divergence is None and level > _UNRELATED_DB:
+        return ()  # ops that are no modules round, too, which nothing simulated
+    place = "" if divergence is None else f", first at this {divergence.kind} ({divergence.sqnr_db:.1f} dB)"
+    return (Finding(
+        code="kernels-disagree", severity="error", module=divergence.module if divergence else None,
+        evidence={"sqnr_db": json_number(level)},
+        message=f"the converted model agrees with the prepared one to {level:.1f} dB{place}: it computes something "
+                "other than what fake-quantize simulated.",
+        remedy="convert the prepared model again as it is now; if that gives the same, leave this module in float."),)
