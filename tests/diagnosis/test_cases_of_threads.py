@@ -53,6 +53,10 @@ def lost(stages: Stages) -> bool:
     return int8_db(stages) < LOST_DB
 
 
+def coarse(stages: Stages) -> bool:
+    return int8_db(stages) < 25
+
+
 def lost_before_int8(stages: Stages) -> bool:
     return quality_db(scored(stages.float_model, stages), scored(stages.prepared, stages)) < LOST_DB
 
@@ -199,7 +203,7 @@ MEASURES: dict[str, Callable[[Stages], bool]] = {
     "one_join_for_two_places": lost,
     "depthwise_per_tensor": lost,
     "dense_per_tensor": lost,
-    "few_codes": lost,
+    "few_codes": coarse,
     "nothing_fused": has_own_norm,
     "one_pair_not_fused": has_own_norm,
     "folded_before_training": trains_without_norm,
@@ -211,6 +215,7 @@ MEASURES: dict[str, Callable[[Stages], bool]] = {
     "other_scale_in_the_kernel": lost_in_kernels,
     "rebuilt": lost,
     "exported_without_folding": no_int8,
+    "trained_without_folding": no_int8,
     "reference_kept": no_int8,
     "conversion_forgotten": no_int8,
     "large_embedding_in_float": mostly_float,
