@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantizeBase
 
 from fixtures.cases import CASES, HEALTHY, Case, Healthy, Stages
 
@@ -120,12 +119,17 @@ def modules_of(model: nn.Module | None, kind: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, kind)]
 
 
+def fake_quantizers(stages: Stages) -> list[Any]:
+    """By what they have, since torchao has classes of its own."""
+    return [module for module in modules_of(stages.prepared, nn.Module) if hasattr(module, "fake_quant_enabled")]
+
+
 def without_fake_quantizers(stages: Stages) -> bool:
-    return not modules_of(stages.prepared, FakeQuantizeBase)
+    return not fake_quantizers(stages)
 
 
 def fake_quantizers_off(stages: Stages) -> bool:
-    return any(not module.fake_quant_enabled.all() for module in modules_of(stages.prepared, FakeQuantizeBase))
+    return any(not module.fake_quant_enabled.all() for module in fake_quantizers(stages))
 
 
 def ranges(model: nn.Module | None) -> dict[str, Tensor]:
@@ -218,6 +222,7 @@ MEASURES: dict[str, Callable[[Stages], bool]] = {
     "trained_without_folding": no_int8,
     "reference_kept": no_int8,
     "conversion_forgotten": no_int8,
+    "export_not_converted": no_int8,
     "large_embedding_in_float": mostly_float,
     "large_layer_in_float": mostly_float,
     "dense_weights_rounded": on_a_grid,

@@ -16,8 +16,7 @@ def complaints(stages: Stages) -> list[Any]:
     from pytest_qat import diagnose
 
     findings = diagnose(**stages.arguments()).findings
-    return [finding for finding in findings if str(getattr(finding.severity, "value", finding.severity)) in (
-        "error", "warning")]
+    return [finding for finding in findings if finding.severity in ("error", "warning")]
 
 
 @each_case
