@@ -103,8 +103,8 @@ def diagnosed(given: Given, *, seconds: float = _DEFAULT_S) -> Diagnosis:
         if not any(finding.severity == "error" for finding in findings):
             stages = compare_stages(given)
             lost = what_loses(given, stages, seconds=max(1.0, seconds - (time.monotonic() - began)))
-            known = {finding.code for finding in findings}
-            findings = [*(each for each in lost if each.code not in known), *findings]
+            known = {finding.code for finding in lost}
+            findings = [*lost, *(each for each in findings if each.code not in known)]
             layers = next((tuple((str(name), float(share)) for name, share in finding.evidence["largest"])
                            for finding in lost if "largest" in finding.evidence), ())
     ranks = ("error", "warning", "note")

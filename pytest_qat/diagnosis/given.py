@@ -85,14 +85,26 @@ def received(float_model: nn.Module, example_inputs: Any, *, fused: nn.Module | 
         model=copy.deepcopy(as_module(float_model)).eval(), example_inputs=example_inputs,
         calibration_data=None if calibration is None else list(calibration),
         eval_data=None if evaluation is None else list(evaluation), metric=metric)
-    held = _ids(optimizer)
+    held = _held(optimizer)
     own = {} if prepared is None else {
         name: parameter for name, parameter in prepared.named_parameters() if parameter.requires_grad}
+    foreign = [tensor for key, tensor in held.items() if key not in {id(parameter) for parameter in own.values()}]
+    if _is_copied(own, foreign, (float_model, fused)):
+        foreign, held = [], {}
     return Given(
         case=case, fused=_copied(fused), prepared=_copied(prepared), converted=_copied(converted),
         batches=_batches(case), trains=optimizer is not None,
         not_held=() if not held else tuple(name for name, parameter in own.items() if id(parameter) not in held),
-        foreign=len(held - {id(parameter) for parameter in own.values()}) if own else 0)
+        foreign=len(foreign) if own else 0)
+
+
+def _is_copied(own: dict[str, nn.Parameter], foreign: list[Tensor], others: Iterable[nn.Module | None]) -> bool:
+    """Whether an optimizer trains the model that the prepared one is a copy of, and no earlier stage."""
+    earlier = {id(parameter) for model in others if model is not None for parameter in model.parameters()}
+    return len(foreign) == len(own) and not any(id(tensor) in earlier for tensor in foreign) and all(
+        tensor.shape == parameter.shape and torch.equal(tensor, parameter)
+        for tensor, parameter in zip(foreign, own.values(), strict=True)) and any(tensor.grad is not None for tensor in
+                                                                                  foreign)
 
 
 def _copied(module: nn.Module | None) -> nn.Module | None:
@@ -100,9 +112,9 @@ def _copied(module: nn.Module | None) -> nn.Module | None:
     return None if module is None else as_module(copy.deepcopy(module))
 
 
-def _ids(optimizer: torch.optim.Optimizer | None) -> set[int]:
-    return set() if optimizer is None else {
-        id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+def _held(optimizer: torch.optim.Optimizer | None) -> dict[int, Tensor]:
+    return {} if optimizer is None else {
+        id(parameter): parameter for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _batches(case: QATCase) -> tuple[Any, ...]:

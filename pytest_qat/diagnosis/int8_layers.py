@@ -24,7 +24,7 @@ from pytest_qat.workflows.eager.fusion import fusable_chains
 from pytest_qat.workflows.eager.trace import trace_call
 from pytest_qat.workflows.names import user_names
 
-__all__ = ["fused_form", "worst_layer"]
+__all__ = ["fused_form", "one_module_for_unlike_calls", "worst_layer"]
 
 _HEALTHY_DB = 25.0
 """An int8 layer by itself leaves 30 dB and more."""
@@ -41,7 +41,7 @@ def worst_layer(given: Given, int8: nn.Module) -> Finding | None:
         int8: The converted model, in eval mode.
     """
     reference = fused_form(given)
-    if (shared := _shared(reference, given)) is not None:
+    if (shared := one_module_for_unlike_calls(reference, given)) is not None:
         return shared
     found, calls = agreements(reference, int8, given.batches[0])
     leaves = {user_names(int8)[name]: module for name, module in int8.named_modules()
@@ -58,7 +58,7 @@ def worst_layer(given: Given, int8: nn.Module) -> Finding | None:
                 f"{worst.sqnr_db:.1f} dB. {told}", remedy=remedy)
 
 
-def _shared(reference: nn.Module, given: Given) -> Finding | None:
+def one_module_for_unlike_calls(reference: nn.Module, given: Given) -> Finding | None:
     """Return which functional module is called at places with values of unlike size, all of which share its scale."""
     seen: dict[str, list[float]] = {}
     handles = [module.activation_post_process.register_forward_hook(

@@ -15,7 +15,7 @@ from torch import nn
 from pytest_qat.core.batches import call, sample_count
 from pytest_qat.diagnosis.divergence import first_divergence
 from pytest_qat.diagnosis.given import Given, outputs_of
-from pytest_qat.diagnosis.int8_layers import worst_layer
+from pytest_qat.diagnosis.int8_layers import fused_form, one_module_for_unlike_calls, worst_layer
 from pytest_qat.diagnosis.lost import lost_by_rounding
 from pytest_qat.errors import NotComparable, QATError
 from pytest_qat.findings import Finding, json_number
@@ -26,7 +26,7 @@ from pytest_qat.measure.parity import HEALTHY_DB, MARGIN_DB
 from pytest_qat.measure.scoring import evaluate
 from pytest_qat.verdict import SIGNIFICANT, score_text
 from pytest_qat.workflows.kernels import replace_wrong_kernels
-from pytest_qat.workflows.names import user_names
+from pytest_qat.workflows.names import observed, user_names
 from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize
 from pytest_qat.workflows.simulated import simulated
 
@@ -39,7 +39,10 @@ _NOTICEABLE_DB = 18.0
 _UNRELATED_DB = 10.0
 _NAMED = 5
 _ALLOWED = 0.01
-_HALF = 0.5
+_LARGE = 0.05
+_SAME_SCALE = 0.01
+_MUCH = 0.4
+"""Share of a drop that a step must make to be looked into; it is the first that does, for others may follow from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,23 +100,37 @@ def what_loses(given: Given, stages: tuple[StageComparison, ...], *, seconds: fl
         seconds: Most seconds to look for modules.
     """
     forms = _forms(given)
-    broken = next((stage for stage in stages if stage.after == "fused" and stage.agreement.sqnr_db < _SAME_DB), None)
-    if broken is not None:
-        return (_fused_differs(given, forms, broken),)
+    levels = {stage.after: stage.agreement.sqnr_db for stage in stages}
     scores = _scores(given, forms)
-    if scores is not None:
-        step = _step_that_costs(scores, forms)
-    else:
-        step = _step_that_differs(given, forms, {stage.after: stage.agreement.sqnr_db for stage in stages})
+    differs = _step_that_differs(given, forms, levels)
+    step = differs if scores is None else _step_that_costs(scores, forms, noticeable=differs is not None)
+    broken = next((stage for stage in stages if stage.after == "fused" and levels["fused"] < _SAME_DB), None)
+    if broken is not None and step != "training":
+        return (_fused_differs(given, forms, broken),)
+    lowest = min((levels[stage] for stage in ("fake-quantize", "int8") if stage in levels), default=_SAME_DB)
+    unnoticed = step is None and differs is not None and lowest < _UNRELATED_DB
+    if unnoticed or (step == "conversion" and levels["fake-quantize"] < _UNRELATED_DB):
+        step = "whole" if "fake-quantize" not in forms else (
+            "rounding" if levels["fake-quantize"] < _UNRELATED_DB else "conversion")
+    elif step is None and "fake-quantize" in forms and "int8" in forms and _kernel_at_fault(stages):
+        step = "conversion"  # whatever it costs on these samples
     if step is None:
         return ()
+    found = _explained(step, given, forms, scores, stages, seconds=seconds)
+    return tuple(replace(each, severity="warning") if each.severity == "error" else each
+                 for each in found) if unnoticed and scores is not None else found
+
+
+def _explained(step: str, given: Given, forms: dict[str, nn.Module], scores: dict[str, Scores] | None,
+               stages: tuple[StageComparison, ...], *, seconds: float) -> tuple[Finding, ...]:
+    """Return what is behind the step that loses most."""
     if step == "training":
         return (_of_training(scores),) if scores is not None else ()
     if step == "rounding":
         return _of_rounding(given, forms, seconds=seconds)
     flat = _flat(given, forms["float"], forms["int8"])
     if step == "conversion":
-        return tuple(map(_unlike_columns, flat[:1])) if flat and not _kernel_at_fault(stages) else _of_kernels(
+        return tuple(map(_unlike_columns, flat[:1])) if _some(flat) and not _kernel_at_fault(stages) else _of_kernels(
             given, forms)
     found = worst_layer(given, forms["int8"])
     return (found,) if found is not None else tuple(map(_unlike_columns, flat[:1]))
@@ -143,10 +160,15 @@ def _lost(before: Scores, after: Scores) -> Accuracy:
     return compare_scores(before, after, None, higher_is_better=True)
 
 
-def _step_that_costs(scores: dict[str, Scores], forms: dict[str, nn.Module]) -> str | None:
+def _step_that_costs(scores: dict[str, Scores], forms: dict[str, nn.Module], *, noticeable: bool) -> str | None:
+    """Return the first step that makes a good part of a drop that matters; None where there is no such drop.
+
+    A small drop, or one of a score that is no share of something (an error), counts only where outputs differ, too.
+    """
     last = list(forms)[-1]
     whole = _lost(scores["float"], scores[last])
-    if last == "float" or whole.p_value >= SIGNIFICANT or whole.drop <= whole.allowed(_ALLOWED):
+    if last == "float" or whole.p_value >= SIGNIFICANT or whole.drop <= whole.allowed(_ALLOWED) or not (
+            noticeable or (whole.is_fraction and whole.drop > _LARGE)):
         return None
     steps: dict[str, float] = {}
     if "unrounded" in forms:
@@ -156,8 +178,7 @@ def _step_that_costs(scores: dict[str, Scores], forms: dict[str, nn.Module]) -> 
             steps["conversion"] = _lost(scores["fake-quantize"], scores["int8"]).drop
     else:
         steps["whole"] = whole.drop
-    worst = max(steps, key=lambda step: steps[step])
-    return worst if steps[worst] >= _HALF * whole.drop else None
+    return next((step for step, lost in steps.items() if lost >= _MUCH * whole.drop), None)
 
 
 def _step_that_differs(given: Given, forms: dict[str, nn.Module], levels: dict[str, float]) -> str | None:
@@ -185,12 +206,19 @@ def _flat(given: Given, before: nn.Module, after: nn.Module) -> tuple[FlatOutput
 
 def _of_rounding(given: Given, forms: dict[str, nn.Module], *, seconds: float) -> tuple[Finding, ...]:
     """Return whose rounding loses it, and why; where it is the scale that several outputs share, that."""
+    if (shared := one_module_for_unlike_calls(fused_form(given), given)) is not None:
+        return (shared,)
     found = lost_by_rounding(given.case, forms["fake-quantize"], budget_s=seconds)
     flat = _flat(given, forms["unrounded"], forms["fake-quantize"])
     known = next((each for each in found if each.severity == "error"), None)
-    if flat and (known is None or known.code == "rounding-too-coarse"):
+    if _some(flat) and (known is None or known.code == "rounding-too-coarse"):
         return (replace(_unlike_columns(flat[0]), module=known.module if known else None),)
     return found
+
+
+def _some(flat: tuple[FlatOutput, ...]) -> bool:
+    """Whether some columns of an output went flat, and others did not."""
+    return bool(flat) and len(flat[0].columns) < flat[0].of
 
 
 def _unlike_columns(flat: FlatOutput) -> Finding:
@@ -232,6 +260,8 @@ def _of_kernels(given: Given, forms: dict[str, nn.Module]) -> tuple[Finding, ...
     """Return which layer's int8 kernel computes something other than what was simulated."""
     level = compare_outputs(outputs_of(forms["fake-quantize"], given.batches),
                             outputs_of(forms["int8"], given.batches)).sqnr_db
+    if (other := _other_qparams(forms)) is not None:
+        return (other,)
     wrong = replace_wrong_kernels(copy.deepcopy(forms["int8"]), given.batches[0])
     if wrong:
         name = min(wrong, key=lambda each: wrong[each])
@@ -252,3 +282,24 @@ def _of_kernels(given: Given, forms: dict[str, nn.Module]) -> tuple[Finding, ...
         message=f"the converted model agrees with the prepared one to {level:.1f} dB{place}: it computes something "
                 "other than what fake-quantize simulated.",
         remedy="convert the prepared model again as it is now; if that gives the same, leave this module in float."),)
+
+
+def _other_qparams(forms: dict[str, nn.Module]) -> Finding | None:
+    """Return the first layer that was converted with another scale than the one observed for it."""
+    rounding, int8 = forms["fake-quantize"], forms["int8"]
+    own, theirs = user_names(rounding), user_names(int8)
+    known = {observed(own[name]): quantizer for name, quantizer in fake_quantizers(rounding)
+             if "weight" not in own[name].rpartition(".")[2] and quantizer.scale.numel() == 1}
+    for name, module in int8.named_modules():
+        scale = getattr(module, "scale", None)
+        quantizer = known.get(theirs[name])
+        if quantizer is None or not isinstance(scale, float) or not type(module).__module__.startswith("torch.ao.nn"):
+            continue
+        if abs(scale / float(quantizer.scale) - 1) > _SAME_SCALE:
+            return Finding(
+                code="kernels-disagree", severity="error", module=theirs[name] or None,
+                evidence={"converted": scale, "observed": float(quantizer.scale)},
+                message=f"this {type(module).__name__} was converted with the scale {scale:.4g}, but the prepared "
+                        f"model holds {float(quantizer.scale):.4g} for it.",
+                remedy="convert the prepared model again as it is now, and change no scale after that.")
+    return None

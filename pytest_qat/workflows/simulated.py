@@ -19,6 +19,7 @@ from pytest_qat.workflows.observers import fake_quantizers, resume_fake_quantize
 
 __all__ = ["observers", "simulated"]
 
+_REDUCED = 127
 _STATIC = (torch.quint8, torch.qint8, torch.uint8, torch.int8, torch.int16, torch.int32, torch.qint32)
 
 
@@ -56,13 +57,27 @@ def simulated(prepared: nn.Module) -> nn.Module:
     return model
 
 
+class _ClippedAtEightBits(FakeQuantize):
+    """Rounds to a scale for seven bits (`reduce_range`) and clips at eight, as int8 kernels do."""
+
+    def calculate_qparams(self) -> Any:
+        """Return the scale for seven bits."""
+        observer: Any = self.activation_post_process
+        observer.quant_max = _REDUCED
+        try:
+            return observer.calculate_qparams()
+        finally:
+            observer.quant_max = 255
+
+
 def _quantizer(observer: Any) -> FakeQuantize | None:
     """Return a fake-quantizer with an observer's qparams; None where it has none, as for dynamic quantization."""
     if getattr(observer, "is_dynamic", False) or getattr(observer, "dtype", None) not in _STATIC:
         return None
     with contextlib.suppress(Exception):  # one that has seen nothing, or derives its qparams from others
-        quantizer = FakeQuantize(observer=lambda **_: observer)
-        scale, zero_point = observer.calculate_qparams()
+        reduced = observer.dtype == torch.quint8 and observer.quant_max == _REDUCED
+        quantizer = (_ClippedAtEightBits if reduced else FakeQuantize)(observer=lambda **_: observer)
+        scale, zero_point = quantizer.calculate_qparams()
         quantizer.scale.resize_(scale.shape).copy_(scale)
         quantizer.zero_point.resize_(zero_point.shape).copy_(zero_point)
         quantizer.disable_observer()

@@ -19,7 +19,8 @@ Audit = Callable[[Given], Iterable[Finding]]
 AUDITS: tuple[tuple[str, tuple[Audit, ...]], ...] = (
     ("prepare", (preparing.nothing_simulated, batch_norm.unfused, batch_norm.folded_before_training)),
     ("train", (preparing.optimizer_of_another_model, preparing.switched_off, batch_norm.drifted)),
-    ("calibrate", (ranges.not_finite, ranges.never_observed, ranges.learn_in_evaluation, weights.lost_channels)),
+    ("calibrate", (ranges.not_finite, ranges.never_observed, ranges.learn_in_evaluation,
+                   weights.lost_channels, weights.few_codes)),
     ("convert", (conversion.call_fails, conversion.still_simulated, batch_norm.trains_at_evaluation,
                  conversion.output_stays_int8, conversion.default_qparams, conversion.computes_in_float,
                  conversion.ping_pong, conversion.large_float_weights)),

@@ -128,8 +128,10 @@ def drifted(given: Given) -> Iterator[Finding]:
 
 
 def trains_at_evaluation(given: Given) -> Iterator[Finding]:
-    """Batch norm or dropout of the converted model that is in train mode."""
-    model = given.converted
+    """Batch norm or dropout of the converted model, or of one that is calibrated only, that is in train mode."""
+    calibrated = given.observes and not given.simulates and isinstance(given.prepared, ExportedModel)
+    ptq = given.prepared if calibrated else None
+    model, stage = (given.converted, "converted") if given.converted is not None else (ptq, "prepared")
     if model is None:
         return
     own = _in_train_mode(model)
@@ -143,7 +145,7 @@ def trains_at_evaluation(given: Given) -> Iterator[Finding]:
     yield Finding(
         code="batch-norm-in-training", severity="error", module=own[0] or None,
         evidence={"modules": own[:_NAMED], "sqnr_db": json_number(level)},
-        message=f"{', '.join(name or 'a layer' for name in own[:_NAMED])} of the converted model "
+        message=f"{', '.join(name or 'a layer' for name in own[:_NAMED])} of the {stage} model "
                 f"{'are' if len(own) > 1 else 'is'} in train mode: the outputs depend on the other samples of the "
                 f"batch or on chance, and agree with those in eval mode to {level:.1f} dB.",
         remedy="call move_exported_model_to_eval(model) of torchao.quantization.pt2e on the exported graph, whose "

@@ -143,6 +143,8 @@ def computes_in_float(given: Given) -> Iterator[Finding]:
 
 
 def _is_reference(converted: nn.Module) -> bool:
+    if isinstance(converted, ExportedModel):
+        return any("dequantize" in str(node.target) for node in converted.graph_module.graph.nodes)
     return any("quantized.reference" in type(module).__module__ for module in converted.modules())
 
 
@@ -150,6 +152,9 @@ def _not_lowered(given: Given, converted: nn.Module) -> Iterator[Finding]:
     """The reference form is what PT2E's runtimes take, but with float weights it is nothing to ship."""
     floats = [name for name, tensor in converted.state_dict().items()
               if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dim() > 1]
+    if isinstance(converted, ExportedModel):  # folding leaves the float weights behind, which no node reads
+        read = {f"graph_module.{node.target}" for node in converted.graph_module.graph.nodes if node.op == "get_attr"}
+        floats = [name for name in floats if name in read]
     if isinstance(converted, ExportedModel) and not floats:
         return
     place = user_names(converted).get(floats[0].rpartition(".")[0]) if floats else None

@@ -12,15 +12,17 @@ from pytest_qat.diagnosis.given import Given
 from pytest_qat.diagnosis.int8_layers import fused_form
 from pytest_qat.findings import Finding, json_number
 from pytest_qat.measure.parity import sqnr_db
-from pytest_qat.workflows.names import user_names
+from pytest_qat.workflows.names import observed, user_names
+from pytest_qat.workflows.observers import fake_quantizers
 from pytest_qat.workflows.simulated import simulated
 
-__all__ = ["lost_channels"]
+__all__ = ["few_codes", "lost_channels"]
 
 _LOST_DB = 12.0
 """A channel that rounding changes by a quarter of its size has hardly four bits left."""
 _SHARE = 0.1
 _NAMED = 5
+_FEW_CODES = 8
 
 
 def lost_channels(given: Given) -> Iterator[Finding]:
@@ -42,6 +44,23 @@ def lost_channels(given: Given) -> Iterator[Finding]:
                 f"steps are so coarse that rounding changes them by a quarter and more ({min(found[module]):.1f} dB "
                 "at worst).",
         remedy="quantize these weights per channel, such as with default_per_channel_weight_fake_quant.")
+
+
+def few_codes(given: Given) -> Iterator[Finding]:
+    """Quantizers that leave their values less than three bits."""
+    if given.prepared is None:
+        return
+    model = simulated(given.prepared)
+    own = user_names(model)
+    for name, quantizer in fake_quantizers(model):
+        codes = int(getattr(quantizer, "quant_max", 255)) - int(getattr(quantizer, "quant_min", 0)) + 1
+        if codes < _FEW_CODES:
+            place = own[name].replace(".parametrizations.weight.0", "").removesuffix(".weight_fake_quant")
+            yield Finding(
+                code="rounding-too-coarse", severity="warning", module=observed(place), evidence={"codes": codes},
+                message=f"what {observed(place)} rounds has {codes} codes, where int8 has 256.",
+                remedy="give it quant_min and quant_max of eight bits.")
+            return
 
 
 def _weights(given: Given) -> Iterator[tuple[str, Tensor, Tensor]]:
