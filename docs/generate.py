@@ -11,10 +11,11 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from docs.blocks import REPOSITORY
 from pytest_qat import plugin
+from pytest_qat.core.finding_codes import finding_codes
 from pytest_qat.plugin.options import OPTIONS
 from pytest_qat.properties.known_issues import KNOWN
 from pytest_qat.properties.laws import LAWS
@@ -145,41 +146,11 @@ def _upstream(issue: str) -> str:
 
 def findings() -> str:
     """Return the page of finding codes, read from where the code makes them."""
-    found: dict[str, tuple[set[str], set[str], set[str]]] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for code, severities, message in _findings_in(ast.parse(path.read_text(encoding="utf-8"))):
-            entry = found.setdefault(code, (set(), set(), set()))
-            entry[0].update(severities)
-            entry[1].add(path.relative_to(PACKAGE).with_suffix("").as_posix())
-            entry[2].update({message} if message else ())
-    rows = [(f"`{code}`", ", ".join(sorted(severities)) or "error", " / ".join(sorted(messages)),
-             ", ".join(f"`{name}`" for name in sorted(modules)))
-            for code, (severities, modules, messages) in sorted(found.items())]
+    rows = [(f"`{code}`", ", ".join(sorted(notes.severities)), " / ".join(sorted(notes.messages)),
+             ", ".join(f"`{name}`" for name in notes.modules)) for code, notes in finding_codes().items()]
     return page("Findings", "A finding is one observation about a model. Its code is stable; its message is written "
                             "for people, with `…` below for what differs from model to model.",
                 table(("code", "severity", "message", "made in"), rows))
-
-
-def _findings_in(tree: ast.AST) -> Iterator[tuple[str, set[str], str]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            given = {keyword.arg: keyword.value for keyword in node.keywords}
-            code = given.get("code")
-            if isinstance(code, ast.Constant) and isinstance(code.value, str):
-                severity = ast.walk(given["severity"]) if "severity" in given else ()
-                names = {str(each.value) for each in severity if isinstance(each, ast.Constant)}
-                yield code.value, names & {"error", "warning", "note"}, _text(given.get("message"))
-
-
-def _text(node: ast.expr | None) -> str:
-    """Return a message as it is written in the code, with a sign for what is filled in."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _text(node.left) + _text(node.right)
-    return "" if node is None else "…"
 
 
 def record() -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import re
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 from torch import nn
 
-__all__ = ["calling_place", "defined_at", "headline", "line_of_trace", "locate_module", "name_of", "place_of",
-           "source_of", "summary_of"]
+__all__ = ["Step", "calling_place", "defined_at", "headline", "line_of_trace", "locate_module", "name_of", "place_of",
+           "raised_outside_of_torch", "source_of", "steps_of", "summary_of"]
 
 _LONGEST = 300
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))
@@ -24,6 +26,61 @@ _STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One frame of a traceback.
+
+    Attributes:
+        frame: The frame, with the values of its names.
+        line: The line that was running.
+        origin: Whose code it is: torch's, Python's or this package's; another installed package's; or the user's.
+    """
+
+    frame: FrameType
+    line: int
+    origin: Literal["machinery", "installed", "own"]
+
+    @property
+    def function(self) -> str:
+        """Name of the function."""
+        return self.frame.f_code.co_name
+
+    @property
+    def place(self) -> str:
+        """The `file:line`."""
+        return f"{Path(self.frame.f_code.co_filename).name}:{self.line}"
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose method it is; None for other code, and for a module that its constructor raised in."""
+        owner = self.frame.f_locals.get("self")
+        return owner if isinstance(owner, nn.Module) and "_modules" in vars(owner) else None
+
+
+def steps_of(error: BaseException) -> list[Step]:
+    """Return the frames that an error passed through, the outermost first."""
+    found, trace = [], error.__traceback__
+    while trace is not None:
+        found.append(Step(trace.tb_frame, trace.tb_lineno, _kind_of(trace.tb_frame.f_code.co_filename)))
+        trace = trace.tb_next
+    return found
+
+
+def raised_outside_of_torch(error: BaseException) -> bool:
+    """Return whether a `raise` or an `assert` of the user or of another package made an error.
+
+    What torch's C++ code raises ends in the line that called it, and that line is no `raise`.
+    """
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    raises = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raises and _kind_of(code.co_filename) != "machinery"
 
 
 def line_of_trace(text: str) -> str:
@@ -48,16 +105,13 @@ def locate_module(error: BaseException, model: nn.Module) -> str | None:
     Returns:
         The name, or None if no frame belongs to a submodule.
     """
-    owners: list[nn.Module] = []
-    trace = error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and "_modules" in vars(owner):  # not one that its constructor raised in
-            owners.append(owner)
-        trace = trace.tb_next
+    owners = [step.module for step in steps_of(error) if step.module is not None]
     own = dict(model.named_modules())
     for root in (model, *owners):  # what was called may be a copy of the model
-        names = {id(module): name for name, module in root.named_modules()}
+        try:
+            names = {id(module): name for name, module in root.named_modules()}
+        except AttributeError:  # one that was being unpickled has parts that are not made yet
+            continue
         for owner in reversed(owners):
             name: str | None = names.get(id(owner))
             if name and name in own and (root is model or type(owner).__name__ == type(own[name]).__name__):

@@ -1,4 +1,4 @@
-"""Advice about the model as it is handed over, about what is measured of it, and about PyTorch's own errors."""
+"""Advice about the model as it is handed over, and about what is measured of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import threading
 from typing import Any
 
 import torch
-import torch.ao.quantization as tq
 from torch import Tensor, nn
-from torch.ao.quantization import quantize_fx
 
 from pytest_qat.case import QATCase
-from pytest_qat.core import torch_state
 from pytest_qat.core.files import write_whole
 from pytest_qat.exported.model import ExportedModel
 from pytest_qat.exported.program import export_program
@@ -20,7 +17,6 @@ from pytest_qat.measure.latency import TimingSettings
 from pytest_qat.measure.roundtrip import QuantizedTensor, check_roundtrip
 from pytest_qat.pipeline.preflight import check_shapes, checked_model
 from pytest_qat.runtimes import torch as torch_runtime
-from pytest_qat.workflows.known_errors import explain
 from tests.remedies.rows_case import (
     IMAGES,
     ROWS,
@@ -144,87 +140,4 @@ MEASURE_ROWS = [
     Row(path="core/files.py", text="Free some space, or set TMPDIR", calls=written("full"), follow=written("room")),
     Row(path="exported/model.py", text="Give batches of {} (drop_last=True).", calls=fixed_batch(5),
         follow=fixed_batch(6)),
-]
-
-
-class Words(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(10, 4)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.words(ids).mean(1)
-
-
-def explained(action: Any) -> Any:
-    """Do what a user does by hand, and explain what PyTorch raises."""
-    def work(world: World) -> object:
-        with torch_state.preserved_torch_state(seed=0), torch_state.quantized_engine("x86"):
-            try:
-                action()
-            except Exception as error:
-                found = explain(error, model=nn.Identity(), stage="convert")
-                return found or f"unexplained: {error}"
-        return None
-    return work
-
-
-def by_hand(*layers: nn.Module, inputs: Tensor = ROWS) -> None:
-    model = nn.Sequential(*layers).train()
-    model.qconfig = tq.get_default_qat_qconfig("x86")  # type: ignore[assignment]
-    prepared = tq.prepare_qat(model)
-    prepared(inputs)
-    tq.convert(prepared.eval())(inputs)
-
-
-def left_in_float(layer: nn.Module) -> nn.Module:
-    layer.qconfig = None  # type: ignore[assignment]
-    return layer
-
-
-def embedding(*, mended: bool) -> None:
-    mapping = tq.get_default_qat_qconfig_mapping("x86")
-    if mended:
-        mapping = mapping.set_object_type(nn.Embedding, None)
-    model = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 2)).train()
-    quantize_fx.prepare_qat_fx(model, mapping, (torch.tensor([[1, 2]]),))
-
-
-def fused(*, train: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).train()
-    model[0].train(train)
-    tq.fuse_modules_qat(model, [["0", "1"]])
-
-
-def prepared_by_hand(*, train: bool) -> None:
-    model = nn.Sequential(nn.Linear(4, 4)).train(train)
-    model.qconfig = tq.get_default_qat_qconfig("x86")  # type: ignore[assignment]
-    tq.prepare_qat(model)
-
-
-def exported_words(length: int) -> None:
-    program = torch.export.export(Words(), (torch.zeros(2, 8, dtype=torch.int64),)).module()
-    program(torch.zeros(2, length, dtype=torch.int64))
-
-
-KNOWN = "workflows/known_errors.py"
-KNOWN_ROWS = [
-    Row(path=KNOWN, text="put a QuantStub where the tensor enters",
-        calls=explained(lambda: by_hand(nn.Linear(4, 2), tq.DeQuantStub())),
-        follow=explained(lambda: by_hand(tq.QuantStub(), nn.Linear(4, 2), tq.DeQuantStub()))),
-    Row(path=KNOWN, text="put a DeQuantStub before the float part.",
-        calls=explained(lambda: by_hand(tq.QuantStub(), nn.Linear(4, 4), left_in_float(nn.Linear(4, 2)))),
-        follow=explained(lambda: by_hand(tq.QuantStub(), nn.Linear(4, 4), tq.DeQuantStub(),
-                                         left_in_float(nn.Linear(4, 2))))),
-    Row(path=KNOWN, text="set its qconfig to None", calls=explained(lambda: embedding(mended=False)),
-        follow=explained(lambda: embedding(mended=True))),
-    Row(path=KNOWN, text="use a PerChannelMinMaxObserver",
-        calls=explained(lambda: tq.MinMaxObserver(qscheme=torch.per_channel_symmetric)),
-        follow=explained(lambda: tq.PerChannelMinMaxObserver(qscheme=torch.per_channel_symmetric))),
-    Row(path=KNOWN, text="call fuse_modules_qat on a model in train mode", calls=explained(lambda: fused(train=False)),
-        follow=explained(lambda: fused(train=True))),
-    Row(path=KNOWN, text="bring every batch to one shape: pad token ids", calls=explained(lambda: exported_words(5)),
-        follow=explained(lambda: exported_words(8))),
-    Row(path=KNOWN, text="call .train() before prepare_qat.", calls=explained(lambda: prepared_by_hand(train=False)),
-        follow=explained(lambda: prepared_by_hand(train=True))),
 ]

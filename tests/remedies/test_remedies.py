@@ -13,7 +13,9 @@ import pytest
 from conftest import Project
 
 from tests.remedies.rows_case import CASE_ROWS, DATA_ROWS
-from tests.remedies.rows_data import KNOWN_ROWS, MEASURE_ROWS, PREFLIGHT_ROWS
+from tests.remedies.rows_data import MEASURE_ROWS, PREFLIGHT_ROWS
+from tests.remedies.rows_errors_of_calls import CALL_ROWS
+from tests.remedies.rows_errors_of_stages import EXPORT_ROWS, LOAD_ROWS, OBSERVER_ROWS, PREPARE_ROWS
 from tests.remedies.rows_lost import LOST_ROWS
 from tests.remedies.rows_models import EXPORTED_ROWS, FINDING_ROWS, PART_ROWS
 from tests.remedies.rows_options import FILE_ROWS, MARKER_ROWS, OPTION_ROWS, REFERENCE_ROWS
@@ -24,10 +26,10 @@ from tests.remedies.rows_verdicts import ACCURACY_ROWS, SET_VERDICT_ROWS, SPEED_
 from tests.remedies.sites import Site, sites
 from tests.remedies.walk import Row, World, check
 
-ROWS: list[Row] = [*CASE_ROWS, *DATA_ROWS, *PREFLIGHT_ROWS, *SCORE_ROWS, *MEASURE_ROWS, *KNOWN_ROWS, *OPTION_ROWS,
+ROWS: list[Row] = [*CASE_ROWS, *DATA_ROWS, *PREFLIGHT_ROWS, *SCORE_ROWS, *MEASURE_ROWS, *OPTION_ROWS,
                    *FILE_ROWS, *MARKER_ROWS, *REFERENCE_ROWS, *PROPERTY_ROWS, *ACCURACY_ROWS, *SPEED_ROWS,
                    *FINDING_ROWS, *PART_ROWS, *EXPORTED_ROWS, *RECIPE_ROWS, *SET_ROWS, *OUTPUT_ROWS,
-                   *SET_VERDICT_ROWS, *LOST_ROWS]
+                   *SET_VERDICT_ROWS, *LOST_ROWS, *CALL_ROWS, *PREPARE_ROWS, *OBSERVER_ROWS, *EXPORT_ROWS, *LOAD_ROWS]
 
 NOT_FOLLOWED = {
     ("diagnosis/causes.py", "report it to pytest-qat"): "only people can report",
@@ -40,6 +42,7 @@ NOT_FOLLOWED = {
     ("references.py", "Run `python -c 'import {}'`"): "shows the user's own traceback, which no run of ours does",
     ("references.py", "Run `python {}` to see"): "shows the user's own traceback, which no run of ours does",
     ("report/json.py", "Choose another folder."): "needs a folder that root may not write to",
+    ("workflows/known_errors/int8_calls.py", "move the converted model and its inputs to the CPU."): "needs a GPU",
     ("measure/latency.py", "Time several calls, or larger inputs"): "needs a clock that stands still",
     ("plugin/laws.py", "Delete the file, or restore the functions."): "needs an example saved by another version",
 }

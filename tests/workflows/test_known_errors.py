@@ -13,60 +13,14 @@ from torch import Tensor, nn
 from torch.ao.quantization import quantize_fx
 
 from pytest_qat.core.torch_state import preserved_torch_state
-from pytest_qat.findings import Finding
 from pytest_qat.workflows.known_errors import explain
-
-IMAGES, ROWS, WORDS = torch.randn(1, 3, 8, 8), torch.randn(1, 4), torch.tensor([[1, 2]])
+from tests.workflows.provoked import IMAGES, ROWS, WORDS, Gated, Residual, Stubbed, converted, explained
 
 
 @pytest.fixture(autouse=True)
 def _quietly() -> Iterator[None]:
     with preserved_torch_state(seed=0):
         yield
-
-
-def explained(model: nn.Module, action: Callable[[], Any], *, stage: str = "convert") -> Finding | None:
-    """Provoke an error and explain it."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is torch's business
-        action()
-    return explain(caught.value, model=model, stage=stage)
-
-
-def converted(model: nn.Module, *inputs: Tensor) -> nn.Module:
-    """Quantize eagerly, as a user does by hand."""
-    model.qconfig = tq.get_default_qat_qconfig("x86")
-    prepared = tq.prepare_qat(model.train())
-    prepared(*inputs)
-    return tq.convert(prepared.eval())
-
-
-class Stubbed(nn.Module):
-    """A body between a QuantStub and, if asked for, a DeQuantStub."""
-
-    def __init__(self, body: nn.Module, *, head: nn.Module | None = None, quantize: bool = True) -> None:
-        super().__init__()
-        self.quant = tq.QuantStub() if quantize else nn.Identity()
-        self.body = body
-        self.dequant = tq.DeQuantStub() if head is None else nn.Identity()
-        self.head = head or nn.Identity()
-        self.head.qconfig = None  # stays in float
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.dequant(self.body(self.quant(x))))
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x)
-
-
-class Gated(Residual):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.conv(x)
 
 
 # -- what is known --------------------------------------------------------------------------------------------------
