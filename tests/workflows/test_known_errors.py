@@ -180,6 +180,81 @@ def test_errors_that_have_nothing_to_do_with_quantization_are_left_alone(action:
     assert explained(nn.Identity(), action) is None
 
 
+TEXTS = [
+    "the quantized model lost too much accuracy", "Fusion only for eval!", "'scale'", "Guard failed: x.size()[0] == 2",
+    "Could not run 'quantized::conv2d.new' with arguments from the 'CPU' backend", "NoQEngine",
+    "min nan should be less than max nan", "incoming model must be produced by prepare_fx",
+    "Error(s) in loading state_dict for Net: Unexpected key(s) in state_dict: \"fc._packed_params._packed_params\".",
+]
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, KeyError, AssertionError, NotImplementedError])
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_the_user_raises_is_never_explained(kind: type[Exception], text: str) -> None:
+    def checks() -> None:
+        raise kind(text)
+
+    assert explained(converted(Stubbed(nn.Linear(4, 4)), ROWS), checks) is None
+
+
+def test_what_the_user_asserts_is_never_explained() -> None:
+    def checks() -> None:
+        assert torch.is_inference_mode_enabled(), "Fusion only for eval!"
+
+    assert explained(nn.Identity(), checks) is None
+
+
+class Unfit(nn.Module):
+    """A float model with an ordinary mistake in its forward."""
+
+    def __init__(self, mistake: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.mistake = nn.Conv2d(3, 3, 1), mistake
+
+    def forward(self, x: Tensor) -> Any:
+        return self.mistake(self.conv(x))
+
+
+@pytest.mark.parametrize("mistake", [
+    lambda x: x @ torch.ones(5, 5), lambda x: x.view(7, 7), lambda x: torch.cat([x, x[:, :, :2]]), lambda x: x.missing,
+    lambda x: {"a": x}["b"], lambda x: x + torch.ones(5), lambda x: torch.histc(x, min=float("nan"), max=float("nan")),
+    lambda x: nn.functional.linear(x, torch.ones(4, 4)), lambda x: int("quantized::linear"), lambda x: x.numpy(),
+    lambda x: torch.ones(3)[x.long() + 9], lambda x: x.to("cuda:99"), lambda x: (x, x).numel(),
+    lambda x: x.sum().backward(x),
+])
+@pytest.mark.parametrize("int8", [False, True])
+def test_ordinary_mistakes_are_left_alone(mistake: Callable[[Tensor], Any], *, int8: bool) -> None:
+    model: nn.Module = Unfit(mistake)
+    if int8:
+        model = converted(nn.Sequential(Stubbed(nn.Conv2d(3, 3, 1)), Unfit(lambda x: x)), IMAGES)
+        model[1] = Unfit(mistake)
+    assert explained(model, lambda: model(IMAGES)) is None
+
+
+@pytest.mark.parametrize("train", [
+    lambda: torch.optim.SGD([], 0.1), lambda: torch.ones(1).backward(), lambda: nn.Linear(4, 4).half()(ROWS),
+    lambda: nn.Linear(4, 4)(ROWS, ROWS), lambda: nn.Sequential(nn.Linear(4, 4)).missing, lambda: nn.Linear(4,
+                                                                                                           4).qconfig,
+    lambda: nn.Embedding(4, 4)(torch.ones(1, 2)), lambda: nn.BatchNorm2d(3)(ROWS),
+])
+def test_mistakes_with_float_models_are_left_alone(train: Callable[[], Any]) -> None:
+    assert explained(nn.Linear(4, 4), train) is None
+
+
+def test_an_error_that_the_user_s_was_raised_from_is_explained() -> None:
+    model = converted(Stubbed(Residual()), IMAGES)
+
+    def run() -> None:
+        try:
+            model(IMAGES)
+        except NotImplementedError as error:
+            raise RuntimeError("evaluation failed") from error
+
+    finding = explained(model, run)
+    assert finding is not None
+    assert (finding.code, finding.module) == ("op-without-int8-kernel", "body")
+
+
 def test_an_error_without_a_message_is_left_alone() -> None:
     assert explain(ValueError(), model=nn.Identity(), stage="convert") is None
 
