@@ -24,6 +24,7 @@ from pytest_qat.measure.agreement import OutputAgreement, compare_outputs
 from pytest_qat.measure.flat_outputs import FlatOutput, flat_outputs
 from pytest_qat.measure.parity import HEALTHY_DB, MARGIN_DB
 from pytest_qat.measure.scoring import evaluate
+from pytest_qat.measure.statistics import is_binary
 from pytest_qat.verdict import SIGNIFICANT, score_text
 from pytest_qat.workflows.kernels import replace_wrong_kernels
 from pytest_qat.workflows.names import observed, user_names
@@ -168,7 +169,7 @@ def _step_that_costs(scores: dict[str, Scores], forms: dict[str, nn.Module], *, 
     last = list(forms)[-1]
     whole = _lost(scores["float"], scores[last])
     if last == "float" or whole.p_value >= SIGNIFICANT or whole.drop <= whole.allowed(_ALLOWED) or not (
-            noticeable or (whole.is_fraction and whole.drop > _LARGE)):
+            noticeable or (is_binary(scores["float"].values) and whole.drop > _LARGE)):
         return None
     steps: dict[str, float] = {}
     if "unrounded" in forms:

@@ -60,7 +60,7 @@ def simulated(prepared: nn.Module) -> nn.Module:
 class _ClippedAtEightBits(FakeQuantize):
     """Rounds to a scale for seven bits (`reduce_range`) and clips at eight, as int8 kernels do."""
 
-    def calculate_qparams(self) -> Any:
+    def calculate_qparams(self) -> Any:  # type: ignore[override]
         """Return the scale for seven bits."""
         observer: Any = self.activation_post_process
         observer.quant_max = _REDUCED
