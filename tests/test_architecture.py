@@ -6,6 +6,8 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,14 +71,24 @@ def import_nodes(node: ast.AST, *, for_types: bool) -> Iterator[ast.Import | ast
         yield from import_nodes(child, for_types=for_types)
 
 
-def imported(name: str, *, for_types: bool = False) -> set[str]:
+@cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(SOURCES[name].read_text(encoding="utf-8"))
+
+
+@cache
+def imported(name: str, *, for_types: bool = False) -> frozenset[str]:
     """Full names of the modules that a module imports; a name taken from a package is its module if there is one."""
-    return imports_of(SOURCES[name].read_text(encoding="utf-8"), name, for_types=for_types)
+    return frozenset(imports_in(tree_of(name), name, for_types=for_types))
 
 
 def imports_of(source: str, name: str, *, for_types: bool) -> set[str]:
+    return imports_in(ast.parse(source), name, for_types=for_types)
+
+
+def imports_in(tree: ast.Module, name: str, *, for_types: bool) -> set[str]:
     found: set[str] = set()
-    for node in import_nodes(ast.parse(source), for_types=for_types):
+    for node in import_nodes(tree, for_types=for_types):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
             continue
@@ -88,7 +100,7 @@ def imports_of(source: str, name: str, *, for_types: bool) -> set[str]:
     return found
 
 
-def own(names: set[str]) -> set[str]:
+def own(names: AbstractSet[str]) -> set[str]:
     return {name for name in names if name.partition(".")[0] == "pytest_qat"}
 
 
@@ -170,7 +182,7 @@ def late() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if part(name) != "plugin"])
 def test_pytest_is_imported_in_the_plugin_alone(name: str) -> None:
-    tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
+    tree = tree_of(name)
     named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     named |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {each.partition(".")[0] for each in named} & {"pytest", "_pytest", "pluggy", "xdist"} == set()
@@ -203,26 +215,26 @@ def names_in(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if part(name) in ("core", "errors")])
 def test_the_ground_knows_no_case(name: str) -> None:
-    assert "QATCase" not in names_in(ast.parse(SOURCES[name].read_text(encoding="utf-8")))
+    assert "QATCase" not in names_in(tree_of(name))
 
 
 def test_a_case_would_be_seen() -> None:
     assert "QATCase" in names_in(ast.parse("def run(case: 'int | None', other: QATCase) -> None: ..."))
 
 
-def untyped_dicts(source: str) -> int:
-    return sum(ast.unparse(node) == "dict[str, Any]" for node in ast.walk(ast.parse(source))
+def untyped_dicts(tree: ast.AST) -> int:
+    return sum(ast.unparse(node) == "dict[str, Any]" for node in ast.walk(tree)
                if isinstance(node, ast.Subscript))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if part(name) in RECORD and name != "pytest_qat.record.store"])
 def test_the_record_has_types(name: str) -> None:
     """The store merges JSON of any shape, which other versions may have written."""
-    assert untyped_dicts(SOURCES[name].read_text(encoding="utf-8")) == 0
+    assert untyped_dicts(tree_of(name)) == 0
 
 
 def test_an_untyped_dict_would_be_seen() -> None:
-    assert untyped_dicts("def row(run: dict[str, Any]) -> list[dict[str, Any]]: ...") == 2
+    assert untyped_dicts(ast.parse("def row(run: dict[str, Any]) -> list[dict[str, Any]]: ...")) == 2
 
 
 # -- starting up ----------------------------------------------------------------------------------------------------
@@ -284,12 +296,11 @@ def test_no_module_is_too_long(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_function_is_too_long(name: str) -> None:
-    tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
-    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in ast.walk(tree)
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in ast.walk(tree_of(name))
                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
     assert {function: length for function, length in lengths.items() if length > MOST_LINES_OF_A_FUNCTION} == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_module_opens_by_saying_what_it_is_for(name: str) -> None:
-    assert ast.get_docstring(ast.parse(SOURCES[name].read_text(encoding="utf-8")))
+    assert ast.get_docstring(tree_of(name))
