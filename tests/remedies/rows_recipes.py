@@ -1,9 +1,13 @@
-"""Advice that was tried: another recipe, and modules left in float; followed as it is printed, on the command line."""
+"""Advice that was tried: another recipe, and modules left in float; followed as it is printed, on the command line.
+
+What calls an advice forth is run once in a world, and read again by what follows it.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from typing import Any
 
 from pytest_qat.diagnosis import recipes
@@ -44,6 +48,7 @@ def run(world: World, *arguments: str) -> Any:
     return world.project.run(*arguments, *TRY, "-k", FIRST)
 
 
+@cache
 def refused(world: World) -> Any:
     world.project.add(MODELS)
     return run(world, "--qat-model=models:residual", "--qat-recipe=eager-x86")
@@ -56,6 +61,7 @@ def as_printed(world: World) -> object:
     return run(world, *shlex.split(command[1])[1:])
 
 
+@cache
 def unskipped(world: World) -> Any:
     """Fail where no other recipe is tried, so that what is left is to leave the module in float."""
     world.patch.setattr(recipes, "_CANDIDATES", ())
@@ -70,6 +76,7 @@ def skipped(world: World) -> object:
     return run(world, "--qat-model=models:mended", "--qat-recipe=eager-x86")
 
 
+@cache
 def marked(world: World, recipe: str) -> Any:
     world.project.add(MODELS)
     (world.project.path / "test_marked.py").write_text(
@@ -86,14 +93,15 @@ def as_marker_says(world: World) -> object:
     return marked(world, recipe[1])
 
 
-def own(world: World, given: str) -> Any:
-    """Check a case that brings a float model as its converted one."""
+def own(world: World, given: str) -> None:
     world.project.add(f"def own():\n    net = case().model\n    return case(model=net{given})\n")
-    return run(world, "--qat-model=models:own")
 
 
+@cache
 def brings_its_own(world: World) -> Any:
-    return own(world, ", converted=net")
+    """Check a case that brings a float model as its converted one."""
+    own(world, ", converted=net")
+    return run(world, "--qat-model=models:own")
 
 
 def left_out(world: World) -> object:
