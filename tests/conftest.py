@@ -5,16 +5,25 @@ Nothing heavy is imported here: `pytest --qat-model=...` in this repository load
 
 from __future__ import annotations
 
+import getpass
 import importlib
+import os
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import _pytest.pytester
 import pytest
 
 pytest_plugins = ["pytester"]
+_LONG = ("test_cases.py", "test_pages.py", "test_lowered_runtimes.py", "test_inductor_runtime.py",
+         "test_pt2e_training.py", "test_circles.py", "test_roads.py", "test_fixture_models.py")
+"""Files of slow tests that take longest, in the order in which they begin, so that none of them is left for the end."""
+_TOGETHER = ("test_lowered_runtimes.py", "test_inductor_runtime.py", "test_pt2e_training.py", "test_packaging.py")
+"""Files whose slow tests share what takes long to make, so that one worker runs all of them."""
 _QUICK = ("-p", "no:randomly", "--qat-max-time=1", "--qat-memory=off", "--qat-diagnose=off")
 
 MODELS = '''
@@ -65,6 +74,29 @@ def case(**changes):
 def good():
     return case()
 '''
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest of the slow tests begin, in whichever order the others are."""
+    rank = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)) if item.get_closest_marker("slow") else len(rank))
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Send slow tests to workers one by one, but those together that share what takes long to make."""
+    if config.getoption("markexpr") != "slow" or config.getoption("dist") != "load":
+        return None
+    config.option.loadscopereorder = False
+    xdist = importlib.import_module("xdist.scheduler")
+
+    class Together(xdist.LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(_TOGETHER) else nodeid
+
+    return Together(config, log)
 
 
 class Project:
@@ -126,11 +158,24 @@ def _user_modules_are_forgotten() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _share_of_the_cores(request: pytest.FixtureRequest) -> None:
-    """Under xdist each worker takes its part: more threads than cores slow training down tenfold."""
+def _share_of_the_machine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Under xdist each worker and what it starts take their part of the cores, and times as if it were alone.
+
+    More threads than cores slow training down tenfold. The lock of the machine lies in the temporary folder; with one
+    for all, each worker would wait while another one times something, and no test needs quiet figures.
+    """
     workers = getattr(request.config, "workerinput", {}).get("workercount", 1)
     torch = importlib.import_module("torch")
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    share = max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(share)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        if workers > 1:
+            compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"  # torch's own, for all
+            patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled)))
+            patch.setenv("OMP_NUM_THREADS", str(share))
+            patch.setenv("TMPDIR", folder)
+            patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(autouse=True)
