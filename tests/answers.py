@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.properties.known_issues import lacks_vnni
+from pytest_qat.runtimes import Deployed
 
-__all__ = ["agree", "answer", "quietly", "skip_where_kernels_saturate", "sqnr_db"]
+__all__ = ["agree", "answer", "assert_op_is_timed", "quietly", "skip_where_kernels_saturate", "sqnr_db"]
 
 
 @contextlib.contextmanager
@@ -41,6 +42,17 @@ def agree(reference: Any, found: Any, *, least_db: float) -> bool:
     assert pytree.tree_structure(reference) == pytree.tree_structure(found)
     return all(sqnr_db(one, other) > least_db if isinstance(one, Tensor) else one == other for one, other in zip(
         pytree.tree_leaves(reference), pytree.tree_leaves(found), strict=True))
+
+
+def assert_op_is_timed(form: Deployed, inputs: Any, op: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """An op of this name takes time; ops come longest first, and nothing is printed about them."""
+    capfd.readouterr()
+    with form.session(), torch.no_grad():
+        form.run(form.adapt(inputs))
+        found = form.op_times(form.adapt(inputs))
+    assert [each.seconds for each in found] == sorted((each.seconds for each in found), reverse=True)
+    assert sum(each.seconds for each in found if op in each.op) > 0, [each.op for each in found]
+    assert capfd.readouterr() == ("", "")
 
 
 def skip_where_kernels_saturate(recipe: str, side: str = "int8") -> None:

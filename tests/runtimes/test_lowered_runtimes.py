@@ -23,7 +23,7 @@ from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.runtimes.exported import ExportedRuntime
 from pytest_qat.runtimes.flat import leaves_of
 from pytest_qat.runtimes.graph_kernels import REFERENCE_REASON, kernels_of
-from tests.answers import agree, answer, quietly, skip_where_kernels_saturate
+from tests.answers import agree, answer, assert_op_is_timed, quietly, skip_where_kernels_saturate
 
 pytestmark = pytest.mark.slow
 
@@ -259,6 +259,19 @@ def test_artifacts_loaded_for_other_threads_do_not_disturb_each_other(models: Mo
     for call in [*calls, *calls]:
         found = call(leaves_of(EXAMPLE))
         assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("name", "side", "op"), [
+    ("pt2e-executorch", "fp32", "Convolution"), ("pt2e-executorch", "int8", "Convolution"),
+    ("pt2e-onnxruntime", "fp32", "Conv"), ("pt2e-onnxruntime", "int8", "QLinearConv")])
+def test_convolutions_of_an_artifact_are_timed_by_name(models: Models, name: str, side: str, op: str,
+                                                       capfd: pytest.CaptureFixture[str]) -> None:
+    assert_op_is_timed(models.form(side, name), EXAMPLE, op, capfd)
+
+
+def test_a_runtime_that_does_not_tell_what_its_ops_take_says_so_by_nothing(models: Models) -> None:
+    form = models.form("int8", "pt2e-litert")
+    assert form.op_times(form.adapt(EXAMPLE)) == ()
 
 
 # -- converted, but not lowered -------------------------------------------------------------------------------------
