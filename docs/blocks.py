@@ -132,12 +132,13 @@ def _until_fence(numbered: Iterator[tuple[int, str]], indent: str, *, place: str
     raise ValueError(f"{place}: the block is not closed.")
 
 
-def run_page(page: Path, folder: Path) -> Iterator[Ran]:
+def run_page(page: Path, folder: Path, *options: str) -> Iterator[Ran]:
     """Run the blocks of a page in a folder, and yield what each did as soon as it has ended.
 
     Args:
         page: The markdown file.
         folder: An empty folder; it becomes the reader's project.
+        options: Options of pytest that a block's own come after.
 
     Raises:
         subprocess.TimeoutExpired: a block takes over half an hour.
@@ -145,10 +146,10 @@ def run_page(page: Path, folder: Path) -> Iterator[Ran]:
     """
     of_developers = page.name == "CONTRIBUTING.md"
     shutil.copytree(REPOSITORY if of_developers else EXAMPLES, folder, dirs_exist_ok=True, ignore=_UNNEEDED)
-    yield from (ran for block in blocks_of(page) if (ran := _run(block, folder)) is not None)
+    yield from (ran for block in blocks_of(page) if (ran := _run(block, folder, options)) is not None)
 
 
-def _run(block: Block, folder: Path) -> Ran | None:
+def _run(block: Block, folder: Path, options: tuple[str, ...]) -> Ran | None:
     """Write or run one block; None where there is nothing to run."""
     if "not run" in block.comments or "tests" in block.comments:
         return None
@@ -160,16 +161,17 @@ def _run(block: Block, folder: Path) -> Ran | None:
     if block.language == "diff":
         apply_diff(block.text, folder)
     if block.language == "bash":
-        return _call(block, ["bash", "-euo", "pipefail", "-c", _PIP + block.text], folder)
+        return _call(block, ["bash", "-euo", "pipefail", "-c", _PIP + block.text], folder, options)
     if block.language == "python":
-        return _call(block, [sys.executable, *([name] if name else ["-c", block.text])], folder)
+        return _call(block, [sys.executable, *([name] if name else ["-c", block.text])], folder, options)
     return None
 
 
-def _call(block: Block, command: list[str], folder: Path) -> Ran:
+def _call(block: Block, command: list[str], folder: Path, options: tuple[str, ...]) -> Ran:
     # No order by chance, no line breaks by the reader's terminal, no warnings from plugins that happen to be installed.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(REPOSITORY))), "COLUMNS": str(WIDTH),
-                   "PYTEST_ADDOPTS": "-p no:randomly -p no:anyio --color=yes", "PYTHONDONTWRITEBYTECODE": "1",
+                   "PYTEST_ADDOPTS": " ".join(("-p no:randomly -p no:anyio --color=yes", *options)),
+                   "PYTHONDONTWRITEBYTECODE": "1",
                    "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))}
     environment.pop("PYTEST_XDIST_WORKER", None)
     result = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
