@@ -1,6 +1,7 @@
-"""Small models with data after public bug reports: what is right for each, with the recipe of its report.
+"""Users' models: small ones with data after public bug reports, and the smallest forms of what such models brought.
 
-Speed is measured and recorded, and no test asserts on it.
+What is right for each is told by the recipe of its report; a minimal one is taken, or refused with the operation and
+the line named. Speed is measured and recorded, and no test asserts on it.
 """
 
 from __future__ import annotations
@@ -71,13 +72,29 @@ CASES: dict[str, dict[str, Right]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", CASES)
-def test_cases_come_out_right(recipe: str, tmp_path: Path) -> None:
-    runs = run_models(tmp_path, recipe, list(CASES[recipe]), "-k", "not speedup and not roundtrip")
+TAKEN = {
+    "fx-x86": {"scaled_by_shape": 8 / 9, "long_mask": 1.0, "list_input": 1.0, "prelu": 1.0, "volume": 1.0,
+               "dead_linear": 1.0},
+    "pt2e-executorch": {"one_of_many": 1.0, "int_index": 1.0, "prelu_2d": 1.0},
+    "torchao-int8": {"subclass_linear": None, "dead_linear": 1.0},
+    "pt2e-litert": {"no_grad_part": 1.0},
+    "pt2e-inductor": {"dead_linear": 1.0},
+}
+"""The share of the multiply-accumulates in int8, by recipe and minimal model; None: see `assert_minimal`."""
+REFUSED = {"pt2e-executorch": ("volume", "volume_norm")}
+"""ExecuTorch's default build has no kernel for Conv3d."""
+
+
+@pytest.mark.parametrize("recipe", list(dict.fromkeys([*CASES, *TAKEN])))
+def test_models_come_out_right(recipe: str, tmp_path: Path) -> None:
+    """One session for each recipe: much of its time is the libraries' start."""
+    cases, minimal = CASES.get(recipe, {}), [*TAKEN.get(recipe, ()), *REFUSED.get(recipe, ())]
+    runs = run_models(tmp_path, recipe, [*cases, *(f"minimal:{name}" for name in minimal)],
+                      "-k", "minimal or not (speedup or roundtrip)")
     printed = (tmp_path / "output.txt").read_text(encoding="utf-8")
-    wrong = {name: problems for name, right in CASES[recipe].items()
-             if (problems := problems_of(runs[name], right, printed))}
+    wrong = {name: problems for name, right in cases.items() if (problems := problems_of(runs[name], right, printed))}
     assert wrong == {}
+    assert_minimal({name: runs[f"minimal:{name}"] for name in minimal}, recipe)
 
 
 def problems_of(run: Mapping[str, Any], right: Right, printed: str) -> list[str]:
@@ -93,3 +110,35 @@ def problems_of(run: Mapping[str, Any], right: Right, printed: str) -> list[str]
     found += [f"no {code} at {module}: {codes}" for code, module in right.codes
               if not any(code == each and module in (None, place) for each, place in codes)]
     return [*found, *(f"not said: {part}" for part in right.said if part not in said)]
+
+
+def assert_minimal(runs: Mapping[str, Mapping[str, Any]], recipe: str) -> None:
+    for name, share in TAKEN.get(recipe, {}).items():
+        assert_taken(runs[name], share)
+    for name in REFUSED.get(recipe, ()):
+        assert_refused_with_operator_module_and_line(runs[name])
+    if recipe == "torchao-int8":  # the subclasses' own weights are float, the layers in them are not
+        inner, own, last = 128 * 128, 128 * 128, 128 * 8
+        assert runs["subclass_linear"]["metrics"]["coverage"]["weight_share"] == pytest.approx(
+            (2 * inner + last) / (2 * inner + 2 * own + last))
+    if recipe == "pt2e-inductor":
+        assert runs["dead_linear"]["metrics"]["coverage"]["int8_modules"] == 1
+    if recipe == "fx-x86":
+        assert "wrong-int8-kernel" in {found["code"] for found in runs["prelu"]["findings"]}
+
+
+def assert_taken(run: Mapping[str, Any], share: float | None) -> None:
+    checks = outcomes(run)
+    assert {checks[check] for check in ("prepare", "convert", "coverage", "parity")} == {"passed"}
+    assert {checks["accuracy"], checks["roundtrip"]} <= {"passed", "inconclusive"}  # random weights; torchao's tensors
+    assert "blocked" not in checks.values()
+    if share is not None:
+        assert run["metrics"]["coverage"]["mac_share"] == pytest.approx(share)
+
+
+def assert_refused_with_operator_module_and_line(run: Mapping[str, Any]) -> None:
+    assert outcomes(run)["convert"] == "failed"
+    [finding] = [found for found in run["findings"] if found["code"] == "kernel-refused"]
+    assert finding["module"] == "conv"
+    assert "convolution" in texts(run)
+    assert "minimal.py:" in texts(run)
