@@ -17,7 +17,9 @@ from pytest_qat.checks import CheckResult, ModelChecks, error_text
 from pytest_qat.diagnosis.changes import changes_for
 from pytest_qat.diagnosis.costs import MOSTLY_FLOAT, causes_of_size, causes_of_speed
 from pytest_qat.diagnosis.coverage import causes_of_coverage
+from pytest_qat.diagnosis.diagnose import diagnosed
 from pytest_qat.diagnosis.divergence import first_divergence, kernels_disagree
+from pytest_qat.diagnosis.given import stages_of
 from pytest_qat.diagnosis.lost import why_lost
 from pytest_qat.diagnosis.recipes import Need, need_of, recipes_that_take
 from pytest_qat.diagnosis.remedies import mended
@@ -69,7 +71,24 @@ def _explained(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
     found = () if explain is None else explain(checks.run, result)
     if result.judged == "accuracy" and result.verdict.outcome is Outcome.FAILED and checks.run.settings.diagnose_s > 0:
         found = (*found, *_what_mends(checks, found))
+    found = (*found, *_of_given_stages(checks, result, known=(*result.findings, *found)))
     return (*found, *_what_would_do(checks, result, known=(*result.findings, *found)))
+
+
+def _of_given_stages(checks: ModelChecks, result: CheckResult, *, known: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return what is wrong with the stages that the case brings, once, after a failed check that they may explain."""
+    run, case = checks.run, checks.run.case
+    given = case.prepared is not None or case.converted is not None
+    if not given or result.verdict.outcome is not Outcome.FAILED or result.judged not in _EXPLAIN or (
+            run.settings.diagnose_s <= 0):
+        return ()
+    try:
+        diagnosis = run.stage("the stages given", lambda: diagnosed(
+            stages_of(case), seconds=run.settings.diagnose_s / 2))
+    except StageFailed:
+        return ()  # what there is to say of the check is said
+    codes = {finding.code for finding in known}
+    return tuple(finding for finding in diagnosis.findings if finding.severity != "note" and finding.code not in codes)
 
 
 def _what_mends(checks: ModelChecks, found: Sequence[Finding]) -> tuple[Finding, ...]:

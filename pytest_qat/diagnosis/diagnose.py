@@ -82,8 +82,10 @@ def diagnose(float_model: nn.Module, example_inputs: Any, *, fused: nn.Module | 
         InvalidCase: a stage is no module, or the float model is quantized already.
         DataError: the evaluation data are no pairs, or a metric cannot be used.
     """
-    given = received(float_model, example_inputs, fused=fused, prepared=prepared, converted=converted,
-                     calibration=calibration, evaluation=evaluation, metric=metric, optimizer=optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, in copies of some layers
+        given = received(float_model, example_inputs, fused=fused, prepared=prepared, converted=converted,
+                         calibration=calibration, evaluation=evaluation, metric=metric, optimizer=optimizer)
     return diagnosed(given, seconds=seconds)
 
 

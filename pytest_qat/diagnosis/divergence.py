@@ -95,13 +95,15 @@ def _values_in_graph(model: ExportedModel, inputs: Any) -> dict[str, tuple[str, 
     return found
 
 
-def agreements(reference: nn.Module, converted: nn.Module, inputs: Any) -> tuple[list[Divergence], dict[str, Call]]:
+def agreements(reference: nn.Module, converted: nn.Module, inputs: Any, *,
+               with_rounding: bool = False) -> tuple[list[Divergence], dict[str, Call]]:
     """Return how far each module of a model agrees with the reference's on the reference's inputs.
 
     Args:
         reference: In eval mode, with modules of the same names.
         converted: Its int8 form.
         inputs: One batch.
+        with_rounding: Whether the rounding of a module's output counts, which the reference may simulate.
 
     Returns:
         The modules that can be compared, in the order of the calls, and the first call of each of the reference's.
@@ -111,7 +113,7 @@ def agreements(reference: nn.Module, converted: nn.Module, inputs: Any) -> tuple
         with _recording(reference, calls):
             call(reference, inputs)
         found: list[Divergence] = []
-        with _comparing(converted, calls, found):
+        with _comparing(converted, calls, found, with_rounding=with_rounding):
             call(converted, inputs)
     return found, {name: made[0] for name, made in calls.items()}
 
@@ -157,7 +159,8 @@ def _recording(model: nn.Module, calls: dict[str, list[Call]]) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _comparing(model: nn.Module, calls: dict[str, list[Call]], found: list[Divergence]) -> Iterator[None]:
+def _comparing(model: nn.Module, calls: dict[str, list[Call]], found: list[Divergence], *,
+               with_rounding: bool) -> Iterator[None]:
     """Feed each module what the simulated one got, and keep those that return something else."""
     started: dict[str, int] = {}
     fed: dict[str, Call | None] = {}  # by module, the call it must reproduce; modules do not call themselves
@@ -175,8 +178,9 @@ def _comparing(model: nn.Module, calls: dict[str, list[Call]], found: list[Diver
             return
         like = _like(expected.output, output)
         if like is not None:
+            wanted = expected.output if with_rounding else like
             found.append(Divergence(module=name, kind=type(module).__name__,
-                                    sqnr_db=sqnr_db(_plain(like), _plain(output))))
+                                    sqnr_db=sqnr_db(_plain(wanted), _plain(output))))
 
     with contextlib.ExitStack() as hooks:
         for name, module in _modules(model):

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytest_qat.case import QATCase
+from pytest_qat.case import QATCase, calibration_batches
 from pytest_qat.core.batches import call, float_tensors, labeled, sample_count
 from pytest_qat.errors import InvalidCase
 from pytest_qat.exported.model import as_module
 from pytest_qat.workflows.observers import fake_quantizers
 from pytest_qat.workflows.simulated import observers
 
-__all__ = ["Given", "outputs_of", "received"]
+__all__ = ["Given", "outputs_of", "received", "stages_of"]
 
 _BATCHES = 16
 _SAMPLES = 512
@@ -96,6 +96,17 @@ def received(float_model: nn.Module, example_inputs: Any, *, fused: nn.Module | 
         batches=_batches(case), trains=optimizer is not None,
         not_held=() if not held else tuple(name for name, parameter in own.items() if id(parameter) not in held),
         foreign=len(foreign) if own else 0)
+
+
+def stages_of(case: QATCase, *, prepared: nn.Module | None = None, converted: nn.Module | None = None) -> Given:
+    """Return the stages of a case: its model, and what it brings as prepared and converted, or what was made of it."""
+    return received(
+        case.model, case.example_inputs, prepared=case.prepared if prepared is None else prepared,
+        converted=case.converted if converted is None else converted, metric=case.metric,
+        calibration=None if case.calibration_data is None and case.train_data is None else calibration_batches(
+            case, limit=_BATCHES),
+        evaluation=None if case.eval_data is None or case.set_metric is not None else itertools.islice(
+            labeled(case.eval_data, field="eval_data"), _BATCHES))
 
 
 def _is_copied(own: dict[str, nn.Parameter], foreign: list[Tensor], others: Iterable[nn.Module | None]) -> bool:

@@ -24,13 +24,14 @@ from pytest_qat.workflows.eager.fusion import fusable_chains
 from pytest_qat.workflows.eager.trace import trace_call
 from pytest_qat.workflows.names import user_names
 
-__all__ = ["fused_form", "one_module_for_unlike_calls", "worst_layer"]
+__all__ = ["PER_CHANNEL", "fused_form", "one_module_for_unlike_calls", "worst_layer"]
 
 _HEALTHY_DB = 25.0
 """An int8 layer by itself leaves 30 dB and more."""
+_MARGIN_DB = 6.0
 _CLIPPED = 0.01
-_WIDE = 4.0
 _UNLIKE_CALLS = 8.0
+PER_CHANNEL = "quantize these weights per channel, such as with default_per_channel_weight_fake_quant."
 
 
 def worst_layer(given: Given, int8: nn.Module) -> Finding | None:
@@ -43,13 +44,14 @@ def worst_layer(given: Given, int8: nn.Module) -> Finding | None:
     reference = fused_form(given)
     if (shared := one_module_for_unlike_calls(reference, given)) is not None:
         return shared
-    found, calls = agreements(reference, int8, given.batches[0])
+    found, calls = agreements(reference, int8, given.batches[0], with_rounding=True)
     leaves = {user_names(int8)[name]: module for name, module in int8.named_modules()
               if hasattr(module, "scale") or callable(getattr(module, "weight", None))}
     judged = [each for each in found if each.module in leaves and each.sqnr_db < _HEALTHY_DB]
     if not judged:
         return None
-    worst = min(judged, key=lambda each: each.sqnr_db)
+    least = min(each.sqnr_db for each in judged)
+    worst = next(each for each in judged if each.sqnr_db < least + _MARGIN_DB)  # later ones get its coarse output
     module, made = leaves[worst.module], calls[worst.module].output
     code, told, remedy = _why(module, _float_layer(reference, worst.module), made)
     return Finding(
@@ -112,28 +114,22 @@ def _why(module: Any, layer: Any, made: Any) -> tuple[str, str, str]:
         code = "one-scale-for-all-channels" if per_tensor else "rounding-too-coarse"
         return code, (f"Channel {channel} of its weights agrees to {of_weights:.1f} dB"
                       f"{', for all channels share one scale' if per_tensor else ''}."), (
-            "quantize these weights per channel." if per_tensor else "leave this module in float with skip=.")
+            PER_CHANNEL if per_tensor else "leave this module in float: give it no qconfig.")
     if of_range < _HEALTHY_DB:
-        return _of_range(made.float(), low, high, scale, zero_point)
+        return _of_range(made.float(), low, high, scale)
     return "kernels-disagree", "Neither its weights nor its range make that: its kernel computes something else.", (
         "leave this module in float, or convert for another quantized engine.")
 
 
-def _of_range(made: Tensor, low: float, high: float, scale: float, zero_point: int) -> tuple[str, str, str]:
+def _of_range(made: Tensor, low: float, high: float, scale: float) -> tuple[str, str, str]:
     least, greatest = float(made.min()), float(made.max())
     seen = f"Its output goes from {least:.3g} to {greatest:.3g}, and its int8 range from {low:.3g} to {high:.3g}"
-    if scale == 1.0 and zero_point == 0:
-        return "never-calibrated", f"{seen}: scale 1 and zero point 0 are what convert writes without calibration.", (
-            "run representative batches through the prepared model before it is converted.")
     outside = float(((made < low - scale) | (made > high + scale)).float().mean())
     if outside > _CLIPPED:
         return "calibration-unlike-evaluation", f"{seen}: {percent(outside)} of the values are clipped.", (
             "calibrate on data like those of the evaluation, with the same preprocessing.")
-    if high - low > _WIDE * (greatest - least):
-        return "outliers-set-the-range", f"{seen}: most codes are never used.", (
-            "take outliers out of the calibration data, or use an observer that leaves them out (HistogramObserver).")
-    return "one-scale-for-unlike-columns", f"{seen}, with one scale for all columns.", (
-        "bring the columns to one range, or return them as outputs of their own.")
+    return "outliers-set-the-range", f"{seen}: most codes are hardly used.", (
+        "take outliers out of the calibration data, or use an observer that leaves them out (HistogramObserver).")
 
 
 def _weights(module: Any, layer: Any) -> tuple[int, float, bool]:

@@ -229,7 +229,7 @@ def _unlike(calibration: Sequence[Any], batches: Sequence[Any], goes: str, evide
 def _reach(batches: Sequence[Any]) -> tuple[float, float, float, float]:
     """Return the least and greatest value of the inputs, and those without the tails."""
     values = [tensor.detach().float().flatten() for inputs in batches for tensor in float_tensors(inputs)]
-    return extent(torch.cat(values)) if values else (0.0, 0.0, 0.0, 0.0)
+    return extent(torch.cat(values), at_least_one=True) if values else (0.0, 0.0, 0.0, 0.0)
 
 
 def _most_changed(before: nn.Module, after: nn.Module) -> Place | None:

@@ -205,12 +205,19 @@ def _alike(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return reach > 0 and others > 0 and 1 / _LIKE < reach / others < _LIKE
 
 
-def extent(values: Tensor) -> tuple[float, float, float, float]:
-    """Return the least and greatest of some values, shape `(N,)`, and those without the tails."""
+def extent(values: Tensor, *, at_least_one: bool = False) -> tuple[float, float, float, float]:
+    """Return the least and greatest of some values, shape `(N,)`, and those without the tails.
+
+    Args:
+        values: At least one.
+        at_least_one: Whether the outermost value is cut off at each end, however few there are.
+    """
     low, high = float(values.min()), float(values.max())
     sample = values[:: math.ceil(len(values) / _MOST_VALUES)]
-    tails = torch.quantile(sample, torch.tensor([TAIL, 1 - TAIL]))
-    return low, high, float(tails[0]), float(tails[1])
+    rounds = ("higher", "lower") if at_least_one else ("linear", "linear")
+    inner = [torch.quantile(sample, share, interpolation=way)
+             for share, way in zip((TAIL, 1 - TAIL), rounds, strict=True)]
+    return low, high, float(inner[0]), float(inner[1])
 
 
 def _columns(values: Sequence[Tensor], axis: int) -> tuple[Tensor, Tensor] | None:

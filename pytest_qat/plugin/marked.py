@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pytest_qat.case import QATCase
     from pytest_qat.checks import CheckResult, ModelChecks
+    from pytest_qat.diagnosis.diagnose import Diagnosis
     from pytest_qat.measure.latency import Speedup
     from pytest_qat.pipeline.run import ModelRun
     from pytest_qat.plugin.session import QATSession
@@ -168,6 +169,28 @@ class QATRun:
         """
         __tracebackhide__ = True
         self._hold("coverage", min_coverage=None if at_least is None else parse_fraction(at_least, name="at_least"))
+
+    def diagnose(self) -> Diagnosis:
+        """Return what is wrong with the prepared and the converted model, whether or not a check has failed.
+
+        Raises:
+            CheckFailed: the model cannot be prepared or converted.
+            QATError: its data or training cannot be used.
+        """
+        from pytest_qat.diagnosis.diagnose import diagnosed
+        from pytest_qat.diagnosis.given import stages_of
+        from pytest_qat.pipeline.run import StageFailed
+
+        __tracebackhide__ = True
+        run = self.checks.run
+        with _as_test_failure():
+            try:
+                done = run.converted()
+                given = stages_of(run.case, prepared=done.prepared.module if done.prepared else None,
+                                  converted=done.int8.module)
+                return run.stage("diagnosis", lambda: diagnosed(given))
+            except StageFailed as failed:
+                raise failed.error from None
 
     def lend(self, stage: Callable[[ModelRun], nn.Module]) -> Iterator[nn.Module]:
         """Yield a copy of a stage's module, with the recipe's engine set meanwhile."""

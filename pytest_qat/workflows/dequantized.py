@@ -77,7 +77,7 @@ def _drop_folded(model: nn.Module, layers: dict[str, Any], converted: nn.Module,
         chains = fusable_chains(trace_call(model, example_inputs), model, keep=frozenset())
         folded = [name for chain in chains if chain[0] in layers for name in chain[1:] if _is_norm(model, name)]
     else:
-        folded = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        folded = [name for name, _ in model.named_modules() if _is_norm(model, name)]
     kept = {name for name, module in zip(user_names(converted).values(), converted.modules(), strict=False)
             if "BatchNorm" in type(module).__name__}
     for name in folded:

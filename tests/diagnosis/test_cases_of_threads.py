@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from fixtures.cases import CASES, HEALTHY, Case, Healthy, Stages
 
+pytestmark = pytest.mark.slow
+
 LOST_DB, HEALTHY_DB = 18.0, 20.0
 """Signal to noise of outputs without their mean: below the first a model is broken, above the second healthy."""
 

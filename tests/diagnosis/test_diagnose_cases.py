@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from fixtures.cases import CASES, HEALTHY, Case, Healthy, Stages
+from pytest_qat import diagnose
 
+pytestmark = pytest.mark.slow
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def complaints(stages: Stages) -> list[Any]:
     """The errors and warnings of a diagnosis, in its order."""
-    from pytest_qat import diagnose
-
     findings = diagnose(**stages.arguments()).findings
     return [finding for finding in findings if finding.severity in ("error", "warning")]
 

@@ -69,6 +69,7 @@ def test_the_healthy_twin_passes_in_silence(name: str, judged: Callable[..., Che
     assert [found.code for found in result.findings if found.severity != "note"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["unlike columns", "dim calibration"])
 def test_the_same_is_found_in_an_exported_model(name: str, judged: Callable[..., CheckResult]) -> None:
     make, code, module = FAULTS[name]

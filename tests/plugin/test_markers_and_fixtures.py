@@ -35,8 +35,13 @@ def test_speed(qat_run):
 
 def test_coverage(qat_run):
     qat_run.assert_coverage(at_least="90%")
+
+def test_diagnosis(qat_run):
+    diagnosis = qat_run.diagnose()
+    assert diagnosis.healthy, diagnosis
+    assert [stage.after for stage in diagnosis.stages] == ["unrounded", "fake-quantize", "int8"]
 ''', "--qat-json=qat.json")
-    result.assert_outcomes(passed=4)
+    result.assert_outcomes(passed=5)
     assert (project.path / "calls").read_text() == "x"
     (recorded,) = json.loads((project.path / "qat.json").read_text())["runs"]
     assert set(recorded["checks"]) == {"accuracy", "size", "speedup", "coverage"}

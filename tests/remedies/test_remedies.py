@@ -22,6 +22,7 @@ from tests.remedies.rows_options import FILE_ROWS, MARKER_ROWS, OPTION_ROWS, REF
 from tests.remedies.rows_properties import PROPERTY_ROWS
 from tests.remedies.rows_recipes import RECIPE_ROWS
 from tests.remedies.rows_scores import OUTPUT_ROWS, SCORE_ROWS, SET_ROWS
+from tests.remedies.rows_stages import STAGE_ROWS
 from tests.remedies.rows_verdicts import ACCURACY_ROWS, SET_VERDICT_ROWS, SPEED_ROWS
 from tests.remedies.sites import Site, sites
 from tests.remedies.walk import Row, World, check
@@ -29,7 +30,8 @@ from tests.remedies.walk import Row, World, check
 ROWS: list[Row] = [*CASE_ROWS, *DATA_ROWS, *PREFLIGHT_ROWS, *SCORE_ROWS, *MEASURE_ROWS, *OPTION_ROWS,
                    *FILE_ROWS, *MARKER_ROWS, *REFERENCE_ROWS, *PROPERTY_ROWS, *ACCURACY_ROWS, *SPEED_ROWS,
                    *FINDING_ROWS, *PART_ROWS, *EXPORTED_ROWS, *RECIPE_ROWS, *SET_ROWS, *OUTPUT_ROWS,
-                   *SET_VERDICT_ROWS, *LOST_ROWS, *CALL_ROWS, *PREPARE_ROWS, *OBSERVER_ROWS, *EXPORT_ROWS, *LOAD_ROWS]
+                   *SET_VERDICT_ROWS, *LOST_ROWS,
+                   *STAGE_ROWS, *CALL_ROWS, *PREPARE_ROWS, *OBSERVER_ROWS, *EXPORT_ROWS, *LOAD_ROWS]
 
 NOT_FOLLOWED = {
     ("diagnosis/causes.py", "report it to pytest-qat"): "only people can report",

@@ -21,6 +21,8 @@ from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.workflows.known_errors import explain
 from tests.workflows.provoked import IMAGES, ROWS, Net, Then, by_fx, explained, static, told
 
+pytestmark = pytest.mark.slow
+
 TWO = torch.randn(2, 3, 8, 8)
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs onnxscript")
 

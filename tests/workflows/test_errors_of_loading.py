@@ -17,6 +17,8 @@ from torchao.testing.pt2e._xnnpack_quantizer import XNNPACKQuantizer, get_symmet
 from pytest_qat.core.torch_state import preserved_torch_state
 from tests.workflows.provoked import IMAGES, Net, by_fx, explained, told
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _quietly() -> Iterator[None]:

@@ -24,6 +24,8 @@ _MOVES = 2.0
 _UNLIKE = 1.4
 """Means of batches' extremes that differ by this factor are of data that differ."""
 _BATCHES = 16
+_WITHOUT_NAN = ("take the batches with NaN or infinite values out of the calibration and training data, and calibrate "
+                "again.")
 
 
 def not_finite(given: Given) -> Iterator[Finding]:
@@ -36,8 +38,7 @@ def not_finite(given: Given) -> Iterator[Finding]:
             evidence={"low": str(low), "high": str(high)},
             message=f"{observed(own)} was observed with values from {low} to {high}; no scale and zero point hold such "
                     "a range, so what is quantized with it is NaN or one value.",
-            remedy="take the batches with NaN or infinite values out of the calibration and training data, and "
-                   "calibrate again.")
+            remedy=_WITHOUT_NAN)
         return
     broken = None if given.converted is None else next((
         (name, module) for name, module in given.converted.named_modules()
@@ -47,8 +48,7 @@ def not_finite(given: Given) -> Iterator[Finding]:
             code="range-not-finite", severity="error", module=user_names(given.converted)[broken[0]] or None,
             message=f"{broken[0]} was converted with the scale {float(_flat_scale(broken[1]))}, so all its values are "
                     "NaN or one value: NaN or infinity passed its observer.",
-            remedy="take the batches with NaN or infinite values out of the calibration and training data, and "
-                   "calibrate again.")
+            remedy=_WITHOUT_NAN)
 
 
 def _flat_scale(module: nn.Module) -> Tensor:

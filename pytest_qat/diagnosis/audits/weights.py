@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.diagnosis.given import Given
-from pytest_qat.diagnosis.int8_layers import fused_form
+from pytest_qat.diagnosis.int8_layers import PER_CHANNEL, fused_form
 from pytest_qat.findings import Finding, json_number
 from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.workflows.names import observed, user_names
@@ -43,7 +43,7 @@ def lost_channels(given: Given) -> Iterator[Finding]:
         message=f"all channels of the weights of {module} share one scale, and for {lost} of {len(found[module])} its "
                 f"steps are so coarse that rounding changes them by a quarter and more ({min(found[module]):.1f} dB "
                 "at worst).",
-        remedy="quantize these weights per channel, such as with default_per_channel_weight_fake_quant.")
+        remedy=PER_CHANNEL)
 
 
 def few_codes(given: Given) -> Iterator[Finding]:
