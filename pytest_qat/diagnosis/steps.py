@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pytest_qat.core.batches import call, sample_count
+from pytest_qat.core.text import percent
 from pytest_qat.diagnosis.divergence import first_divergence
 from pytest_qat.diagnosis.given import Given, outputs_of
 from pytest_qat.diagnosis.int8_layers import fused_form, one_module_for_unlike_calls, worst_layer
@@ -62,9 +63,9 @@ class StageComparison:
 
     def __str__(self) -> str:
         seen = self.agreement
-        same = "" if seen.same_class is None else f", {100 * seen.same_class:.1f} % of the samples in the same class"
-        return (f"{self.before} -> {self.after}: {seen.sqnr_db:.1f} dB, {seen.mean_removed_db:.1f} dB without means, "
-                f"{seen.worst_column_db:.1f} dB in the worst column{same}")
+        same = "" if seen.same_class is None else f", same class for {percent(seen.same_class)}"
+        return (f"{self.before} -> {self.after}: {seen.sqnr_db:.1f} dB ({seen.mean_removed_db:.1f} without means, "
+                f"{seen.worst_column_db:.1f} in the worst column){same}")
 
 
 def _forms(given: Given) -> dict[str, nn.Module]:
@@ -200,7 +201,8 @@ def _flat(given: Given, before: nn.Module, after: nn.Module) -> tuple[FlatOutput
     """Return outputs that vary in one form, and hardly any more in another."""
     with contextlib.suppress(NotComparable), torch.inference_mode():
         made = [[call(model, inputs) for inputs in given.batches] for model in (before, after)]
-        return tuple(each for each in flat_outputs(*made, samples=[sample_count(inputs) for inputs in given.batches])
+        return tuple(each for each in flat_outputs(*made, small=True, samples=[
+            sample_count(inputs) for inputs in given.batches])
                      if not each.faint)
     return ()
 

@@ -20,10 +20,10 @@ __all__ = ["FlatOutput", "flat_outputs"]
 _FLAT = 0.1
 """An output whose int8 spread is below this share of its float spread counts as flat."""
 _LIVE = 0.1
-"""A column whose spread is below this share of the largest column's is checked only if it follows its input."""
+"""A column whose spread is below this share of the largest column's is not checked, unless it is small by nature: with
+values from 0 to 1, as scores beside boxes in pixels have."""
 _FOLLOWS = 0.1
-"""A column whose spread is at least this share of its own size follows its input, however small it is beside others:
-scores from 0 to 1 beside boxes in pixels do."""
+"""Such a column follows its input if its spread is at least this share of its own size."""
 _LEAST_FLAT_SHARE = 0.1
 """Share of the live columns that must be flat before the output is reported."""
 _FEW_VALUES, _COARSE = 4, 0.5
@@ -74,7 +74,7 @@ class FlatOutput:
 
 
 def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples: Sequence[int],
-                 but: str | None = None) -> tuple[FlatOutput, ...]:
+                 but: str | None = None, small: bool = False) -> tuple[FlatOutput, ...]:
     """Return the outputs in which at least a tenth of the columns went flat.
 
     Args:
@@ -82,6 +82,7 @@ def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples:
         candidate: Outputs of the int8 model on the same batches.
         samples: Number of samples in each batch.
         but: Place of an output to leave out, because a metric looks at it.
+        small: Whether to check small columns that follow their input whatever their values are.
 
     Raises:
         NotComparable: no output is a floating-point tensor of the same shapes on both sides.
@@ -93,18 +94,20 @@ def flat_outputs(reference: Sequence[Any], candidate: Sequence[Any], *, samples:
             continue
         before, after = (torch.cat([_columns(tensor) for tensor in tensors]).double()
                          for tensors in (output.before, output.after))
-        flat = _flat_output(place, before, after)
+        flat = _flat_output(place, before, after, small=small)
         if flat is not None:
             found.append(flat)
     return tuple(found)
 
 
-def _flat_output(place: str, before: Tensor, after: Tensor) -> FlatOutput | None:
+def _flat_output(place: str, before: Tensor, after: Tensor, *, small: bool) -> FlatOutput | None:
     """Check one output, given as `(rows, columns)`; return None if it is fine."""
     spread, left, noise = before.std(dim=0), after.std(dim=0), (before - after).std(dim=0)
     values = torch.tensor([len(column.unique()) for column in after.T])
     size = before.square().mean(dim=0).sqrt()
-    live = ((spread >= _LIVE * spread.max()) | (spread >= _FOLLOWS * size)) & (spread > 1e-6 * before.abs().max())
+    scores = (before.amin(dim=0) >= 0) & (before.amax(dim=0) <= 1)
+    by_itself = (spread >= _FOLLOWS * size) & (scores | small)
+    live = ((spread >= _LIVE * spread.max()) | by_itself) & (spread > 1e-6 * before.abs().max())
     coarse = (values <= _FEW_VALUES) & (noise >= _COARSE * spread)
     flat = (live & (coarse | (left <= _FLAT * spread))).nonzero().flatten().tolist()
     if not flat or len(flat) < _LEAST_FLAT_SHARE * int(live.sum()):

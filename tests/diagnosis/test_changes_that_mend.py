@@ -76,7 +76,8 @@ def test_what_was_known_when_time_ran_out_is_told(made: Callable[..., ModelCheck
     assert "a speed that was not measured in time" in found.message
 
 
-@pytest.mark.parametrize("name", MENDING)
+@pytest.mark.parametrize("name", [name if index < 2 else pytest.param(name, marks=pytest.mark.slow)
+                                  for index, name in enumerate(MENDING)])
 def test_what_mends_is_found_and_keeps_its_promise_when_pasted(name: str, made: Callable[..., ModelChecks]) -> None:
     make, text = MENDING[name]
     checks = made(make())
@@ -182,6 +183,7 @@ def test_only_modules_of_the_model_can_be_skipped(blamed: list[str], names: tupl
     assert skippable(made(faults.heavy_column()).run, blamed) == names
 
 
+@pytest.mark.slow
 def test_the_error_of_an_lstm_is_the_layers(made: Callable[..., ModelChecks]) -> None:
     class Reader(nn.Module):
         """Reads a sum over many steps, which rounded states do not keep."""

@@ -100,6 +100,7 @@ def test_an_audit_that_fails_does_not_cost_the_others(monkeypatch: pytest.Monkey
     assert "no such luck" in found.findings[1].message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "check", "code"), [
     ("filters_rounded", "coverage", "rounded-but-float"), ("dynamic_convolutions", "coverage", "nothing-quantized"),
     ("conversion_forgotten_fx", "coverage", "still-simulated"), ("tiny_batches_fx", "accuracy", "batch-norm-drifted")])
@@ -119,6 +120,7 @@ def test_a_run_tells_what_is_wrong_with_the_stages_of_its_case(name: str, check:
     assert code in {finding.code for finding in found}, [(finding.code, finding.message) for finding in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86"])
 def test_what_the_pipeline_makes_is_healthy(recipe: str, tmp_path: Path) -> None:
     case = replace(edge_model.digits(), train_data=None, loss_fn=None, optimizer=None, epochs=1,
@@ -139,3 +141,12 @@ def test_without_stages_there_is_nothing_to_say() -> None:
     model = torch.nn.Linear(4, 4)
     assert diagnosed(received(model, (torch.randn(2, 4),))).findings == ()
     assert str(diagnose(model, (torch.randn(2, 4),))) == "nothing was found."
+
+
+def test_remedies_say_what_they_mended_where_that_was_tried() -> None:
+    found = diagnose(**stages("faint_calibration_fx", broken=True))
+    assert [(each.code, each.mends is not None and each.mends > 0.9) for each in found.remedies] == [
+        ("calibration-unlike-evaluation", True)]
+    assert "\n  remedy: give calibration_data like those of the evaluation" in str(found)
+    [untried] = diagnose(**stages("conversion_forgotten_fx", broken=True)).remedies
+    assert untried.mends is None

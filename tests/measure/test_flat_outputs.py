@@ -38,6 +38,18 @@ def test_a_column_that_shrinks_to_a_tenth_is_flat_however_many_values_it_takes(l
     assert all(each.values == 32 for each in found)
 
 
+def test_scores_beside_boxes_in_pixels_are_checked() -> None:
+    reference = torch.cat([boxes() * 300, boxes().sigmoid()], dim=1)
+    (found,) = flat_outputs([reference], [quantized(reference)], samples=[len(reference)])
+    assert found.columns == (4, 5, 6, 7)
+
+
+def test_small_columns_are_checked_if_asked() -> None:
+    reference, candidate = boxes() * torch.tensor([1, 1, 1, 0.01]), boxes() * torch.tensor([1, 1, 1, 0.0])
+    (found,) = flat_outputs([reference], [candidate], samples=[len(reference)], small=True)
+    assert found.columns == (3,)
+
+
 @pytest.mark.parametrize(("reference", "candidate"), [
     pytest.param(boxes(), quantized(boxes()), id="eight bits"),
     pytest.param(boxes(), boxes() * 0.5, id="half as large"),

@@ -105,7 +105,7 @@ def kernel(*, bias: bool) -> Any:
     """Convert a model, and give a layer another bias, or its weights in another order, after that."""
     made = eager(net())
     weight = made.first.weight()
-    order = weight if bias else torch._make_per_channel_quantized_tensor(  # noqa: SLF001 - torch has no other
+    order = weight if bias else torch._make_per_channel_quantized_tensor(
         weight.int_repr().flip(0), weight.q_per_channel_scales(), weight.q_per_channel_zero_points(), 0)
     made.first.set_weight_bias(order, made.first.bias() + 1 if bias else made.first.bias())
     return made

@@ -7,6 +7,7 @@ the reason. Somebody who adds one adds its row: `test_every_advice_has_a_row` fa
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ ROWS: list[Row] = [*CASE_ROWS, *DATA_ROWS, *PREFLIGHT_ROWS, *SCORE_ROWS, *MEASUR
                    *FILE_ROWS, *MARKER_ROWS, *REFERENCE_ROWS, *PROPERTY_ROWS, *ACCURACY_ROWS, *SPEED_ROWS,
                    *FINDING_ROWS, *PART_ROWS, *EXPORTED_ROWS, *RECIPE_ROWS, *SET_ROWS, *OUTPUT_ROWS,
                    *SET_VERDICT_ROWS, *LOST_ROWS,
-                   *STAGE_ROWS, *CALL_ROWS, *PREPARE_ROWS, *OBSERVER_ROWS, *EXPORT_ROWS, *LOAD_ROWS]
+                   *(replace(row, slow=True) for row in (
+                       *STAGE_ROWS, *CALL_ROWS, *PREPARE_ROWS, *OBSERVER_ROWS, *EXPORT_ROWS, *LOAD_ROWS))]
 
 NOT_FOLLOWED = {
     ("diagnosis/causes.py", "report it to pytest-qat"): "only people can report",

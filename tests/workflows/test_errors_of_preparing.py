@@ -23,6 +23,8 @@ from torchao.testing.pt2e._xnnpack_quantizer import XNNPACKQuantizer, get_symmet
 from pytest_qat.core.torch_state import preserved_torch_state
 from tests.workflows.provoked import IMAGES, ROWS, SIGNALS, VOLUMES, WORDS, Net, Then, by_fx, explained, static, told
 
+pytestmark = pytest.mark.slow
+
 MAPPING = tq.get_default_qconfig_mapping("x86")
 
 
