@@ -24,6 +24,7 @@ from pytest_qat.core.tracebacks import headline
 from pytest_qat.diagnosis.audits import AUDITS
 from pytest_qat.diagnosis.given import Given, received
 from pytest_qat.diagnosis.steps import StageComparison, compare_stages, what_loses
+from pytest_qat.errors import NotComparable, QATError
 from pytest_qat.findings import Finding
 
 __all__ = ["Diagnosis", "Remedy", "diagnose", "diagnosed"]
@@ -92,8 +93,8 @@ def _wrapped(text: str, *, indent: str) -> str:
 def diagnose(float_model: nn.Module, example_inputs: Any, *, fused: nn.Module | None = None,
              prepared: nn.Module | None = None, converted: nn.Module | None = None,
              calibration: Iterable[Any] | None = None, evaluation: Iterable[Any] | None = None,
-             metric: Callable[[Any, Any], Tensor] | None = None, optimizer: torch.optim.Optimizer | None = None,
-             seconds: float = _DEFAULT_S) -> Diagnosis:
+             metric: Callable[[Any, Any], Tensor] | None = None, higher_is_better: bool = True,
+             optimizer: torch.optim.Optimizer | None = None, seconds: float = _DEFAULT_S) -> Diagnosis:
     """Find out what is wrong with a model that you quantized yourself; none of the modules is changed.
 
     Args:
@@ -105,6 +106,7 @@ def diagnose(float_model: nn.Module, example_inputs: Any, *, fused: nn.Module | 
         calibration: Batches of inputs that `prepared` was calibrated on.
         evaluation: Batches of `(inputs, target)`; without them, outputs are compared with the float model's.
         metric: `metric(output, target)` returns one score per sample, shape `(N,)`; the default as in `QATCase`.
+        higher_is_better: False where a lower score of `metric` is better.
         optimizer: The one that trains `prepared`; with it, missing fake-quantizers are an error.
         seconds: Most seconds to look for the modules that lose accuracy.
 
@@ -115,7 +117,8 @@ def diagnose(float_model: nn.Module, example_inputs: Any, *, fused: nn.Module | 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, in copies of some layers
         given = received(float_model, example_inputs, fused=fused, prepared=prepared, converted=converted,
-                         calibration=calibration, evaluation=evaluation, metric=metric, optimizer=optimizer)
+                         calibration=calibration, evaluation=evaluation, metric=metric,
+                         higher_is_better=higher_is_better, optimizer=optimizer)
     return diagnosed(given, seconds=seconds)
 
 
@@ -133,8 +136,17 @@ def diagnosed(given: Given, *, seconds: float = _DEFAULT_S) -> Diagnosis:
         stages: tuple[StageComparison, ...] = ()
         layers: tuple[tuple[str, float], ...] = ()
         if not any(finding.severity == "error" for finding in findings):
-            stages = compare_stages(given)
-            lost = what_loses(given, stages, seconds=max(1.0, seconds - (time.monotonic() - began)))
+            lost: tuple[Finding, ...] = ()
+            try:
+                stages = compare_stages(given)
+                lost = what_loses(given, stages, seconds=max(1.0, seconds - (time.monotonic() - began)))
+            except NotComparable as error:
+                lost = (Finding(code="not-comparable", severity="note", message=error.message,
+                                remedy=error.hint or ""),)
+            except QATError:
+                raise
+            except Exception as error:  # what the audits found must not get lost
+                lost = (_failed("the comparison of the stages", error),)
             known = {finding.code for finding in lost}
             findings = [*lost, *(each for each in findings if each.code not in known)]
             layers = next((tuple((str(name), float(share)) for name, share in finding.evidence["largest"])
@@ -156,9 +168,7 @@ def _audited(given: Given) -> Iterator[Finding]:
             try:
                 found = list(audit(_fresh(given)))
             except Exception as error:  # one audit must not cost the others
-                found = [Finding(
-                    code="diagnosis-failed", severity="note", evidence={"audit": audit.__name__},
-                    message=f"the audit {audit.__name__} raised {type(error).__name__}: {headline(error)}.")]
+                found = [_failed(f"the audit {audit.__name__}", error)]
             for finding in found:
                 if finding.code not in told:
                     told.add(finding.code)
@@ -166,6 +176,11 @@ def _audited(given: Given) -> Iterator[Finding]:
             if any(finding.severity == "error" for finding in found):
                 broken = True
                 break
+
+
+def _failed(what: str, error: Exception) -> Finding:
+    return Finding(code="diagnosis-failed", severity="note", evidence={"error": type(error).__name__},
+                   message=f"{what} raised {type(error).__name__}: {headline(error)}.")
 
 
 def _fresh(given: Given) -> Given:

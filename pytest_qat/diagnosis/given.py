@@ -67,7 +67,7 @@ class Given:
 def received(float_model: nn.Module, example_inputs: Any, *, fused: nn.Module | None = None,
              prepared: nn.Module | None = None, converted: nn.Module | None = None,
              calibration: Iterable[Any] | None = None, evaluation: Iterable[Any] | None = None,
-             metric: Callable[[Any, Any], Tensor] | None = None,
+             metric: Callable[[Any, Any], Tensor] | None = None, higher_is_better: bool = True,
              optimizer: torch.optim.Optimizer | None = None) -> Given:
     """Check what a user gave, and copy it.
 
@@ -84,7 +84,8 @@ def received(float_model: nn.Module, example_inputs: Any, *, fused: nn.Module | 
     case = QATCase(
         model=copy.deepcopy(as_module(float_model)).eval(), example_inputs=example_inputs,
         calibration_data=None if calibration is None else list(calibration),
-        eval_data=None if evaluation is None else list(evaluation), metric=metric)
+        eval_data=None if evaluation is None else list(evaluation), metric=metric,
+        higher_is_better=higher_is_better)
     held = _held(optimizer)
     own = {} if prepared is None else {
         name: parameter for name, parameter in prepared.named_parameters() if parameter.requires_grad}
@@ -103,6 +104,7 @@ def stages_of(case: QATCase, *, prepared: nn.Module | None = None, converted: nn
     return received(
         case.model, case.example_inputs, prepared=case.prepared if prepared is None else prepared,
         converted=case.converted if converted is None else converted, metric=case.metric,
+        higher_is_better=case.higher_is_better,
         calibration=None if case.calibration_data is None and case.train_data is None else calibration_batches(
             case, limit=_BATCHES),
         evaluation=None if case.eval_data is None or case.set_metric is not None else itertools.islice(

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pytest_qat.core.batches import call, sample_count
 from pytest_qat.core.text import percent
@@ -85,7 +85,11 @@ def _forms(given: Given) -> dict[str, nn.Module]:
 
 
 def compare_stages(given: Given) -> tuple[StageComparison, ...]:
-    """Return how far each stage agrees with the one before it."""
+    """Return how far each stage agrees with the one before it.
+
+    Raises:
+        NotComparable: the stages return no float tensors, or tensors of different shapes.
+    """
     forms = _forms(given)
     made = {name: outputs_of(model, given.batches) for name, model in forms.items()}
     names = list(made)
@@ -105,7 +109,8 @@ def what_loses(given: Given, stages: tuple[StageComparison, ...], *, seconds: fl
     levels = {stage.after: stage.agreement.sqnr_db for stage in stages}
     scores = _scores(given, forms)
     differs = _step_that_differs(given, forms, levels)
-    step = differs if scores is None else _step_that_costs(scores, forms, noticeable=differs is not None)
+    step = differs if scores is None else _step_that_costs(
+        given, scores, forms, noticeable=differs is not None)
     broken = next((stage for stage in stages if stage.after == "fused" and levels["fused"] < _SAME_DB), None)
     if broken is not None and step != "training":
         return (_fused_differs(given, forms, broken),)
@@ -127,7 +132,7 @@ def _explained(step: str, given: Given, forms: dict[str, nn.Module], scores: dic
                stages: tuple[StageComparison, ...], *, seconds: float) -> tuple[Finding, ...]:
     """Return what is behind the step that loses most."""
     if step == "training":
-        return (_of_training(scores),) if scores is not None else ()
+        return (_of_training(given, scores),) if scores is not None else ()
     if step == "rounding":
         return _of_rounding(given, forms, seconds=seconds)
     flat = _flat(given, forms["float"], forms["int8"])
@@ -158,26 +163,27 @@ def _scores(given: Given, forms: dict[str, nn.Module]) -> dict[str, Scores] | No
         return None  # the default score does not fit these targets; outputs can be compared all the same
 
 
-def _lost(before: Scores, after: Scores) -> Accuracy:
-    return compare_scores(before, after, None, higher_is_better=True)
+def _lost(given: Given, before: Scores, after: Scores) -> Accuracy:
+    return compare_scores(before, after, None, higher_is_better=given.case.higher_is_better)
 
 
-def _step_that_costs(scores: dict[str, Scores], forms: dict[str, nn.Module], *, noticeable: bool) -> str | None:
+def _step_that_costs(given: Given, scores: dict[str, Scores], forms: dict[str, nn.Module], *,
+                     noticeable: bool) -> str | None:
     """Return the first step that makes a good part of a drop that matters; None where there is no such drop.
 
     A small drop, or one of a score that is no share of something (an error), counts only where outputs differ, too.
     """
     last = list(forms)[-1]
-    whole = _lost(scores["float"], scores[last])
+    whole = _lost(given, scores["float"], scores[last])
     if last == "float" or whole.p_value >= SIGNIFICANT or whole.drop <= whole.allowed(_ALLOWED) or not (
             noticeable or (is_binary(scores["float"].values) and whole.drop > _LARGE)):
         return None
     steps: dict[str, float] = {}
     if "unrounded" in forms:
-        steps["training"] = _lost(scores["float"], scores["unrounded"]).drop
-        steps["rounding"] = _lost(scores["unrounded"], scores["fake-quantize"]).drop
+        steps["training"] = _lost(given, scores["float"], scores["unrounded"]).drop
+        steps["rounding"] = _lost(given, scores["unrounded"], scores["fake-quantize"]).drop
         if "int8" in forms:
-            steps["conversion"] = _lost(scores["fake-quantize"], scores["int8"]).drop
+            steps["conversion"] = _lost(given, scores["fake-quantize"], scores["int8"]).drop
     else:
         steps["whole"] = whole.drop
     return next((step for step, lost in steps.items() if lost >= _MUCH * whole.drop), None)
@@ -248,8 +254,8 @@ def _fused_differs(given: Given, forms: dict[str, nn.Module], stage: StageCompar
                "goes nowhere else.")
 
 
-def _of_training(scores: dict[str, Scores]) -> Finding:
-    lost = _lost(scores["float"], scores["unrounded"])
+def _of_training(given: Given, scores: dict[str, Scores]) -> Finding:
+    lost = _lost(given, scores["float"], scores["unrounded"])
     return Finding(
         code="lost-in-training", severity="error",
         evidence={"fp32": lost.fp32, "unrounded": lost.int8, "p_value": lost.p_value},
@@ -292,7 +298,8 @@ def _other_qparams(forms: dict[str, nn.Module]) -> Finding | None:
     rounding, int8 = forms["fake-quantize"], forms["int8"]
     own, theirs = user_names(rounding), user_names(int8)
     known = {observed(own[name]): quantizer for name, quantizer in fake_quantizers(rounding)
-             if "weight" not in own[name].rpartition(".")[2] and quantizer.scale.numel() == 1}
+             if "weight" not in own[name].rpartition(".")[2] and isinstance(getattr(quantizer, "scale", None), Tensor)
+             and quantizer.scale.numel() == 1}
     for name, module in int8.named_modules():
         scale = getattr(module, "scale", None)
         quantizer = known.get(theirs[name])

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pytest_qat.measure.parity import sqnr_db
+from pytest_qat.errors import NotComparable
+from pytest_qat.measure.parity import BEFORE_SELECTION, sqnr_db
 
 __all__ = ["OutputAgreement", "agreement_db", "compare_outputs"]
 
@@ -38,7 +39,11 @@ class OutputAgreement:
 
 
 def agreement_db(reference: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> float:
-    """Return the SQNR of all outputs of all batches together; -inf where their forms differ."""
+    """Return the SQNR of all outputs of all batches together.
+
+    Raises:
+        NotComparable: there are no outputs, or their forms differ.
+    """
     return compare_outputs(reference, other).sqnr_db
 
 
@@ -48,11 +53,11 @@ def compare_outputs(reference: Sequence[Sequence[Tensor]], other: Sequence[Seque
     Args:
         reference: Float tensors that one form returns for each batch, the batch in dim 0.
         other: What the other returns for the same batches.
+
+    Raises:
+        NotComparable: there are no outputs, or their forms differ.
     """
     pairs = _joined(reference, other)
-    if not pairs:
-        return OutputAgreement(sqnr_db=-math.inf, mean_removed_db=-math.inf, worst_column_db=-math.inf, worst_column=0,
-                               worst_output=0, same_class=None)
     whole = sqnr_db(*(torch.cat([pair[side].flatten() for pair in pairs]) for side in (0, 1)))
     centered = [_centered(*pair) for pair in pairs]
     without = sqnr_db(*(torch.cat([pair[side].flatten() for pair in centered]) for side in (0, 1)))
@@ -69,14 +74,16 @@ def compare_outputs(reference: Sequence[Sequence[Tensor]], other: Sequence[Seque
 
 
 def _joined(reference: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Return each output of all batches in both forms; nothing where shapes differ."""
-    if len({len(batch) for batch in (*reference, *other)}) != 1:
-        return []
+    """Return each output of all batches in both forms."""
+    counts = {len(batch) for batch in (*reference, *other)}
+    if len(counts) != 1 or counts == {0}:
+        raise NotComparable("the stages return no floating-point tensors, or not the same number of them.",
+                            hint=BEFORE_SELECTION)
     pairs = []
     for index in range(len(reference[0])):
         one, two = ([batch[index].detach().float() for batch in side] for side in (reference, other))
         if any(first.shape != second.shape for first, second in zip(one, two, strict=True)):
-            return []
+            raise NotComparable("the stages return tensors of different shapes.", hint=BEFORE_SELECTION)
         if len({value.shape[1:] for value in one}) == 1 and one[0].dim() > 0:
             pairs.append((torch.cat(one), torch.cat(two)))
         else:

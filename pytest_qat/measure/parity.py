@@ -13,14 +13,14 @@ from torch import Tensor
 from pytest_qat.core.batches import named_float_tensors
 from pytest_qat.errors import NotComparable
 
-__all__ = ["Parity", "compare_parity", "sqnr_db"]
+__all__ = ["BEFORE_SELECTION", "Parity", "compare_parity", "sqnr_db"]
 
 
 HEALTHY_DB = 25.0
 """End-to-end SQNR that a converted model should reach; rounding differences add up, so healthy models have 25 to 35."""
 MARGIN_DB = 6.0
 """Conversion may add up to twice as much noise as quantization itself, which is 6 dB."""
-_BEFORE_SELECTION = "Return what comes before the selection, such as all boxes."
+BEFORE_SELECTION = "Return what comes before the selection, such as all boxes."
 _FEWEST = 64
 """Outputs with fewer values than this are not checked on their own, because their SQNR is mostly chance."""
 
@@ -111,17 +111,17 @@ def _hold_to_same_form(*forms: Mapping[str, Tensor]) -> None:
                             hint="Return the logits as a tensor, or in a tuple or dict.")
     if len({len(outputs) for outputs in forms}) > 1:
         raise NotComparable(f"the float, prepared and converted model return {_listed(map(len, forms))} floating-point "
-                            "tensors, so they cannot be compared.", hint=_BEFORE_SELECTION)
+                            "tensors, so they cannot be compared.", hint=BEFORE_SELECTION)
     for numbers in zip(*(outputs.items() for outputs in forms), strict=True):
         sizes = [values.numel() for _, values in numbers]
         if len(set(sizes)) > 1:
             place = numbers[0][0]
             raise NotComparable(
                 f"the float, prepared and converted model return {_listed(sizes)} values in "
-                f"{f'output {place}' if place else 'the output'}, so they cannot be compared.", hint=_BEFORE_SELECTION)
+                f"{f'output {place}' if place else 'the output'}, so they cannot be compared.", hint=BEFORE_SELECTION)
     if not any(values.numel() for values in forms[0].values()):
         raise NotComparable("the model's outputs are empty on the calibration data, so there is nothing to compare.",
-                            hint=_BEFORE_SELECTION)
+                            hint=BEFORE_SELECTION)
 
 
 def _listed(counts: Iterable[int]) -> str:

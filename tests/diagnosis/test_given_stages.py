@@ -150,3 +150,45 @@ def test_remedies_say_what_they_mended_where_that_was_tried() -> None:
     assert "\n  remedy: give calibration_data like those of the evaluation" in str(found)
     [untried] = diagnose(**stages("conversion_forgotten_fx", broken=True)).remedies
     assert untried.mends is None
+
+
+class Named(torch.nn.Module):
+    """Returns the largest class, which is no floating-point tensor."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x).argmax(1)  # type: ignore[no-any-return]
+
+
+def test_outputs_that_cannot_be_compared_are_no_fault() -> None:
+    given = stages("far_outlier_fx", broken=False)
+    found = diagnose(Named(given["float_model"]), given["example_inputs"], converted=Named(given["converted"]))
+    assert [finding.code for finding in found.findings] == ["not-comparable"]
+    assert found.healthy
+
+
+def test_a_comparison_that_fails_is_told_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_qat.diagnosis import diagnose as module
+
+    def failing(_: Any) -> Any:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(module, "compare_stages", failing)
+    found = diagnose(**stages("far_outlier_fx", broken=True))
+    assert [finding.code for finding in found.findings] == ["diagnosis-failed"]
+
+
+def _distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (output - target).square().mean(1)
+
+
+def test_a_score_that_should_be_low_is_lost_where_it_rises() -> None:
+    for broken in (False, True):
+        given = stages("far_outlier_fx", broken=broken)
+        data = [(inputs, given["float_model"](inputs).detach() + 0.1) for inputs, _ in given["evaluation"]]
+        found = diagnose(**{**given, "evaluation": data, "metric": _distance}, higher_is_better=False)
+        assert [finding.code for finding in found.findings if finding.severity == "error"] == (
+            ["outliers-set-the-range"] if broken else [])

@@ -64,7 +64,7 @@ def output_stays_int8(given: Given) -> Iterator[Finding]:
     count = sum(isinstance(leaf, Tensor) and leaf.is_quantized for leaf in leaves)
     if count:
         yield Finding(
-            code="output-stays-int8", severity="error", evidence={"outputs": count},
+            code="output-not-dequantized", severity="error", evidence={"outputs": count},
             message=f"{count} of the {len(leaves)} outputs of the converted model are int8 tensors, which softmax, "
                     "losses and metrics do not take.",
             remedy="put a DeQuantStub on each output that float code reads.")
