@@ -23,7 +23,7 @@ from pytest_qat.core.torch_state import preserved_torch_state, without_fast_path
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.diagnosis.audits import AUDITS
 from pytest_qat.diagnosis.given import Given, received
-from pytest_qat.diagnosis.steps import StageComparison, compare_stages, what_loses
+from pytest_qat.diagnosis.steps import StageComparison, compare_stages, stage_forms, what_loses
 from pytest_qat.errors import NotComparable, QATError
 from pytest_qat.findings import Finding
 
@@ -138,8 +138,9 @@ def diagnosed(given: Given, *, seconds: float = _DEFAULT_S) -> Diagnosis:
         if not any(finding.severity == "error" for finding in findings):
             lost: tuple[Finding, ...] = ()
             try:
-                stages = compare_stages(given)
-                lost = what_loses(given, stages, seconds=max(1.0, seconds - (time.monotonic() - began)))
+                forms = stage_forms(given)
+                stages = compare_stages(given, forms)
+                lost = what_loses(given, forms, stages, seconds=max(1.0, seconds - (time.monotonic() - began)))
             except NotComparable as error:
                 lost = (Finding(code="not-comparable", severity="note", message=error.message,
                                 remedy=error.hint or ""),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ from pytest_qat.core.batches import call, float_tensors, labeled, sample_count
 from pytest_qat.errors import InvalidCase
 from pytest_qat.exported.model import as_module
 from pytest_qat.workflows.observers import fake_quantizers
-from pytest_qat.workflows.simulated import observers
+from pytest_qat.workflows.simulated import observers, simulated
 
 __all__ = ["Given", "outputs_of", "received", "stages_of"]
 
@@ -33,6 +34,8 @@ class Given:
         fused: The float model with its layers fused.
         prepared: With observers or fake-quantizers, calibrated or trained.
         converted: The int8 model.
+        rounding: The prepared model in eval mode, which rounds with the ranges that it has observed; None where it has
+            none.
         batches: Inputs to compare outputs on: of the evaluation data, else calibration data, else the example.
         not_held: Names of trainable parameters of the prepared model that the optimizer does not hold.
         foreign: How many tensors the optimizer holds that are no parameters of the prepared model.
@@ -44,6 +47,7 @@ class Given:
     prepared: nn.Module | None
     converted: nn.Module | None
     batches: tuple[Any, ...]
+    rounding: nn.Module | None = None
     not_held: tuple[str, ...] = ()
     foreign: int = 0
     trains: bool = False
@@ -94,9 +98,21 @@ def received(float_model: nn.Module, example_inputs: Any, *, fused: nn.Module | 
         foreign, held = [], {}
     return Given(
         case=case, fused=_copied(fused), prepared=_copied(prepared), converted=_copied(converted),
+        rounding=_rounding(prepared),
         batches=_batches(case), trains=optimizer is not None,
         not_held=() if not held else tuple(name for name, parameter in own.items() if id(parameter) not in held),
         foreign=len(foreign) if own else 0)
+
+
+def _rounding(prepared: nn.Module | None) -> nn.Module | None:
+    """Observers that have seen nothing, or NaN, have no ranges to round with."""
+    if prepared is None:
+        return None
+    with contextlib.suppress(Exception):
+        made = simulated(as_module(prepared))
+        if any(True for _ in fake_quantizers(made)):
+            return made
+    return None
 
 
 def stages_of(case: QATCase, *, prepared: nn.Module | None = None, converted: nn.Module | None = None) -> Given:

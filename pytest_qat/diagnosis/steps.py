@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pytest_qat.core.batches import call, sample_count
 from pytest_qat.core.text import percent
 from pytest_qat.diagnosis.divergence import first_divergence
+from pytest_qat.diagnosis.effects import places_of
 from pytest_qat.diagnosis.given import Given, outputs_of
 from pytest_qat.diagnosis.int8_layers import fused_form, one_module_for_unlike_calls, worst_layer
 from pytest_qat.diagnosis.lost import lost_by_rounding
@@ -28,11 +29,10 @@ from pytest_qat.measure.scoring import evaluate
 from pytest_qat.measure.statistics import is_binary
 from pytest_qat.verdict import SIGNIFICANT, score_text
 from pytest_qat.workflows.kernels import replace_wrong_kernels
-from pytest_qat.workflows.names import observed, user_names
-from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize
-from pytest_qat.workflows.simulated import simulated
+from pytest_qat.workflows.names import user_names
+from pytest_qat.workflows.observers import switch_fake_quantize
 
-__all__ = ["StageComparison", "compare_stages", "what_loses"]
+__all__ = ["StageComparison", "compare_stages", "stage_forms", "what_loses"]
 
 _SAME_DB = 80.0
 """Fusing only folds batch norm, so that a fused model agrees with the float one to this and more."""
@@ -68,44 +68,46 @@ class StageComparison:
                 f"{seen.worst_column_db:.1f} in the worst column){same}")
 
 
-def _forms(given: Given) -> dict[str, nn.Module]:
+def stage_forms(given: Given) -> dict[str, nn.Module]:
     """Return the stages that there are or that can be derived, in their order."""
     forms: dict[str, nn.Module] = {"float": given.float_model}
     if given.fused is not None:
         forms["fused"] = copy.deepcopy(given.fused).eval()
-    if given.prepared is not None:
-        rounding = simulated(given.prepared)
-        if any(True for _ in fake_quantizers(rounding)):
-            plain = copy.deepcopy(rounding)
-            switch_fake_quantize(plain, on=False)
-            forms |= {"unrounded": plain, "fake-quantize": rounding}
+    if given.rounding is not None:
+        plain = copy.deepcopy(given.rounding)
+        switch_fake_quantize(plain, on=False)
+        forms |= {"unrounded": plain, "fake-quantize": copy.deepcopy(given.rounding)}
     if given.converted is not None:
         forms["int8"] = copy.deepcopy(given.converted).eval()
     return forms
 
 
-def compare_stages(given: Given) -> tuple[StageComparison, ...]:
+def compare_stages(given: Given, forms: dict[str, nn.Module]) -> tuple[StageComparison, ...]:
     """Return how far each stage agrees with the one before it.
+
+    Args:
+        given: Whose inputs to use.
+        forms: What `stage_forms` returned.
 
     Raises:
         NotComparable: the stages return no float tensors, or tensors of different shapes.
     """
-    forms = _forms(given)
     made = {name: outputs_of(model, given.batches) for name, model in forms.items()}
     names = list(made)
     return tuple(StageComparison(before=before, after=after, agreement=compare_outputs(made[before], made[after]))
                  for before, after in itertools.pairwise(names))
 
 
-def what_loses(given: Given, stages: tuple[StageComparison, ...], *, seconds: float) -> tuple[Finding, ...]:
+def what_loses(given: Given, forms: dict[str, nn.Module], stages: tuple[StageComparison, ...], *,
+               seconds: float) -> tuple[Finding, ...]:
     """Return what makes the int8 model worse than float, or nothing where it is not.
 
     Args:
-        given: The stages.
+        given: What the user gave.
+        forms: What `stage_forms` returned.
         stages: Their comparison.
         seconds: Most seconds to look for modules.
     """
-    forms = _forms(given)
     levels = {stage.after: stage.agreement.sqnr_db for stage in stages}
     scores = _scores(given, forms)
     differs = _step_that_differs(given, forms, levels)
@@ -296,10 +298,11 @@ def _of_kernels(given: Given, forms: dict[str, nn.Module]) -> tuple[Finding, ...
 def _other_qparams(forms: dict[str, nn.Module]) -> Finding | None:
     """Return the first layer that was converted with another scale than the one observed for it."""
     rounding, int8 = forms["fake-quantize"], forms["int8"]
-    own, theirs = user_names(rounding), user_names(int8)
-    known = {observed(own[name]): quantizer for name, quantizer in fake_quantizers(rounding)
-             if "weight" not in own[name].rpartition(".")[2] and isinstance(getattr(quantizer, "scale", None), Tensor)
-             and quantizer.scale.numel() == 1}
+    theirs = user_names(int8)
+    outputs: dict[str, Any] = {place.module: rounding.get_submodule(place.quantizers[0])
+                               for place in places_of(rounding) if place.kind == "output"}
+    known = {name: quantizer for name, quantizer in outputs.items()
+             if isinstance(getattr(quantizer, "scale", None), Tensor) and quantizer.scale.numel() == 1}
     for name, module in int8.named_modules():
         scale = getattr(module, "scale", None)
         quantizer = known.get(theirs[name])

@@ -7,7 +7,7 @@ from torch import nn
 
 from pytest_qat.errors import CheckFailed
 from pytest_qat.findings import Finding
-from pytest_qat.workflows.names import observed, user_names
+from pytest_qat.workflows.names import observed, observed_module, user_names
 from pytest_qat.workflows.observers import fake_quantizers, range_of, unbounded_range
 
 __all__ = ["DIVERGED", "refuse_broken"]
@@ -65,7 +65,7 @@ def _broken_range(prepared: nn.Module) -> Finding | None:
     name, low, high = found
     own, seen = user_names(prepared)[name], f"from {low} to {high}"
     return Finding(
-        code="range-not-finite", severity="error", module=own or None,
+        code="range-not-finite", severity="error", module=observed_module(own),
         message=f"training made values {seen} at {observed(own)}, as where it diverges; no scale and zero point hold "
                 "such a range.",
         evidence={"what": f"values {seen} came up"})

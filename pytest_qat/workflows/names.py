@@ -15,7 +15,7 @@ from pytest_qat.exported.program import module_of
 from pytest_qat.workflows.eager.wrappers import FloatIsland, QuantizedBorder
 from pytest_qat.workflows.fx.parts import Part
 
-__all__ = ["observed", "user_names"]
+__all__ = ["observed", "observed_module", "user_names"]
 
 
 def user_names(model: nn.Module) -> dict[str, str]:
@@ -49,8 +49,17 @@ def user_names(model: nn.Module) -> dict[str, str]:
 
 
 def observed(name: str) -> str:
-    """Return what an observer with this user's name looks at."""
-    return name.partition("activation_post_process")[0].rstrip(".") or "the input"
+    """Return what an observer with this user's name looks at, for a message."""
+    return observed_module(name) or "the input"
+
+
+def observed_module(name: str) -> str | None:
+    """Return the module whose weights or output an observer with this user's name looks at; None for the input."""
+    module = name.partition("activation_post_process")[0].rstrip(".").partition(".parametrizations.")[0]
+    for leaf in ("weight_fake_quant", "weight"):
+        if module == leaf or module.endswith(f".{leaf}"):
+            module = module.removesuffix(leaf).rstrip(".")
+    return module or None
 
 
 def _observed_names(model: torch.fx.GraphModule, own: str, actual: str) -> dict[str, str]:

@@ -173,7 +173,7 @@ def test_outputs_that_cannot_be_compared_are_no_fault() -> None:
 def test_a_comparison_that_fails_is_told_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_qat.diagnosis import diagnose as module
 
-    def failing(_: Any) -> Any:
+    def failing(*_: Any) -> Any:
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr(module, "compare_stages", failing)

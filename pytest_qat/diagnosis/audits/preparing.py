@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from pytest_qat.diagnosis.given import Given, outputs_of
@@ -9,7 +10,6 @@ from pytest_qat.findings import Finding, json_number
 from pytest_qat.measure.agreement import agreement_db
 from pytest_qat.workflows.names import observed, user_names
 from pytest_qat.workflows.observers import fake_quantizers, rounds
-from pytest_qat.workflows.simulated import simulated
 
 __all__ = ["nothing_simulated", "optimizer_of_another_model", "switched_off"]
 
@@ -65,13 +65,14 @@ def switched_off(given: Given) -> Iterator[Finding]:
     if not off:
         return
     own = user_names(given.prepared)
-    names = list(dict.fromkeys(observed(own[name]).removesuffix(".weight_fake_quant") for name in off))
-    on = simulated(given.prepared)
+    names = list(dict.fromkeys(observed(own[name]) for name in off))
     model = given.prepared
     for _, module in fake_quantizers(model):
         if hasattr(module, "observer_enabled"):
             module.observer_enabled[0] = 0
-    level = agreement_db(outputs_of(on, given.batches), outputs_of(model.eval(), given.batches))
+    level = math.nan if given.rounding is None else agreement_db(
+        outputs_of(given.rounding, given.batches), outputs_of(model.eval(), given.batches))
+    changes = "" if math.isnan(level) else f": its outputs change by it to {level:.1f} dB"
     yield Finding(
         code="fake-quantize-off", severity="error", module=names[0] if names[0] in dict(
             given.float_model.named_modules()) and len(off) < len(all_of_them) else None,
@@ -79,6 +80,6 @@ def switched_off(given: Given) -> Iterator[Finding]:
                   "sqnr_db": json_number(level)},
         message=f"{len(off)} of {len(all_of_them)} fake-quantizers are off ({', '.join(names[:_NAMED])}"
                 f"{_more(len(names) - _NAMED)}), so training and evaluation did not see the rounding that the "
-                f"converted model does: its outputs change by it to {level:.1f} dB.",
+                f"converted model does{changes}.",
         remedy="switch them on (model.apply(enable_fake_quant)) before the last epochs; only observers may be switched "
                "off early.")

@@ -13,7 +13,7 @@ from pytest_qat.core.batches import call
 from pytest_qat.diagnosis.given import Given
 from pytest_qat.findings import Finding
 from pytest_qat.finetune import calibrate
-from pytest_qat.workflows.names import observed, user_names
+from pytest_qat.workflows.names import observed, observed_module, user_names
 from pytest_qat.workflows.observers import fake_quantizers, forget_ranges, range_of, unbounded_range
 from pytest_qat.workflows.simulated import observers
 
@@ -34,7 +34,7 @@ def not_finite(given: Given) -> Iterator[Finding]:
         name, low, high = found
         own = user_names(given.prepared)[name]
         yield Finding(
-            code="range-not-finite", severity="error", module=_module(own),
+            code="range-not-finite", severity="error", module=observed_module(own),
             evidence={"low": str(low), "high": str(high)},
             message=f"{observed(own)} was observed with values from {low} to {high}; no scale and zero point hold such "
                     "a range, so what is quantized with it is NaN or one value.",
@@ -64,11 +64,6 @@ def _scale(module: Any) -> Tensor | None:
     return torch.tensor(float(scale)) if isinstance(scale, float) else scale if isinstance(scale, Tensor) else None
 
 
-def _module(own: str) -> str | None:
-    return (own.partition("activation_post_process")[0].removesuffix(".weight_fake_quant.").rstrip(".")
-            .removesuffix(".weight_fake_quant")) or None
-
-
 def never_observed(given: Given) -> Iterator[Finding]:
     """Observers through which values pass, and which have seen none before."""
     prepared = given.prepared
@@ -83,7 +78,7 @@ def never_observed(given: Given) -> Iterator[Finding]:
     if not passed:
         return  # as those of modules that nothing calls
     own = user_names(prepared)
-    names = list(dict.fromkeys(observed(own[name]).removesuffix(".weight_fake_quant") for name in passed))
+    names = list(dict.fromkeys(observed(own[name]) for name in passed))
     every = blind == set(watched) or all(
         name in blind for name in watched if not own[name].endswith(("weight_fake_quant", ".weight")))
     module = next((name for name in names if name in dict(given.float_model.named_modules())), None)
@@ -129,7 +124,7 @@ def learn_in_evaluation(given: Given) -> Iterator[Finding]:
     first = max(moved, key=lambda name: moved[name])
     own = user_names(given.prepared)[first]
     yield Finding(
-        code="observers-learn-in-evaluation", severity="warning", module=_module(own),
+        code="observers-learn-in-evaluation", severity="warning", module=observed_module(own),
         evidence={"moved": len(moved), "of": len(on), "largest_change": moved[first]},
         message=f"{len(on)} observers are on, and .eval() does not switch them off: they take the ranges of the "
                 f"evaluation data, which at {observed(own)} are unlike those before by a factor of "

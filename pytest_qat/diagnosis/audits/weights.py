@@ -12,9 +12,8 @@ from pytest_qat.diagnosis.given import Given
 from pytest_qat.diagnosis.int8_layers import PER_CHANNEL, fused_form
 from pytest_qat.findings import Finding, json_number
 from pytest_qat.measure.parity import sqnr_db
-from pytest_qat.workflows.names import observed, user_names
+from pytest_qat.workflows.names import observed, observed_module, user_names
 from pytest_qat.workflows.observers import fake_quantizers
-from pytest_qat.workflows.simulated import simulated
 
 __all__ = ["few_codes", "lost_channels"]
 
@@ -48,25 +47,24 @@ def lost_channels(given: Given) -> Iterator[Finding]:
 
 def few_codes(given: Given) -> Iterator[Finding]:
     """Quantizers that leave their values less than three bits."""
-    if given.prepared is None:
+    if given.rounding is None:
         return
-    model = simulated(given.prepared)
-    own = user_names(model)
-    for name, quantizer in fake_quantizers(model):
+    own = user_names(given.rounding)
+    for name, quantizer in fake_quantizers(given.rounding):
         codes = int(getattr(quantizer, "quant_max", 255)) - int(getattr(quantizer, "quant_min", 0)) + 1
         if codes < _FEW_CODES:
-            place = own[name].replace(".parametrizations.weight.0", "").removesuffix(".weight_fake_quant")
             yield Finding(
-                code="rounding-too-coarse", severity="warning", module=observed(place), evidence={"codes": codes},
-                message=f"what {observed(place)} rounds has {codes} codes, where int8 has 256.",
+                code="rounding-too-coarse", severity="warning", module=observed_module(own[name]),
+                evidence={"codes": codes},
+                message=f"what {observed(own[name])} rounds has {codes} codes, where int8 has 256.",
                 remedy="give it quant_min and quant_max of eight bits.")
             return
 
 
 def _weights(given: Given) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield module, float weights and rounded weights, wherever one scale holds for a whole tensor of them."""
-    if given.prepared is not None:
-        yield from _prepared(simulated(given.prepared))
+    if given.rounding is not None:
+        yield from _prepared(given.rounding)
     elif given.converted is not None:
         yield from _converted(given, given.converted)
 
