@@ -30,7 +30,8 @@ def _flat_finding(flat: FlatOutput, *, faint: bool, untrained: bool) -> Finding:
                 f"{flat.left:.3g}, with {flat.values} distinct value{'' if flat.values == 1 else 's'}: all columns of "
                 "a tensor share one scale, whose steps are too coarse here.",
         remedy="" if untrained else
-        "train on normalized targets, so that all columns have about the same range around zero.")
+        "train on normalized targets, so that all columns have about the same range around zero, or return columns of "
+        "unlike size as outputs of their own.")
 
 
 def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *, higher_is_better: bool,
