@@ -106,7 +106,7 @@ def by_fx(model: nn.Module, *inputs: Tensor, mapping: Any = None, qat: bool = Fa
     return prepared
 
 
-def told(finding: Finding | None, code: str, *words: str, module: str | None = None) -> Finding:
+def check(finding: Finding | None, code: str, *words: str, module: str | None = None) -> Finding:
     """Check a finding: code, module if given, and words of message or remedy."""
     assert finding is not None, f"{code} was expected"
     assert finding.code == code, finding

@@ -19,7 +19,7 @@ from torchao.testing.pt2e._xnnpack_quantizer import XNNPACKQuantizer, get_symmet
 
 from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.workflows.known_errors import explain
-from tests.workflows.provoked import IMAGES, ROWS, Net, Then, by_fx, explained, static, told
+from tests.workflows.provoked import IMAGES, ROWS, Net, Then, by_fx, check, explained, static
 
 pytestmark = pytest.mark.slow
 
@@ -50,33 +50,33 @@ GRAPHS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("stage", GRAPHS)
 def test_another_batch_size_than_the_example_s(stage: str) -> None:
     graph = GRAPHS[stage]()
-    told(explained(graph, lambda: graph(TWO[:1])), "shape-fixed-by-export", "2 rows", 'dynamic_shapes={"x": {0:')
+    check(explained(graph, lambda: graph(TWO[:1])), "shape-fixed-by-export", "2 rows", 'dynamic_shapes={"x": {0:')
 
 
 @pytest.mark.parametrize(("inputs", "what"), [(torch.randn(2, 3, 9, 9), "== 8 must hold"), (torch.randn(2, 3, 8, 9),
                                                                                             "== 8")])
 def test_another_size_than_the_example_s(inputs: Tensor, what: str) -> None:
     graph = exported()
-    told(explained(graph, lambda: graph(inputs)), "shape-fixed-by-export", what, "one shape")
+    check(explained(graph, lambda: graph(inputs)), "shape-fixed-by-export", what, "one shape")
 
 
 def test_a_batch_that_is_larger_than_the_range() -> None:
     graph = exported(dynamic_shapes={"x": {0: torch.export.Dim("batch", min=2, max=4)}})
-    told(explained(graph, lambda: graph(torch.randn(9, 3, 8, 8))), "shape-fixed-by-export", "<= 4 must hold")
+    check(explained(graph, lambda: graph(torch.randn(9, 3, 8, 8))), "shape-fixed-by-export", "<= 4 must hold")
 
 
 @pytest.mark.parametrize("call", [lambda graph: graph(TWO, TWO), lambda graph: graph(), lambda graph: graph({"x": TWO}),
                                   lambda graph: graph(image=TWO)])
 def test_other_arguments_than_the_example_s(call: Callable[[nn.Module], Any]) -> None:
     graph = exported()
-    told(explained(graph, lambda: call(graph)), "inputs-fixed-by-export", "arguments")
+    check(explained(graph, lambda: call(graph)), "inputs-fixed-by-export", "arguments")
 
 
 @pytest.mark.parametrize("mode", [lambda graph: graph.eval(), lambda graph: graph.train()])
 @pytest.mark.parametrize("stage", GRAPHS)
 def test_switching_the_mode_of_a_graph(stage: str, mode: Callable[[nn.Module], Any]) -> None:
     graph = GRAPHS[stage]()
-    told(explained(graph, lambda: mode(graph)), "mode-of-exported-graph", "move_exported_model_to_eval")
+    check(explained(graph, lambda: mode(graph)), "mode-of-exported-graph", "move_exported_model_to_eval")
 
 
 def while_small(x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def while_small(x: Tensor) -> Tensor:
     lambda x: x if x.max().item() > 3 else -x, lambda x: torch.from_numpy(x.numpy())])
 def test_code_that_depends_on_values_names_module_and_line(function: Callable[[Tensor], Any]) -> None:
     model = nn.Sequential(nn.Sequential(Then(function)))
-    finding = told(explained(model, lambda: torch.export.export(model, (ROWS,))), "not-exportable", module="0.0")
+    finding = check(explained(model, lambda: torch.export.export(model, (ROWS,))), "not-exportable", module="0.0")
     assert "test_errors_of_export.py:" in finding.message
 
 
@@ -98,14 +98,14 @@ def test_code_that_depends_on_values_names_module_and_line(function: Callable[[T
     (lambda x: x * len(x), 0), (lambda x: sum(x + i for i in range(x.shape[0])), 0), (lambda x: x, 1)])
 def test_a_dynamic_dimension_that_the_model_fixes(function: Callable[[Tensor], Any], dimension: int) -> None:
     model, shapes = Then(function), ({dimension: torch.export.Dim("size")},)
-    told(explained(model, lambda: torch.export.export(model, (torch.randn(2, 4),), dynamic_shapes=shapes)),
+    check(explained(model, lambda: torch.export.export(model, (torch.randn(2, 4),), dynamic_shapes=shapes)),
          "dynamic-dimension-fixed", "size")
 
 
 @pytest.mark.parametrize("dimension", [torch.export.Dim("batch"), torch.export.Dim.DYNAMIC])
 def test_a_dynamic_batch_whose_example_has_one_row(dimension: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 4))
-    told(explained(model, lambda: torch.export.export(model, (ROWS,), dynamic_shapes=({0: dimension},))),
+    check(explained(model, lambda: torch.export.export(model, (ROWS,), dynamic_shapes=({0: dimension},))),
          "dynamic-dimension-fixed", "2 or more")
 
 
@@ -120,7 +120,7 @@ def int8(workflow: str) -> nn.Module:
 @pytest.mark.parametrize("workflow", ["eager", "fx", "dynamic"])
 def test_torch_export_of_an_int8_model(workflow: str) -> None:
     model = int8(workflow)
-    told(explained(model, lambda: torch.export.export(model, (IMAGES,))), "int8-model-exported", "PT2E")
+    check(explained(model, lambda: torch.export.export(model, (IMAGES,))), "int8-model-exported", "PT2E")
 
 
 @needs_onnx
@@ -128,8 +128,8 @@ def test_torch_export_of_an_int8_model(workflow: str) -> None:
 @pytest.mark.parametrize("workflow", ["eager", "fx"])
 def test_onnx_export_of_an_int8_model(workflow: str, tmp_path: Path) -> None:
     model = int8(workflow)
-    told(explained(model, lambda: torch.onnx.export(model, (IMAGES,), tmp_path / "x.onnx", dynamo=True, verbose=False)),
-         "int8-model-exported", "ONNX", "PT2E")
+    check(explained(model, lambda: torch.onnx.export(
+        model, (IMAGES,), tmp_path / "x.onnx", dynamo=True, verbose=False)), "int8-model-exported", "ONNX", "PT2E")
 
 
 @needs_onnx
@@ -139,7 +139,7 @@ def test_onnx_export_of_fake_quantize(tmp_path: Path, *, dynamo: bool) -> None:
     model = Net().train()
     model.qconfig = tq.get_default_qat_qconfig("x86")
     model = tq.prepare_qat(model).eval()
-    told(explained(model, lambda: torch.onnx.export(model, (IMAGES,), tmp_path / "x.onnx", dynamo=dynamo,
+    check(explained(model, lambda: torch.onnx.export(model, (IMAGES,), tmp_path / "x.onnx", dynamo=dynamo,
                                                     verbose=False)),
          "onnx-export-of-quantized", "fused_moving_avg_obs", "PT2E")
 
@@ -148,7 +148,7 @@ def test_onnx_export_of_fake_quantize(tmp_path: Path, *, dynamo: bool) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_export_of_an_unfused_int8_model(tmp_path: Path) -> None:
     model = int8("eager")
-    told(explained(model, lambda: torch.onnx.export(model, (IMAGES,), tmp_path / "x.onnx", dynamo=False,
+    check(explained(model, lambda: torch.onnx.export(model, (IMAGES,), tmp_path / "x.onnx", dynamo=False,
                                                     verbose=False)),
          "onnx-export-of-quantized", "quantized::batch_norm2d")
 
@@ -158,7 +158,7 @@ def test_onnx_export_of_an_unfused_int8_model(tmp_path: Path) -> None:
 def test_published_refusals_of_onnx_export(op: str) -> None:
     error = RuntimeError(f"Exporting the operator '{op}' to ONNX opset version 15 is not supported. Please feel free "
                          f"to ...")
-    told(explain(error, model=nn.Identity(), stage="export"), "onnx-export-of-quantized", op)
+    check(explain(error, model=nn.Identity(), stage="export"), "onnx-export-of-quantized", op)
 
 
 @pytest.mark.parametrize("text", ["Exporting the operator 'aten::fft_rfft' to ONNX opset version 15 is not supported.",
@@ -184,7 +184,7 @@ def through_a_file(model: nn.Module) -> Any:
     (lambda: int8("fx"), through_a_file), (lambda: pt2e("converted"), through_a_file)])
 def test_pickling_a_whole_model(make: Callable[[], nn.Module], copied: Callable[[nn.Module], Any]) -> None:
     model = make()
-    told(explained(model, lambda: copied(model)), "model-not-picklable", "state_dict")
+    check(explained(model, lambda: copied(model)), "model-not-picklable", "state_dict")
 
 
 def _configured(model: nn.Module) -> nn.Module:

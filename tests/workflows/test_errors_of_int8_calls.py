@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
 from pytest_qat.workflows.known_errors import explain
-from tests.workflows.provoked import IMAGES, ROWS, SIGNALS, VOLUMES, Net, Stubbed, Then, by_fx, explained, static, told
+from tests.workflows.provoked import IMAGES, ROWS, SIGNALS, VOLUMES, Net, Stubbed, Then, by_fx, check, explained, static
 
 ENGINES = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
 STEPS = torch.randn(3, 2, 4)
@@ -68,7 +68,7 @@ class Recurrent(nn.Module):
 def test_a_float_tensor_in_an_int8_layer(layer: nn.Module, inputs: Tensor, engine: str) -> None:
     with quantized_engine(engine):
         model = static(nn.Sequential(nn.Sequential(copy.deepcopy(layer))), inputs, engine=engine)
-        told(explained(model, lambda: model(inputs)), "float-into-int8", "QuantStub", "quantized::", module="0.0")
+        check(explained(model, lambda: model(inputs)), "float-into-int8", "QuantStub", "quantized::", module="0.0")
 
 
 @pytest.mark.parametrize(("layers", "inputs", "op"), [
@@ -78,7 +78,7 @@ def test_a_float_tensor_in_an_int8_layer(layer: nn.Module, inputs: Tensor, engin
 ])
 def test_a_float_tensor_in_a_fused_int8_layer(layers: list[nn.Module], inputs: Tensor, op: str) -> None:
     model = static(nn.Sequential(*layers), inputs, before=fused)
-    told(explained(model, lambda: model(inputs)), "float-into-int8", f"quantized::{op}", module="0")
+    check(explained(model, lambda: model(inputs)), "float-into-int8", f"quantized::{op}", module="0")
 
 
 @pytest.mark.parametrize(("layer", "inputs"), [
@@ -86,19 +86,19 @@ def test_a_float_tensor_in_a_fused_int8_layer(layers: list[nn.Module], inputs: T
                                                                                     VOLUMES)])
 def test_a_float_tensor_in_a_transposed_convolution(layer: nn.Module, inputs: Tensor) -> None:
     model = static(nn.Sequential(layer), inputs, qconfig=TENSOR_WEIGHTS)
-    told(explained(model, lambda: model(inputs)), "float-into-int8", "quantized::conv_transpose", module="0")
+    check(explained(model, lambda: model(inputs)), "float-into-int8", "quantized::conv_transpose", module="0")
 
 
 @pytest.mark.parametrize("method", ["add", "add_relu", "mul", "cat", "add_scalar", "mul_scalar", "matmul"])
 def test_a_float_tensor_in_an_int8_operation_tells_the_line(method: str) -> None:
     model = static(nn.Sequential(Functional(method)), torch.randn(4, 4))
-    finding = told(explained(model, lambda: model(torch.randn(4, 4))), "float-into-int8", f"quantized::{method}")
+    finding = check(explained(model, lambda: model(torch.randn(4, 4))), "float-into-int8", f"quantized::{method}")
     assert "test_errors_of_int8_calls.py:" in finding.message
 
 
 def test_a_float_tensor_in_an_int8_lstm_names_the_lstm() -> None:
     model = static(Recurrent(), STEPS)
-    told(explained(model, lambda: model(STEPS)), "float-into-int8", module="lstm")
+    check(explained(model, lambda: model(STEPS)), "float-into-int8", module="lstm")
 
 
 def test_a_float_tensor_in_an_fx_graph_tells_the_user_s_line() -> None:
@@ -108,13 +108,13 @@ def test_a_float_tensor_in_an_fx_graph_tells_the_user_s_line() -> None:
 
     custom = PrepareCustomConfig().set_input_quantized_indexes([0])
     model = quantize_fx.convert_fx(by_fx(nn.Sequential(Doubled(), nn.Linear(4, 4)), ROWS, custom=custom))
-    finding = told(explained(model, lambda: model(ROWS)), "float-into-int8", "quantized::add")
+    finding = check(explained(model, lambda: model(ROWS)), "float-into-int8", "quantized::add")
     assert "test_errors_of_int8_calls.py:" in finding.message
 
 
 def test_a_tensor_that_is_quantized_twice() -> None:
     model = static(nn.Sequential(tq.QuantStub(), tq.QuantStub(), nn.Linear(4, 4), tq.DeQuantStub()), ROWS)
-    told(explained(model, lambda: model(ROWS)), "quantized-twice", "QuantStub", module="1")
+    check(explained(model, lambda: model(ROWS)), "quantized-twice", "QuantStub", module="1")
 
 
 # -- int8 where there is no kernel for it ---------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_an_operation_without_int8_kernel_tells_op_and_line(function: Callable[[
                                                             remedy: str) -> None:
     model = static(nn.Sequential(tq.QuantStub(), Then(lambda x: x), tq.DeQuantStub()), ROWS)
     model[1].function = function
-    finding = told(explained(model, lambda: model(ROWS)), "op-without-int8-kernel", op, remedy, module="1")
+    finding = check(explained(model, lambda: model(ROWS)), "op-without-int8-kernel", op, remedy, module="1")
     assert re.search(r"(test_errors_of_int8_calls|provoked)\.py:\d+", finding.message)
 
 
@@ -159,24 +159,24 @@ def test_int8_in_a_float_layer_names_it_and_its_type(head: nn.Module, inputs: Te
 def test_int8_in_a_dynamic_layer(layer: nn.Module, inputs: Tensor) -> None:
     model = nn.Sequential(tq.quantize_dynamic(nn.Sequential(layer), {type(layer)}))
     int8 = torch.quantize_per_tensor(inputs, 0.1, 0, torch.quint8)
-    told(explained(model, lambda: model(int8)), "op-without-int8-kernel", "dynamically", "DeQuantStub", module="0.0")
+    check(explained(model, lambda: model(int8)), "op-without-int8-kernel", "dynamically", "DeQuantStub", module="0.0")
 
 
 @pytest.mark.parametrize("method", ["add", "add_relu", "mul", "cat", "matmul"])
 def test_int8_and_float_in_one_functional(method: str) -> None:
     model = static(nn.Sequential(Functional(method, mixed=True)), torch.randn(4, 4))
-    told(explained(model, lambda: model(torch.randn(4, 4))), "mixed-dtypes")
+    check(explained(model, lambda: model(torch.randn(4, 4))), "mixed-dtypes")
 
 
 def test_two_int8_dtypes_that_are_joined() -> None:
     parts = [torch.quantize_per_tensor(ROWS, 0.1, 0, dtype) for dtype in (torch.quint8, torch.qint8)]
-    told(explained(nn.Identity(), lambda: torch.cat(parts)), "mixed-dtypes", "dtype")
+    check(explained(nn.Identity(), lambda: torch.cat(parts)), "mixed-dtypes", "dtype")
 
 
 @pytest.mark.parametrize("cast", [lambda x: x.float(), lambda x: x.to(torch.float16), lambda x: x.double()])
 def test_a_cast_of_an_int8_tensor(cast: Callable[[Tensor], Tensor]) -> None:
     int8 = torch.quantize_per_tensor(ROWS, 0.1, 0, torch.quint8)
-    told(explained(nn.Identity(), lambda: cast(int8)), "int8-tensor-cast", ".dequantize()")
+    check(explained(nn.Identity(), lambda: cast(int8)), "int8-tensor-cast", ".dequantize()")
 
 
 # -- the output -----------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_an_output_that_was_never_dequantized_is_told_as_that(used: Callable[[Te
     else:
         model = static(nn.Sequential(tq.QuantStub(), nn.Linear(4, 4)), ROWS)
     output = model(ROWS)
-    finding = told(explained(model, lambda: used(output)), "output-not-dequantized", "DeQuantStub", "output")
+    finding = check(explained(model, lambda: used(output)), "output-not-dequantized", "DeQuantStub", "output")
     assert finding.module is None
 
 
@@ -204,7 +204,7 @@ def test_an_output_that_was_never_dequantized_is_told_as_that(used: Callable[[Te
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
 def test_an_input_of_another_dtype(dtype: torch.dtype) -> None:
     model = static(nn.Sequential(tq.QuantStub(), nn.Linear(4, 4), tq.DeQuantStub()), ROWS)
-    told(explained(model, lambda: model(ROWS.to(dtype))), "input-not-float32", ".float()", module="0")
+    check(explained(model, lambda: model(ROWS.to(dtype))), "input-not-float32", ".float()", module="0")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -212,14 +212,14 @@ def test_an_input_of_another_dtype(dtype: torch.dtype) -> None:
 def test_an_input_of_another_dtype_in_a_dynamic_layer(layer: nn.Module, inputs: Tensor, engine: str) -> None:
     with quantized_engine(engine):
         model = tq.quantize_dynamic(nn.Sequential(copy.deepcopy(layer)), {type(layer)})
-        told(explained(model, lambda: model(inputs.double())), "input-not-float32", ".float()", module="0")
+        check(explained(model, lambda: model(inputs.double())), "input-not-float32", ".float()", module="0")
 
 
 def test_a_prepared_model_in_half_precision() -> None:
     model = nn.Sequential(tq.QuantStub(), nn.Linear(4, 4)).train()
     model.qconfig = tq.get_default_qat_qconfig("x86")
     prepared = tq.prepare_qat(model)
-    told(explained(prepared, lambda: prepared.half()(ROWS.half())), "input-not-float32", module="0")
+    check(explained(prepared, lambda: prepared.half()(ROWS.half())), "input-not-float32", module="0")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -230,7 +230,7 @@ def test_activations_of_a_dtype_without_kernel(layer: nn.Module, inputs: Tensor,
     qconfig = tq.QConfig(activation=tq.MinMaxObserver.with_args(dtype=dtype), weight=tq.default_weight_observer)
     with quantized_engine(engine):
         model = static(nn.Sequential(tq.QuantStub(), copy.deepcopy(layer)), inputs, qconfig=qconfig)
-        told(explained(model, lambda: model(inputs)), "activation-dtype", "torch.quint8")
+        check(explained(model, lambda: model(inputs)), "activation-dtype", "torch.quint8")
 
 
 @pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "qnnpack"])  # reads past the end instead
@@ -241,14 +241,14 @@ def test_activations_of_a_dtype_without_kernel(layer: nn.Module, inputs: Tensor,
 def test_a_shape_that_does_not_fit_the_int8_layer(layer: nn.Module, inputs: Tensor, wrong: Tensor, engine: str) -> None:
     with quantized_engine(engine):
         model = static(nn.Sequential(tq.QuantStub(), copy.deepcopy(layer), tq.DeQuantStub()), inputs, engine=engine)
-        told(explained(model, lambda: model(wrong)), "int8-shape", "takes", "of shape", module="1")
+        check(explained(model, lambda: model(wrong)), "int8-shape", "takes", "of shape", module="1")
 
 
 @pytest.mark.parametrize("use", [lambda model: model(IMAGES).sum().backward(),
                                  lambda model: torch.optim.SGD(model.parameters(), 0.1)])
 def test_training_a_converted_model(use: Callable[[nn.Module], Any]) -> None:
     model = quantize_fx.convert_fx(by_fx(Net(stubs=False), IMAGES))
-    told(explained(model, lambda: use(model)), "training-converted", "train the prepared model")
+    check(explained(model, lambda: use(model)), "training-converted", "train the prepared model")
 
 
 PUBLISHED = [  # no GPU is needed to read them
@@ -262,7 +262,7 @@ PUBLISHED = [  # no GPU is needed to read them
 
 @pytest.mark.parametrize("text", PUBLISHED)
 def test_a_converted_model_on_a_gpu(text: str) -> None:
-    told(explain(NotImplementedError(text), model=nn.Identity(), stage="convert"), "int8-on-gpu", "CPU", "quantized::")
+    check(explain(NotImplementedError(text), model=nn.Identity(), stage="convert"), "int8-on-gpu", "CPU", "quantized::")
 
 
 def test_a_missing_kernel_of_the_gpu_is_not_quantization() -> None:

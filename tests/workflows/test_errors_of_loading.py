@@ -15,7 +15,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.testing.pt2e._xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
 
 from pytest_qat.core.torch_state import preserved_torch_state
-from tests.workflows.provoked import IMAGES, Net, by_fx, explained, told
+from tests.workflows.provoked import IMAGES, Net, by_fx, check, explained
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def test_stages_that_do_not_match_are_told(models: dict[str, nn.Module], saved: 
     if saved == own:
         return
     model, state = copy.deepcopy(models[own]), models[saved].state_dict()
-    finding = told(explained(model, lambda: model.load_state_dict(state)), "state-dict-of-another-stage")
+    finding = check(explained(model, lambda: model.load_state_dict(state)), "state-dict-of-another-stage")
     stages = MODELS[saved][0], MODELS[own][0]
     if stages[0] == stages[1]:
         assert "same workflow" in finding.remedy
@@ -75,12 +75,12 @@ def test_stages_that_do_not_match_are_told(models: dict[str, nn.Module], saved: 
 
 def test_the_first_module_that_differs_is_named(models: dict[str, nn.Module]) -> None:
     model, state = Net(), models["eager converted"].state_dict()
-    told(explained(model, lambda: model.load_state_dict(state)), "state-dict-of-another-stage", module="quant")
+    check(explained(model, lambda: model.load_state_dict(state)), "state-dict-of-another-stage", module="quant")
 
 
 def test_leaving_strictness_out_does_not_help(models: dict[str, nn.Module]) -> None:
     model, state = Net(), models["eager converted"].state_dict()
-    told(explained(model, lambda: model.load_state_dict(state, strict=False)), "state-dict-of-another-stage",
+    check(explained(model, lambda: model.load_state_dict(state, strict=False)), "state-dict-of-another-stage",
          "int8", "float", module="conv")
 
 
@@ -90,7 +90,7 @@ def test_torchao_s_weights_are_told(config: type, *, saved_int8: bool) -> None:
     plain, int8 = nn.Sequential(nn.Linear(64, 8)), nn.Sequential(nn.Linear(64, 8))
     quantize_(int8, config())
     saved, own = (int8, plain) if saved_int8 else (plain, int8)
-    finding = told(explained(own, lambda: own.load_state_dict(saved.state_dict())), "state-dict-of-another-stage",
+    finding = check(explained(own, lambda: own.load_state_dict(saved.state_dict())), "state-dict-of-another-stage",
                    module="0")
     assert f"is {'int8' if saved_int8 else 'float'}, and" in finding.message
 
