@@ -6,6 +6,7 @@ tensor, or tensors in tuples, lists, dicts and dataclass-like containers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "call",
     "classify",
     "copied",
+    "enough",
     "float_tensors",
     "in_parts",
     "labeled",
@@ -161,6 +163,18 @@ def to_channels_last(value: Any) -> Any:
     def convert(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
     return pytree.tree_map_only(Tensor, convert, value)
+
+
+def enough(inputs: Iterable[Any], *, batches: int, samples: int) -> list[Any]:
+    """Return the first batches, as many as hold so many samples, and at most so many batches."""
+    found: list[Any] = []
+    held = 0
+    for each in itertools.islice(inputs, batches):
+        found.append(each)
+        held += sample_count(each)
+        if held >= samples:
+            break
+    return found
 
 
 def labeled(data: Iterable[Any], *, field: str) -> Iterator[tuple[Any, Any]]:

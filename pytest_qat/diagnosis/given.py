@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.case import QATCase, calibration_batches
-from pytest_qat.core.batches import call, float_tensors, labeled, sample_count
+from pytest_qat.core.batches import call, enough, float_tensors, labeled
 from pytest_qat.errors import InvalidCase
 from pytest_qat.exported.model import as_module
 from pytest_qat.workflows.observers import fake_quantizers
@@ -151,14 +151,7 @@ def _batches(case: QATCase) -> tuple[Any, ...]:
         inputs: Iterable[Any] = (each for each, _ in labeled(case.eval_data, field="evaluation"))
     else:
         inputs = case.calibration_data if case.calibration_data is not None else [case.example_inputs]
-    found: list[Any] = []
-    samples = 0
-    for each in itertools.islice(inputs, _BATCHES):
-        found.append(each)
-        samples += sample_count(each)
-        if samples >= _SAMPLES:
-            break
-    return tuple(found) or (case.example_inputs,)
+    return tuple(enough(inputs, batches=_BATCHES, samples=_SAMPLES)) or (case.example_inputs,)
 
 
 def outputs_of(model: nn.Module, batches: Sequence[Any]) -> list[list[Tensor]]:

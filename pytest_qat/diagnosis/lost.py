@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from pytest_qat.case import QATCase, calibration_batches
-from pytest_qat.core.batches import call, float_tensors, labeled, sample_count
+from pytest_qat.core.batches import call, enough, float_tensors, labeled, sample_count
 from pytest_qat.core.text import percent
 from pytest_qat.diagnosis.effects import Effects, Errors, Place, effects_of, error_of, places_of, switched_off
 from pytest_qat.diagnosis.rounding import TAIL, cause_at, cause_of_part, extent, look_at
@@ -280,14 +279,8 @@ def _data_that_count(case: QATCase) -> list[Any]:
     """Return the inputs of the first evaluation batches, or calibration batches where there are none."""
     if case.eval_data is None:
         return calibration_batches(case, limit=_BATCHES)
-    found: list[Any] = []
-    samples = 0
-    for inputs, _ in itertools.islice(labeled(case.eval_data, field="eval_data"), _BATCHES):
-        found.append(inputs)
-        samples += sample_count(inputs)
-        if samples >= _SAMPLES:
-            break
-    return found
+    return enough((inputs for inputs, _ in labeled(case.eval_data, field="eval_data")), batches=_BATCHES,
+                  samples=_SAMPLES)
 
 
 # -- training -----------------------------------------------------------------------------------------------------

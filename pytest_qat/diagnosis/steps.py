@@ -121,17 +121,17 @@ def what_loses(given: Given, forms: dict[str, nn.Module], stages: tuple[StageCom
     if unnoticed or (step == "conversion" and levels["fake-quantize"] < _UNRELATED_DB):
         step = "whole" if "fake-quantize" not in forms else (
             "rounding" if levels["fake-quantize"] < _UNRELATED_DB else "conversion")
-    elif step is None and "fake-quantize" in forms and "int8" in forms and _kernel_at_fault(stages):
+    elif step is None and "fake-quantize" in forms and "int8" in forms and _kernel_at_fault(levels):
         step = "conversion"  # whatever it costs on these samples
     if step is None:
         return ()
-    found = _explained(step, given, forms, scores, stages, seconds=seconds)
+    found = _explained(step, given, forms, scores, levels, seconds=seconds)
     return tuple(replace(each, severity="warning") if each.severity == "error" else each
                  for each in found) if unnoticed and scores is not None else found
 
 
 def _explained(step: str, given: Given, forms: dict[str, nn.Module], scores: dict[str, Scores] | None,
-               stages: tuple[StageComparison, ...], *, seconds: float) -> tuple[Finding, ...]:
+               levels: dict[str, float], *, seconds: float) -> tuple[Finding, ...]:
     """Return what is behind the step that loses most."""
     if step == "training":
         return (_of_training(given, scores),) if scores is not None else ()
@@ -139,15 +139,14 @@ def _explained(step: str, given: Given, forms: dict[str, nn.Module], scores: dic
         return _of_rounding(given, forms, seconds=seconds)
     flat = _flat(given, forms["float"], forms["int8"])
     if step == "conversion":
-        return tuple(map(_unlike_columns, flat[:1])) if _some(flat) and not _kernel_at_fault(stages) else _of_kernels(
-            given, forms)
+        return tuple(map(_unlike_columns, flat[:1])) if _some(flat) and not _kernel_at_fault(levels) else _of_kernels(
+            given, forms, levels["int8"])
     found = worst_layer(given, forms["int8"])
     return (found,) if found is not None else tuple(map(_unlike_columns, flat[:1]))
 
 
-def _kernel_at_fault(stages: tuple[StageComparison, ...]) -> bool:
+def _kernel_at_fault(levels: dict[str, float]) -> bool:
     """Whether the converted model as a whole computes something other than the simulated one."""
-    levels = {stage.after: stage.agreement.sqnr_db for stage in stages}
     return levels["int8"] < min(HEALTHY_DB, levels["fake-quantize"] - MARGIN_DB)
 
 
@@ -194,7 +193,7 @@ def _step_that_costs(given: Given, scores: dict[str, Scores], forms: dict[str, n
 def _step_that_differs(given: Given, forms: dict[str, nn.Module], levels: dict[str, float]) -> str | None:
     """Return the step whose outputs differ by more than a healthy model's do."""
     if "unrounded" in forms:
-        if "int8" in forms and levels["int8"] < min(HEALTHY_DB, levels["fake-quantize"] - MARGIN_DB):
+        if "int8" in forms and _kernel_at_fault(levels):
             return "conversion"
         if levels["fake-quantize"] < _NOTICEABLE_DB or _flat(given, forms["unrounded"], forms["fake-quantize"]):
             return "rounding"
@@ -267,10 +266,8 @@ def _of_training(given: Given, scores: dict[str, Scores]) -> Finding:
                "targets, and that its data and preprocessing are those of the float model's training.")
 
 
-def _of_kernels(given: Given, forms: dict[str, nn.Module]) -> tuple[Finding, ...]:
+def _of_kernels(given: Given, forms: dict[str, nn.Module], level: float) -> tuple[Finding, ...]:
     """Return which layer's int8 kernel computes something other than what was simulated."""
-    level = compare_outputs(outputs_of(forms["fake-quantize"], given.batches),
-                            outputs_of(forms["int8"], given.batches)).sqnr_db
     if (other := _other_qparams(forms)) is not None:
         return (other,)
     wrong = replace_wrong_kernels(copy.deepcopy(forms["int8"]), given.batches[0])

@@ -12,7 +12,7 @@ from pytest_qat.diagnosis.audits import batch_norm, conversion, preparing, range
 from pytest_qat.diagnosis.given import Given
 from pytest_qat.findings import Finding
 
-__all__ = ["AUDITS", "STAGES"]
+__all__ = ["AUDITS"]
 
 Audit = Callable[[Given], Iterable[Finding]]
 
@@ -22,7 +22,5 @@ AUDITS: tuple[tuple[str, tuple[Audit, ...]], ...] = (
     ("calibrate", (ranges.not_finite, ranges.never_observed, ranges.learn_in_evaluation,
                    weights.lost_channels, weights.few_codes)),
     ("convert", (conversion.call_fails, conversion.still_simulated, batch_norm.trains_at_evaluation,
-                 conversion.output_stays_int8, conversion.default_qparams, conversion.computes_in_float,
-                 conversion.ping_pong, conversion.large_float_weights)),
+                 conversion.output_stays_int8, conversion.default_qparams, conversion.what_is_int8)),
 )
-STAGES = tuple(stage for stage, _ in AUDITS)

@@ -16,7 +16,6 @@ from pytest_qat.diagnosis.lost import with_statistics_of
 from pytest_qat.exported.model import ExportedModel, training_nodes
 from pytest_qat.findings import Finding, json_number
 from pytest_qat.measure.agreement import agreement_db
-from pytest_qat.measure.parity import sqnr_db
 from pytest_qat.workflows.observers import switch_fake_quantize, switch_observers
 
 __all__ = ["drifted", "folded_before_training", "trains_at_evaluation", "unfused"]
@@ -137,11 +136,9 @@ def trains_at_evaluation(given: Given) -> Iterator[Finding]:
     own = _in_train_mode(model)
     if not own:
         return
-    first = given.batches[0]
-    again = copy.deepcopy(model)
-    with torch.inference_mode():
-        level = sqnr_db(*(torch.cat([each.flatten() for each in outputs]) for outputs in (
-            outputs_of(again, [first])[0], outputs_of(_evaluating(again), [first])[0])))
+    first = given.batches[:1]
+    trained = outputs_of(model, first)
+    level = agreement_db(trained, outputs_of(model.eval(), first))
     yield Finding(
         code="batch-norm-in-training", severity="error", module=own[0] or None,
         evidence={"modules": own[:_NAMED], "sqnr_db": json_number(level)},
@@ -159,7 +156,3 @@ def _in_train_mode(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if module.training and not type(
         module).__module__.startswith("torch.ao.nn") and isinstance(
             module, (_BatchNorm, nn.modules.dropout._DropoutNd))]  # noqa: SLF001 - the base of all of them
-
-
-def _evaluating(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,7 @@ from pytest_qat.workflows.names import user_names
 from pytest_qat.workflows.observers import fake_quantizers
 from pytest_qat.workflows.simulated import observers
 
-__all__ = ["call_fails", "computes_in_float", "default_qparams", "large_float_weights", "output_stays_int8",
-           "ping_pong", "still_simulated"]
+__all__ = ["call_fails", "default_qparams", "output_stays_int8", "still_simulated", "what_is_int8"]
 
 _NAMED = 5
 _MOST = 0.5
@@ -111,19 +111,23 @@ def _called(given: Given) -> set[str]:
     return found | (set(own.values()) if functional else set())
 
 
-def _coverage(given: Given) -> Coverage | None:
+def what_is_int8(given: Given) -> Iterator[Finding]:
+    """Nothing in int8, float ops in between, or a float layer that holds most of the bytes."""
     if given.converted is None or any(True for _ in fake_quantizers(given.converted)):
-        return None
-    return measure_coverage(given.float_model, given.converted, given.case.example_inputs, reasons={})
-
-
-def computes_in_float(given: Given) -> Iterator[Finding]:
-    """Nothing in int8: the reference form, weights that were only rounded, or nothing at all."""
-    coverage = _coverage(given)
-    if coverage is None or coverage.int8_modules or given.converted is None:
         return
+    coverage = measure_coverage(given.float_model, given.converted, given.case.example_inputs, reasons={})
+    if not coverage.int8_modules:
+        yield from _computes_in_float(given, coverage)
+        return
+    yield from _ping_pong(given.converted, given.batches[0], coverage)
+    yield from _large_float_weights(coverage)
+
+
+def _computes_in_float(given: Given, coverage: Coverage) -> Iterator[Finding]:
+    """Nothing in int8: the reference form, weights that were only rounded, or nothing at all."""
+    assert given.converted is not None, "unreachable because its coverage was measured"
     if coverage.reference or _is_reference(given.converted):
-        yield from _not_lowered(given, given.converted)
+        yield from _not_lowered(given.converted)
     elif (wrong := wrongly_restored(given)) is not None:
         yield wrong
     elif rounded := is_rounded(given):
@@ -148,7 +152,7 @@ def _is_reference(converted: nn.Module) -> bool:
     return any("quantized.reference" in type(module).__module__ for module in converted.modules())
 
 
-def _not_lowered(given: Given, converted: nn.Module) -> Iterator[Finding]:
+def _not_lowered(converted: nn.Module) -> Iterator[Finding]:
     """The reference form is what PT2E's runtimes take, but with float weights it is nothing to ship."""
     floats = [name for name, tensor in converted.state_dict().items()
               if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dim() > 1]
@@ -168,12 +172,9 @@ def _not_lowered(given: Given, converted: nn.Module) -> Iterator[Finding]:
                    converted, ExportedModel) else "use convert_fx instead of convert_to_reference_fx.")
 
 
-def ping_pong(given: Given) -> Iterator[Finding]:
+def _ping_pong(converted: nn.Module, inputs: Any, coverage: Coverage) -> Iterator[Finding]:
     """Float ops between int8 layers, for which values are dequantized and quantized again."""
-    coverage = _coverage(given)
-    if coverage is None or not coverage.int8_modules or given.converted is None:
-        return
-    islands = float_islands(given.converted, given.batches[0])
+    islands = float_islands(converted, inputs)
     if len(islands) < _FEWEST_ISLANDS or len(islands) < _MOST * coverage.int8_modules:
         return
     ops = list(dict.fromkeys(op for island in islands for op in island.ops))
@@ -188,10 +189,9 @@ def ping_pong(given: Given) -> Iterator[Finding]:
                "the model.")
 
 
-def large_float_weights(given: Given) -> Iterator[Finding]:
+def _large_float_weights(coverage: Coverage) -> Iterator[Finding]:
     """A float layer that holds most of the bytes."""
-    coverage = _coverage(given)
-    if coverage is None or not coverage.int8_modules or coverage.int8_weights is None:
+    if coverage.int8_weights is None:
         return
     left = [(each, 4 * each.weights) for each in coverage.leftovers if each.weights]
     total = coverage.int8_weights + sum(size for _, size in left)

@@ -9,7 +9,7 @@ from pytest_qat.diagnosis.given import Given, outputs_of
 from pytest_qat.findings import Finding, json_number
 from pytest_qat.measure.agreement import agreement_db
 from pytest_qat.workflows.names import observed, user_names
-from pytest_qat.workflows.observers import fake_quantizers, rounds
+from pytest_qat.workflows.observers import fake_quantizers, rounds, switch_observers
 
 __all__ = ["nothing_simulated", "optimizer_of_another_model", "switched_off"]
 
@@ -66,12 +66,9 @@ def switched_off(given: Given) -> Iterator[Finding]:
         return
     own = user_names(given.prepared)
     names = list(dict.fromkeys(observed(own[name]) for name in off))
-    model = given.prepared
-    for _, module in fake_quantizers(model):
-        if hasattr(module, "observer_enabled"):
-            module.observer_enabled[0] = 0
+    switch_observers(given.prepared, on=False)
     level = math.nan if given.rounding is None else agreement_db(
-        outputs_of(given.rounding, given.batches), outputs_of(model.eval(), given.batches))
+        outputs_of(given.rounding, given.batches), outputs_of(given.prepared.eval(), given.batches))
     changes = "" if math.isnan(level) else f": its outputs change by it to {level:.1f} dB"
     yield Finding(
         code="fake-quantize-off", severity="error", module=names[0] if names[0] in dict(
