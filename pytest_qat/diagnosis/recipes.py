@@ -2,7 +2,8 @@
 
 Other recipes are tried, and this one with the modules to blame left in float (`skip=`), see `pipeline.probing`. A trial
 shows whether the model is taken, how much of it runs in int8, how small the artifact is, whether it computes what
-fake-quantize simulates, and how close that is to float. It shows no accuracy and no speed, so neither is promised.
+fake-quantize simulates, and how close that is to float. After a failed speedup, artifacts are timed, too. No trial
+shows an accuracy, so none is promised.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ __all__ = ["Need", "need_of", "recipes_that_take", "takes_text"]
 _CANDIDATES = ("fx-x86", "eager-x86", "torchao-int8", "pt2e-inductor", "pt2e-executorch", "pt2e-onnxruntime",
                "pt2e-litert")
 """One recipe of each workflow and runtime, the quickest to try first."""
+_QUICK = ("fx-torchscript", "pt2e-onnxruntime", "pt2e-inductor", "pt2e-litert", "pt2e-executorch", "torchao-int8")
+"""One recipe of each runtime, those first whose int8 calls have the least overhead for the time that a trial takes."""
 _TIMEOUT_S = 60.0
 _NAMED = 3
 _CLOSER_DB = 6.0
@@ -41,22 +44,23 @@ class Need:
         holds: Whether a recipe that takes the model shows it.
         what: The same in words.
         numbers: Whether the trial has to compare outputs.
+        floor: The speedup that the trial has to time for; None: nothing is timed.
         order: Sort key of those that show it, the best first.
     """
 
     holds: Callable[[Probe], bool]
     what: str
     numbers: bool = False
+    floor: float | None = None
     order: Callable[[Probe], Any] = best_first
 
 
-def need_of(check: str, tolerances: Tolerances, *, share: float | None = None, float_db: float = 0.0) -> Need:
+def need_of(check: str, tolerances: Tolerances, *, float_db: float = 0.0) -> Need:
     """Return what a recipe must show after a check has failed.
 
     Args:
         check: `prepare`, `convert`, `coverage`, `parity`, `accuracy`, `size` or `speedup`.
         tolerances: The bounds of the check.
-        share: Share of the multiply-accumulates that the run has in int8, for `speedup`.
         float_db: To how many dB fake-quantize leaves the float model's outputs in the run, for `accuracy`.
     """
     floor, smaller = tolerances.coverage_floor, tolerances.min_size_reduction
@@ -81,9 +85,10 @@ def need_of(check: str, tolerances: Tolerances, *, share: float | None = None, f
             return Need(holds=lambda probe: covered(probe) and (probe.size_reduction or 0.0) >= smaller,
                         what=f"an artifact {smaller:.2f}x smaller")
         case "speedup":
-            least = max(floor, share or 0.0)
-            return Need(holds=lambda probe: probe.mac_share is not None and probe.mac_share > least,
-                        what=f"more than {percent(least)} of MACs in int8")
+            faster = tolerances.min_speedup
+            return Need(holds=lambda probe: covered(probe) and probe.speedup_ci is not None and (
+                            probe.speedup_ci[0] >= faster), floor=faster, what=f"at least {faster:.2f}x float's speed",
+                        order=lambda probe: -(probe.speedup or 0.0))
         case _:
             return Need(holds=covered, what=f"at least {percent(floor)} of MACs in int8")
 
@@ -101,16 +106,11 @@ def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,
     """
     own = _own_stages(run)
     names = dict.fromkeys((run.recipe.name, *_CANDIDATES)) if own else _others(run.recipe, check)
-    trials = [Trial(recipe=name, numbers=need.numbers) for name in names]
+    trials = [Trial(recipe=name, numbers=need.numbers, floor=need.floor) for name in names]
     # After a failed accuracy these were tried by `remedies`, with all that follows.
     if not own and check != "accuracy" and (skip := skippable(run, blamed)):
-        trials.insert(0, Trial(recipe=run.recipe.name, skip=skip, numbers=need.numbers))
-    left_s = max(0.0, run.settings.diagnose_s - run.shared.probing_s)
-    settings = ProbeSettings(timeout_s=min(_TIMEOUT_S, left_s), budget_s=left_s, seed=run.settings.seed)
-    began = time.monotonic()
-    found = sorted(run.shared.probed(trials, lambda missing: try_all(run.case, missing, settings=settings)),
-                   key=best_first)
-    run.shared.probing_s += time.monotonic() - began
+        trials.insert(0, Trial(recipe=run.recipe.name, skip=skip, numbers=need.numbers, floor=need.floor))
+    found = sorted(_made(run, trials, need), key=best_first)
     evidence = {"check": check, "need": need.what, "probes": [_as_evidence(probe) for probe in found]}
     doing = sorted((probe for probe in found if probe.takes and need.holds(probe)), key=need.order)
     if not doing:
@@ -121,13 +121,39 @@ def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,
                    message=f"{takes_text(doing[0])}{others}.", remedy=_remedy(doing[0], command, own))
 
 
+def _made(run: ModelRun, trials: Sequence[Trial], need: Need) -> list[Probe]:
+    """Return what came of trials, within the time that is left."""
+    def some(wanted: Sequence[Trial], at_once: int) -> list[Probe]:
+        left_s = max(0.0, run.settings.diagnose_s - run.shared.probing_s)
+        settings = ProbeSettings(timeout_s=min(_TIMEOUT_S, left_s), budget_s=left_s, seed=run.settings.seed,
+                                 at_once=at_once, locks=True)
+        began = time.monotonic()
+        found = run.shared.probed(wanted, lambda missing: try_all(run.case, missing, settings=settings))
+        run.shared.probing_s += time.monotonic() - began
+        return found
+
+    if need.floor is None:
+        return some(trials, 2)
+    found: list[Probe] = []
+    for trial in trials:  # one at a time, since a timing needs the machine, and no more than are needed
+        found += some([trial], 1)
+        if found[-1].takes and need.holds(found[-1]):
+            break
+    return found
+
+
 def takes_text(probe: Probe) -> str:
     """Return how a recipe takes a model, as a clause."""
     parts = [] if probe.mac_share is None else [f"{percent(probe.mac_share)} of MACs in int8"]
     parts += [] if probe.size_reduction is None else [f"{probe.size_reduction:.2f}x smaller"]
+    parts += [f"{probe.speedup:.2f}x as fast as float{_interval(probe)}"] if probe.speedup is not None else []
     parts += [f"outputs within {probe.sqnr_db:.1f} dB of the simulated ones"] if probe.sqnr_db is not None else []
     parts += [f"those within {probe.float_db:.1f} dB of float's"] if probe.float_db is not None else []
     return f"{_name(probe)} takes it ({', '.join([*parts, f'tried in {probe.seconds:.0f} s'])})"
+
+
+def _interval(probe: Probe) -> str:
+    return "" if probe.speedup_ci is None else f" [{probe.speedup_ci[0]:.2f}, {probe.speedup_ci[1]:.2f}]"
 
 
 def _name(probe: Probe) -> str:
@@ -165,7 +191,8 @@ def _none_text(found: Sequence[Probe], need: Need) -> str:
 def _as_evidence(probe: Probe) -> dict[str, Any]:
     return {"recipe": probe.recipe, "skip": list(probe.skip), "takes": probe.takes, "mac_share": probe.mac_share,
             "size_reduction": probe.size_reduction, "agrees": probe.agrees, "sqnr_db": probe.sqnr_db,
-            "float_db": probe.float_db, "seconds": round(probe.seconds, 1), "reason": probe.reason}
+            "float_db": probe.float_db, "speedup": probe.speedup, "speedup_ci": probe.speedup_ci,
+            "seconds": round(probe.seconds, 1), "reason": probe.reason}
 
 
 def _others(failed: Recipe, check: str) -> Sequence[str]:
@@ -174,11 +201,20 @@ def _others(failed: Recipe, check: str) -> Sequence[str]:
         same = other.workflow == failed.workflow and _prepares_with(other) == _prepares_with(failed)
         return same if check == "prepare" else same and (other.engine, other.runtime) == (failed.engine, failed.runtime)
 
+    if check == "speedup":
+        return _quick(failed)
     names = [name for name in _CANDIDATES if not alike(RECIPES[name])]
     if check != "prepare" and failed.engine is not None:  # a kernel that fails in one engine may do in another
         names[:0] = [name for name, other in RECIPES.items() if name not in names and not alike(other)
                      and (other.workflow, other.runtime) == (failed.workflow, failed.runtime)]
     return names
+
+
+def _quick(failed: Recipe) -> list[str]:
+    """Return the recipes that may be faster: other runtimes, and where qnnpack runs, the engine of this machine."""
+    engine = [f"{failed.workflow}-x86"] if failed.engine == "qnnpack" else []
+    torch_alike = {"torch", "torchscript"} if failed.runtime == "torchscript" else {failed.runtime}
+    return [*engine, *(name for name in _QUICK if RECIPES[name].runtime not in torch_alike)]
 
 
 def _prepares_with(recipe: Recipe) -> str | None:

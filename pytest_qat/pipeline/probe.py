@@ -15,11 +15,13 @@ class Trial:
         recipe: Name of the recipe.
         skip: Modules to leave in float beside those that the case leaves.
         numbers: Whether to run the artifact and compare its outputs with those that fake-quantize simulates.
+        floor: The speedup to decide about, as `min_speedup`; None: nothing is timed.
     """
 
     recipe: str
     skip: tuple[str, ...] = ()
     numbers: bool = False
+    floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class Probe:
             was not looked at.
         sqnr_db: To how many dB it does; None where it was not looked at, or is infinite.
         float_db: To how many dB fake-quantize, without training, leaves the float model's outputs; None as above.
+        speedup: time(float artifact) / time(int8 artifact); None where that was not timed.
+        speedup_ci: Its 95 % interval; None as above.
     """
 
     recipe: str
@@ -55,6 +59,8 @@ class Probe:
     agrees: bool | None = None
     sqnr_db: float | None = None
     float_db: float | None = None
+    speedup: float | None = None
+    speedup_ci: tuple[float, float] | None = None
 
 
 def best_first(probe: Probe) -> tuple[int, float, float]:

@@ -1,8 +1,8 @@
 """Try a recipe on a model without training: prepare, convert, build the artifact, call it once.
 
 A probe answers whether a recipe takes a model, how much of it then runs in int8, how small the file gets and, if asked,
-whether the artifact computes what fake-quantize simulates; it says nothing about accuracy or speed. It happens in a
-forked child, so that a crash or a hang costs its time limit and nothing else.
+whether the artifact computes what fake-quantize simulates and how fast it is; it says nothing about accuracy. It
+happens in a forked child, so that a crash or a hang costs its time limit and nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 
 from pytest_qat.case import QATCase, calibration_batches, without_training
 from pytest_qat.core import progress
+from pytest_qat.core.batches import call
 from pytest_qat.core.forked import ChildEnd, Children, run_forked
 from pytest_qat.core.system import can_fork
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
@@ -31,18 +33,24 @@ from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed, MissingPackage, QATError, UnsupportedEnvironment
 from pytest_qat.finetune import calibrate, untrained_copy
 from pytest_qat.measure.coverage import coverage_of_kernels, measure_coverage
+from pytest_qat.measure.latency import TimingSettings
+from pytest_qat.measure.machine_lock import MachineLock
+from pytest_qat.measure.speed import measure_speed
 from pytest_qat.pipeline import stages
 from pytest_qat.pipeline.first_call import with_right_kernels
 from pytest_qat.pipeline.plain_model import with_plain_model
 from pytest_qat.pipeline.preflight import checked_model
 from pytest_qat.pipeline.probe import Probe, Trial
 from pytest_qat.recipe import Recipe, get_recipe
-from pytest_qat.runtimes import DeploySettings, load_runtime
+from pytest_qat.runtimes import DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.workflows import load_workflow
 from pytest_qat.workflows.known_errors import explain, unexplained
 
 __all__ = ["ProbeSettings", "not_installed", "probe_recipe", "try_all"]
+
+_TIMING_S = 3.0
+"""Enough for an interval; what is closer to the floor than that stays open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +62,15 @@ class ProbeSettings:
         budget_s: Most seconds for all recipes together; those not begun by then are not tried.
         seed: Seed of each probe.
         at_once: Number of recipes that are tried at the same time.
+        locks: Whether each trial holds the machine's lock: alone while it times, else shared. Trials that time need
+            it, and whoever asks must not hold the lock then.
     """
 
     timeout_s: float = 120.0
     budget_s: float = 600.0
     seed: int = 0
     at_once: int = 2
+    locks: bool = False
 
 
 def try_all(case: QATCase, trials: Sequence[Trial], *, settings: ProbeSettings,
@@ -98,9 +109,8 @@ def _all_tried(case: QATCase, trials: Sequence[Trial], settings: ProbeSettings, 
                 waiting.clear()
                 break
             trial = waiting.pop(0)
-            running[pool.submit(probe_recipe, case, get_recipe(trial.recipe), seed=settings.seed, skip=trial.skip,
-                                numbers=trial.numbers, children=children,
-                                timeout_s=min(settings.timeout_s, left))] = trial
+            running[pool.submit(probe_recipe, case, trial, children=children, settings=replace(
+                settings, timeout_s=min(settings.timeout_s, left)))] = trial
         shown.advance(0, detail=", ".join(trial.recipe for trial in running.values()))
         for ended in wait(running, return_when=FIRST_COMPLETED).done:
             trial = running.pop(ended)
@@ -110,27 +120,25 @@ def _all_tried(case: QATCase, trials: Sequence[Trial], settings: ProbeSettings, 
     return found
 
 
-def probe_recipe(case: QATCase, recipe: Recipe, *, timeout_s: float, seed: int, skip: tuple[str, ...] = (),
-                 numbers: bool = False, children: Children | None = None) -> Probe:
-    """Try one recipe on a case in a child process.
+def probe_recipe(case: QATCase, trial: Trial, *, settings: ProbeSettings, children: Children | None = None) -> Probe:
+    """Make one trial on a case in a child process.
 
     Args:
         case: The user's model; never changed.
-        recipe: How to quantize and where to run.
-        timeout_s: Most seconds.
-        seed: Seed of the trial.
-        skip: Modules to leave in float beside those that the case leaves.
-        numbers: Whether to run the artifact and compare its outputs with those that fake-quantize simulates.
+        trial: What to try.
+        settings: Limits of the trial.
         children: Where to note the child while it runs; None: nowhere.
     """
+    recipe = get_recipe(trial.recipe)
     impossible = _impossible(recipe)
     if impossible is not None:
-        return replace(impossible, skip=skip)
-    wider = replace(case, skip=(*case.skip, *skip))
+        return replace(impossible, skip=trial.skip)
+    wider = replace(case, skip=(*case.skip, *trial.skip))
     began = time.monotonic()
-    ended = run_forked(lambda writer: _answer(wider, recipe, writer, timeout_s=timeout_s, seed=seed, numbers=numbers),
-                       timeout_s=timeout_s, children=children)
-    return replace(_read(ended, recipe, timeout_s=timeout_s), seconds=time.monotonic() - began, skip=skip)
+    ended = run_forked(lambda writer: _answer(wider, recipe, writer, trial=trial, settings=settings),
+                       timeout_s=settings.timeout_s, children=children)
+    return replace(_read(ended, recipe, timeout_s=settings.timeout_s), seconds=time.monotonic() - began,
+                   skip=trial.skip)
 
 
 def _read(ended: ChildEnd, recipe: Recipe, *, timeout_s: float) -> Probe:
@@ -142,9 +150,14 @@ def _read(ended: ChildEnd, recipe: Recipe, *, timeout_s: float) -> Probe:
         return Probe(recipe=recipe.name, takes=False, code="native-crash", reason=(
             f"it killed its process with {ended.by.name} ({where})."))
     try:
-        return Probe(**json.loads(ended.written.rstrip().rpartition(b"\n")[2]))
+        return _from_json(ended.written.rstrip().rpartition(b"\n")[2])
     except (ValueError, TypeError):
         return Probe(recipe=recipe.name, takes=None, reason=f"its process ended without an answer ({where}).")
+
+
+def _from_json(line: bytes) -> Probe:
+    found = Probe(**json.loads(line))
+    return found if found.speedup_ci is None else replace(found, speedup_ci=(found.speedup_ci[0], found.speedup_ci[1]))
 
 
 def not_installed(recipe: Recipe) -> str:
@@ -176,7 +189,7 @@ def _last_stage(written: bytes) -> str:
     return stages[-1] if stages else "starting"
 
 
-def _answer(case: QATCase, recipe: Recipe, writer: int, *, timeout_s: float, seed: int, numbers: bool) -> None:
+def _answer(case: QATCase, recipe: Recipe, writer: int, *, trial: Trial, settings: ProbeSettings) -> None:
     """Try the recipe in this process, the child, and write stages and the answer to the pipe, a line each."""
     stage = "starting"
 
@@ -185,18 +198,24 @@ def _answer(case: QATCase, recipe: Recipe, writer: int, *, timeout_s: float, see
         stage = name
         os.write(writer, f"{name}\n".encode())
 
+    lock = MachineLock() if settings.locks else None
     try:
-        with (preserved_torch_state(seed=seed), quantized_engine(recipe.engine), threads(1), without_fast_path(),
+        with (preserved_torch_state(seed=settings.seed), quantized_engine(recipe.engine), threads(1),
               tempfile.TemporaryDirectory(prefix="pytest-qat-") as folder):
-            made = _tried(case, recipe, enter, folder=Path(folder), timeout_s=timeout_s, numbers=numbers)
+            with nullcontext() if lock is None else lock.shared(), without_fast_path():
+                made, pair = _tried(case, recipe, enter, folder=Path(folder), timeout_s=settings.timeout_s, trial=trial)
+            if trial.floor is not None and pair is not None:
+                enter("timing")
+                with nullcontext() if lock is None else lock.alone():
+                    made = _timed(made, case, pair, floor=trial.floor)
     except BaseException as error:  # whatever it is, it is the answer
         made = _refusal(error, case, recipe, stage)
     os.write(writer, (json.dumps(asdict(made)) + "\n").encode())
 
 
 def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folder: Path, timeout_s: float,
-           numbers: bool) -> Probe:
-    """Go through the stages of a run, without training, and without loading what another process has built."""
+           trial: Trial) -> tuple[Probe, DeployedPair | None]:
+    """Go through the stages of a run, without training; what another process has built is loaded only to be timed."""
     enter("prepare")
     plain = replace(without_training(with_plain_model(case)[0]), prepared=None, converted=None)
     float_model = checked_model(plain)
@@ -211,7 +230,7 @@ def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folde
     with torch.no_grad():
         pair = load_runtime(recipe.runtime).deploy(
             workflow.float_twin(plain).eval(), int8.module, plain.example_inputs, folder,
-            DeploySettings(engine=recipe.engine, threads=1, timeout_s=timeout_s, load=False))
+            DeploySettings(engine=recipe.engine, threads=1, timeout_s=timeout_s, load=trial.floor is not None))
     enter("coverage")
     fp32, shipped = pair.fp32["contiguous"], pair.int8["contiguous"]
     reasons = {**first.float_modules, **int8.float_modules}
@@ -220,15 +239,26 @@ def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folde
                 coverage_of_kernels(float_model, shipped.kernels, plain.example_inputs, reasons=reasons))
     if coverage.int8_modules == 0:
         return Probe(recipe=recipe.name, takes=False, code="nothing-quantized", reason="nothing of it runs in int8.",
-                     mac_share=0.0)
+                     mac_share=0.0), None
     found = Probe(recipe=recipe.name, takes=True, mac_share=coverage.mac_share if coverage.macs else None,
                   size_reduction=fp32.size_bytes / max(1, shipped.size_bytes))
-    if not numbers:
-        return found
+    if not trial.numbers:
+        return found, pair
     enter("parity")
     parity = stages.measure_parity(plain, untrained_copy(prepared.module), partial(run_batch, shipped))
     return replace(found, agrees=parity.holds, sqnr_db=_finite(parity.sqnr_db),
-                   float_db=_finite(parity.quantization_sqnr_db))
+                   float_db=_finite(parity.quantization_sqnr_db)), pair
+
+
+def _timed(found: Probe, case: QATCase, pair: DeployedPair, *, floor: float) -> Probe:
+    """Add the speedup, measured as the speedup check does."""
+    float_model = checked_model(case)
+    speed = measure_speed(
+        fp32=pair.fp32, int8=pair.int8, eager=lambda: call(float_model, case.example_inputs),
+        inputs=case.example_inputs, floor=floor, settings=TimingSettings(max_time_s=_TIMING_S)).like_for_like
+    return replace(found, speedup=speed.estimate, speedup_ci=speed.ci if math.isfinite(speed.ci[1]) else None)
+
+
 
 
 def _finite(decibels: float) -> float | None:

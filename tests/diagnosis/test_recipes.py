@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from pytest_qat.pipeline.run import ModelRun, RunSettings
 from pytest_qat.recipe import get_recipe
 
 COMMAND = "pytest --qat-model=models:net"
-BOUNDS = Tolerances(min_coverage=0.5, min_size_reduction=2.0)
+BOUNDS = Tolerances(min_coverage=0.5, min_size_reduction=2.0, min_speedup=1.2)
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, **answers: dict[str, Any]) -> list
 
 
 def told(run: ModelRun, check: str, *, blamed: Sequence[str] = (), command: str = COMMAND) -> Finding:
-    need = need_of(check, run.settings.tolerances, share=0.3, float_db=10.0)
+    need = need_of(check, run.settings.tolerances, float_db=10.0)
     return recipes_that_take(run, need, command=command, check=check, blamed=blamed)
 
 
@@ -76,15 +78,21 @@ def told(run: ModelRun, check: str, *, blamed: Sequence[str] = (), command: str 
      {"mac_share": 1.0, "agrees": True, "float_db": 16.0}),
     ("accuracy", {"mac_share": 1.0, "agrees": False, "float_db": 30.0},
      {"mac_share": 1.0, "agrees": True, "float_db": None}),
-    ("speedup", {"mac_share": 0.5}, {"mac_share": 0.6}), ("speedup", {"mac_share": None}, {"mac_share": 0.9}),
+    ("speedup", {"mac_share": 1.0}, {"mac_share": 0.6, "speedup": 1.3, "speedup_ci": (1.2, 1.4)}),
+    ("speedup", {"mac_share": 1.0, "speedup": 1.3, "speedup_ci": None},
+     {"mac_share": None, "speedup": 1.3, "speedup_ci": (1.2, 1.4)}),
+    ("speedup", {"mac_share": 1.0, "speedup": 1.3, "speedup_ci": (1.19, 1.4)},
+     {"mac_share": 1.0, "speedup": 1.21, "speedup_ci": (1.2, 1.22)}),
+    ("speedup", {"mac_share": 0.4, "speedup": 2.0, "speedup_ci": (1.9, 2.1)},
+     {"mac_share": 1.0, "speedup": 1.3, "speedup_ci": (1.25, 1.4)}),
 ])
 def test_a_recipe_is_recommended_only_if_its_trial_shows_what_the_check_needs(
         check: str, short: dict, enough: dict, opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, eager_x86=short)
+    scripted(monkeypatch, torchao_int8=short)
     nothing = told(run_of(opened), check)
     assert (nothing.code, nothing.remedy) == ("no-recipe-takes-it", "")
-    assert "eager-x86 takes it" in nothing.message
-    scripted(monkeypatch, eager_x86=short, pt2e_executorch=enough)
+    assert "torchao-int8 takes it" in nothing.message
+    scripted(monkeypatch, torchao_int8=short, pt2e_executorch=enough)
     found = told(run_of(opened), check)
     assert (found.code, found.remedy) == ("recipe-takes-it", f"run: {COMMAND} --qat-recipe=pt2e-executorch")
     assert "faster" not in found.message
@@ -97,6 +105,46 @@ def test_numbers_are_compared_only_where_they_are_what_failed(opened: list[Model
         told(run_of(opened), check)
         assert made
         assert {trial.numbers for trial in made} == {check in ("parity", "accuracy")}
+
+
+def test_only_a_failed_speedup_is_timed_one_recipe_at_a_time_until_one_does(
+        opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {"mac_share": 1.0, "speedup": 2.0, "speedup_ci": (1.9, 2.1)}
+    made = scripted(monkeypatch, pt2e_inductor=quick, pt2e_executorch=quick)
+    found = told(run_of(opened), "speedup")
+    assert [trial.recipe for trial in made] == ["fx-torchscript", "pt2e-onnxruntime", "pt2e-inductor"]
+    assert {trial.floor for trial in made} == {1.2}
+    assert "2.00x as fast as float [1.90, 2.10]" in found.message
+    for check in ("prepare", "convert", "coverage", "parity", "accuracy", "size"):
+        made = scripted(monkeypatch)
+        told(run_of(opened), check)
+        assert {trial.floor for trial in made} == {None}
+
+
+@pytest.mark.parametrize(("recipe", "first", "left_out"), [
+    ("fx-x86", "fx-torchscript", set()), ("fx-qnnpack", "fx-x86", set()), ("eager-qnnpack", "eager-x86", set()),
+    ("fx-torchscript", "pt2e-onnxruntime", {"fx-torchscript"}),
+    ("pt2e-inductor", "fx-torchscript", {"pt2e-inductor", "torchao-int8"}),
+    ("pt2e-executorch", "fx-torchscript", {"pt2e-executorch"})])
+def test_after_a_failed_speedup_other_runtimes_are_timed(
+        recipe: str, first: str, left_out: set[str], opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch)
+    told(run_of(opened, recipe), "speedup")
+    tried = [trial.recipe for trial in made]
+    assert tried[0] == first
+    assert not left_out & set(tried)
+    assert {"pt2e-onnxruntime", "pt2e-litert"} <= set(tried)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="recipes are tried in forked processes")
+def test_calls_bound_by_python_are_told_a_runtime_that_was_timed(opened: list[ModelRun]) -> None:
+    """Forty small layers: dispatch takes most of a call in Python, and little of one in TorchScript."""
+    layers = [layer for _ in range(40) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    model = nn.Sequential(nn.Linear(16, 64), *layers).eval()
+    run = run_of(opened, model=model, tolerances=Tolerances(min_speedup=0.01))
+    found = recipes_that_take(run, need_of("speedup", run.settings.tolerances), command=COMMAND, check="speedup")
+    assert (found.code, found.remedy) == ("recipe-takes-it", f"run: {COMMAND} --qat-recipe=fx-torchscript")
+    assert "x as fast as float [" in found.message
 
 
 @pytest.mark.parametrize(("recipe", "left_out"), [
@@ -264,6 +312,8 @@ def test_whichever_check_shows_a_refusal_first_tells_what_would_do(
     ("size", Tolerances(min_size_reduction=8.1, min_coverage=0.0), False),  # which no recipe reaches
     ("size", Tolerances(min_size_reduction=0.1, min_coverage=0.0), False),
     ("coverage", Tolerances(min_coverage=0.5), False), ("parity", Tolerances(), False),
+    ("speedup", Tolerances(min_speedup=8.0), True), ("speedup", Tolerances(min_speedup=8.1), False),
+    ("speedup", Tolerances(min_speedup=1e-6), False),
 ])
 def test_only_a_failed_check_tries_anything(check: str, bounds: Tolerances, tried: bool, opened: list[ModelRun],
                                             monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,3 +321,13 @@ def test_only_a_failed_check_tries_anything(check: str, bounds: Tolerances, trie
     checks = ModelChecks(run_of(opened, tolerances=bounds), reference="models:net", command=COMMAND)
     with_causes(checks, checks.check(check))
     assert bool(made) is tried
+
+
+def test_a_trial_has_one_thread_so_nothing_is_timed_for_a_run_of_more(opened: list[ModelRun],
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch)
+    run = run_of(opened, tolerances=Tolerances(min_speedup=8.0))
+    run.settings = replace(run.settings, threads=2)
+    checks = ModelChecks(run, reference="models:net", command=COMMAND)
+    with_causes(checks, checks.check("speedup"))
+    assert made == []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from pytest_qat.case import QATCase
+from pytest_qat.measure.machine_lock import MachineLock
 from pytest_qat.pipeline import probing as module
 from pytest_qat.pipeline.probe import Probe, Trial, best_first
 from pytest_qat.pipeline.probing import ProbeSettings, probe_recipe, try_all
@@ -43,7 +46,7 @@ def case(model: nn.Module, **changes: Any) -> QATCase:
 
 
 def tried(recipe: str, made: QATCase, *, timeout_s: float = 120.0) -> Probe:
-    return probe_recipe(made, get_recipe(recipe), timeout_s=timeout_s, seed=0)
+    return probe_recipe(made, Trial(recipe=recipe), settings=ProbeSettings(timeout_s=timeout_s))
 
 
 @needs_fork
@@ -128,7 +131,7 @@ def test_the_order_is_by_answer_then_share_in_int8_then_size() -> None:
 
 @needs_fork
 def test_outputs_are_compared_if_asked() -> None:
-    plain, looked_at = (probe_recipe(case(Net()), get_recipe("fx-x86"), timeout_s=120.0, seed=0, numbers=numbers)
+    plain, looked_at = (probe_recipe(case(Net()), Trial(recipe="fx-x86", numbers=numbers), settings=ProbeSettings())
                         for numbers in (False, True))
     assert (plain.agrees, plain.sqnr_db) == (None, None)
     assert looked_at.agrees is True
@@ -137,17 +140,41 @@ def test_outputs_are_compared_if_asked() -> None:
 
 
 @needs_fork
+@pytest.mark.parametrize("recipe", ["fx-x86", "fx-torchscript", "pt2e-onnxruntime"])
+def test_an_artifact_is_timed_if_asked(recipe: str) -> None:
+    if reason := module.not_installed(get_recipe(recipe)):
+        pytest.skip(reason)
+    plain = tried(recipe, case(Net()))
+    timed = probe_recipe(case(Net()), Trial(recipe=recipe, floor=1.0), settings=ProbeSettings(locks=True))
+    assert (plain.speedup, plain.speedup_ci) == (None, None)
+    assert timed.takes is True, timed.reason
+    assert timed.speedup is not None
+    assert timed.speedup_ci is not None
+    assert timed.speedup_ci[0] <= timed.speedup <= timed.speedup_ci[1]
+
+
+@needs_fork
+def test_a_timing_waits_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process holds the lock: without an answer in time, nothing is said of the speed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with MachineLock().alone():
+        found = probe_recipe(case(Net()), Trial(recipe="fx-x86", floor=1.0),
+                             settings=ProbeSettings(locks=True, timeout_s=4.0))
+    assert (found.takes, found.speedup) == (None, None)
+
+
+@needs_fork
 def test_a_kernel_that_is_wrong_agrees_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     right = module.run_batch
     monkeypatch.setattr(module, "run_batch", lambda deployed, inputs: -right(deployed, inputs))
-    found = probe_recipe(case(Net()), get_recipe("fx-x86"), timeout_s=120.0, seed=0, numbers=True)
+    found = probe_recipe(case(Net()), Trial(recipe="fx-x86", numbers=True), settings=ProbeSettings())
     assert (found.takes, found.agrees) == (True, False)
 
 
 @needs_fork
 def test_what_is_skipped_for_a_trial_stays_in_float() -> None:
     given = case(Net())
-    found = probe_recipe(given, get_recipe("fx-x86"), timeout_s=120.0, seed=0, skip=("conv",))
+    found = probe_recipe(given, Trial(recipe="fx-x86", skip=("conv",)), settings=ProbeSettings())
     assert (found.takes, found.skip) == (True, ("conv",))
     assert found.mac_share is not None
     assert 0 < found.mac_share < 0.5
