@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import tempfile
 from collections import defaultdict
@@ -18,17 +17,13 @@ from torch import Tensor
 from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes.base import Kernel, OpTime, StoredTensor
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
-from pytest_qat.runtimes.graph_kernels import kernels_of
 from pytest_qat.runtimes.naming import in_order, named_after, without_wrapper
+from pytest_qat.runtimes.onnx_products import drop_notes, int8_op, original_name, product_nodes, products_of
+from pytest_qat.runtimes.onnx_unsigned import make_unsigned
 from pytest_qat.runtimes.op_times import longest_first, repeat
 from pytest_qat.runtimes.stored import digest_of
 
 __all__ = ["OnnxRuntime"]
-
-_INT8 = ("QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
-         "DynamicQuantizeMatMul", "MatMulNBits")
-_FLOAT = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Attention",
-          "MultiHeadAttention")
 
 
 class OnnxRuntime(ExportedRuntime):
@@ -39,10 +34,14 @@ class OnnxRuntime(ExportedRuntime):
     max_bytes: ClassVar[int | None] = 2**31  # a protobuf message cannot be larger
 
     def lower(self, exported: torch.export.ExportedProgram) -> Lowered:
-        """Return the `.onnx` and the products of the graph it is made from, for their names."""
+        """Return the `.onnx`, without notes on the user's code, and what it multiplies."""
         program = torch.onnx.export(exported, dynamo=True, verbose=False)
         assert program is not None, "unreachable because dynamo export returns a program"
-        return Lowered(content=program.model_proto.SerializeToString(), kernels=kernels_of(exported.graph_module))
+        model = program.model_proto
+        make_unsigned(model)
+        products = products_of(model.graph)
+        drop_notes(model.graph)
+        return Lowered(content=model.SerializeToString(), kernels=products)
 
     def load(self, path: Path, *, threads: int) -> Call:
         """Return a function that calls an `.onnx`."""
@@ -73,26 +72,28 @@ class OnnxRuntime(ExportedRuntime):
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             _session(path, threads=1, optimized=optimized)
-            nodes = onnx.load(str(optimized)).graph.node
+            nodes = list(onnx.load(str(optimized)).graph.node)
         made = {name: node for node in nodes for name in node.output}
-        asked = [node.name for node in onnx.load(str(path)).graph.node if node.op_type in _FLOAT]
-        names = dict(zip(asked, named, strict=False)) if len(asked) == len(named) else {}
-        found, others = [], []
+        asked = [node.name for node in product_nodes(onnx.load(str(path)).graph)]
+        left = dict(zip(asked, named, strict=True))
+        found: list[Kernel] = []
+        unnamed: list[int] = []
         for node in nodes:
-            if node.op_type in _INT8:
-                found.append(Kernel(int8=True, op=node.op_type))
-            elif node.op_type in _FLOAT:
-                around = any(name in made and made[name].op_type == "DequantizeLinear" for name in node.input)
-                found.append(Kernel(int8=False, op=node.op_type, reason=(
-                    "ONNX Runtime did not fuse its QuantizeLinear and DequantizeLinear into an integer kernel" if around
-                    else "its tensors are float")))
-            else:
+            int8 = int8_op(node.op_type)
+            if int8 is None:
                 continue
-            others.append(names.get(re.sub(r"(_token_\d+)+$", "", node.name)))  # a fused op keeps the name, numbered
-        if None in others or len(found) != len(named):
-            return in_order(found, named)
-        return tuple(named_after(kernel, other) for kernel, other in zip(found, others, strict=True)
-                     if other is not None)
+            around = any(name in made and made[name].op_type == "DequantizeLinear" for name in node.input)
+            kernel = Kernel(int8=int8, op=node.op_type, reason="" if int8 else (
+                "ONNX Runtime did not fuse its QuantizeLinear and DequantizeLinear into an integer kernel" if around
+                else "its tensors are float"))
+            other = left.pop(original_name(node.name), None)
+            if other is None:
+                unnamed.append(len(found))
+            found.append(kernel if other is None else named_after(kernel, other))
+        for index, kernel in zip(unnamed, in_order([found[index] for index in unnamed], tuple(left.values())),
+                                 strict=True):
+            found[index] = kernel
+        return tuple(found)
 
     def tensors_in(self, path: Path) -> tuple[StoredTensor, ...]:
         """Return the initializers of the file."""
