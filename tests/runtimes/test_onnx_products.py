@@ -22,8 +22,8 @@ from pytest_qat.runtimes import onnxruntime as module
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("torchao")
-from pytest_qat.runtimes.onnx_products import drop_notes, int8_op, original_name, products_of  # noqa: E402
-from pytest_qat.runtimes.onnx_unsigned import make_unsigned  # noqa: E402
+from pytest_qat.runtimes.onnxruntime.products import drop_notes, int8_op, original_name, products_of  # noqa: E402
+from pytest_qat.runtimes.onnxruntime.unsigned import make_unsigned  # noqa: E402
 
 IMAGE = torch.randn(2, 4, 8, 8)
 

@@ -18,8 +18,8 @@ from pytest_qat.recipe import RuntimeName
 from pytest_qat.runtimes.base import Kernel, OpTime, StoredTensor
 from pytest_qat.runtimes.exported import Call, ExportedRuntime, Lowered
 from pytest_qat.runtimes.naming import in_order, named_after, without_wrapper
-from pytest_qat.runtimes.onnx_products import drop_notes, int8_op, original_name, product_nodes, products_of
-from pytest_qat.runtimes.onnx_unsigned import make_unsigned
+from pytest_qat.runtimes.onnxruntime.products import drop_notes, int8_op, original_name, product_nodes, products_of
+from pytest_qat.runtimes.onnxruntime.unsigned import make_unsigned
 from pytest_qat.runtimes.op_times import longest_first, repeat
 from pytest_qat.runtimes.stored import digest_of
 
