@@ -1,7 +1,8 @@
 """From a reference on the command line to a `QATCase`.
 
-Accepted: `pkg.mod:fn`, `path/file.py:fn`, `torchvision:name`, `timm:name`, `hf:ConfigClass`. The function may return
-a `QATCase`, an `nn.Module`, or a `(model, example_inputs)` pair.
+Accepted: `pkg.mod:fn`, `path/file.py:fn`, `torchvision:name`, `timm:name`, `hf:ConfigClass`; the last three also with
+keyword arguments, as in `hf:BertConfig(num_hidden_layers=2)`. The function may return a `QATCase`, an `nn.Module`, or a
+`(model, example_inputs)` pair.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def as_case(value: object, *, source: str, shapes: str | None = None) -> QATCase
         return value
     if isinstance(value, LibraryModel):
         draw = value.draw if shapes is None else partial(_of_shapes, shapes)
-        return _drawn_case(value.model, draw, source=source, name=value.label)
+        return _drawn_case(value.model, draw, source=source, name=value.label, problem=value.problem)
     if isinstance(value, nn.Module):
         if shapes is not None:
             return _drawn_case(value, partial(_of_shapes, shapes), source=source)
@@ -91,10 +92,10 @@ def as_case(value: object, *, source: str, shapes: str | None = None) -> QATCase
 
 
 def _drawn_case(model: nn.Module, draw: Callable[[], tuple[Any, ...]] | None, *, source: str,
-                name: str | None = None) -> QATCase:
+                name: str | None = None, problem: str = "") -> QATCase:
     """Return a case on drawn inputs: one batch of noise is too little to compare float and int8 on, so more follow."""
     if draw is None:
-        raise _unknown_inputs(model, source)
+        raise _unknown_inputs(model, source, problem)
     inputs = draw()
     count = min(_DRAWN_BATCHES, max(2, -(-_DRAWN_SAMPLES // max(1, inputs[0].shape[0]))))
     return QATCase(model=model, example_inputs=inputs, name=name,
@@ -114,9 +115,11 @@ def _own_inputs(model: nn.Module, *, source: str) -> tuple[Any, ...]:
     return own if isinstance(own, tuple) else (own,)
 
 
-def _unknown_inputs(model: nn.Module, source: str) -> InvalidCase:
+def _unknown_inputs(model: nn.Module, source: str, problem: str = "") -> InvalidCase:
+    """Return that a model came without inputs, and what it raised on those that its library says."""
     return InvalidCase(
-        f"{source} gave a bare {type(model).__name__}, so its inputs are unknown{_arguments_of(model)}.",
+        f"{source} gave a bare {type(model).__name__}, so its inputs are unknown{_arguments_of(model)}"
+        f"{f': {problem}' if problem else ''}.",
         hint="Give --qat-inputs=1x3x224x224 (its shape), or return (model, example_inputs).")
 
 
@@ -136,7 +139,8 @@ def resolve(reference: str, *, root: Path) -> Any:
     Raises:
         ReferenceNotFound: with what is missing, near matches, and the accepted forms.
     """
-    place, _, attribute = reference.rpartition(":")
+    library, _, model = reference.partition(":")  # a model may have arguments with a colon in them
+    place, _, attribute = (library, "", model) if library in LIBRARIES else reference.rpartition(":")
     if not place or not attribute:
         raise ReferenceNotFound(f"the reference {reference!r} has no ':' between module and function.", hint=_FORMS)
     if place in LIBRARIES:

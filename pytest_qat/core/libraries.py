@@ -1,11 +1,14 @@
 """Models by their name in a library: torchvision, timm and transformers. Weights are random: nothing is downloaded.
 
-A library model comes with a way to draw inputs of the size that the library states for it, so that it can be
-quantized without a line of code. It has no evaluation data; float is what int8 is compared with.
+A name may carry keyword arguments, as in `hf:BertConfig(num_hidden_layers=2)`: of the configuration, or of the function
+that builds the model. A library model comes with a way to draw inputs of the size that the library states for it, so
+that it can be quantized without a line of code. It has no evaluation data; float is what int8 is compared with.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -15,16 +18,19 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from pytest_qat.core.memory import hold_to_memory
+from pytest_qat.core.memory import fits_into_memory, hold_to_memory
 from pytest_qat.core.torch_state import preserved_torch_state
-from pytest_qat.errors import InvalidCase, ReferenceNotFound, UnsupportedEnvironment
+from pytest_qat.core.tracebacks import headline, place_of
+from pytest_qat.errors import InvalidCase, QATError, ReferenceNotFound, UnsupportedEnvironment
 
 __all__ = ["LIBRARIES", "LibraryModel"]
 
 _TOKENS, _WAVE_SAMPLES, _FRAMES = 64, 16_000, 16
 _IMAGE = (3, 224, 224)
+_LAYERS = "num_hidden_layers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,20 +41,41 @@ class LibraryModel:
         model: In eval mode.
         label: The name to print; it says that the weights are random.
         draw: Draws one batch of inputs as the library states them; None where the library does not say.
+        problem: What the model raised on such inputs, where that is why there are none; else empty.
     """
 
     model: nn.Module
     label: str
     draw: Callable[[], tuple[Any, ...]] | None
+    problem: str = ""
 
 
-def _torchvision(name: str) -> LibraryModel:
+def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """Return a model's name and its keyword arguments from `name` or `name(key=value, ...)`.
+
+    Raises:
+        InvalidCase: it is neither, or a value is no literal.
+    """
+    if "(" not in text:
+        return text, {}
+    try:
+        call = ast.parse(text, mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            return call.func.id, {str(each.arg): ast.literal_eval(each.value) for each in call.keywords if each.arg}
+    except (SyntaxError, ValueError):
+        pass
+    raise InvalidCase(f"the model is named {text!r}, expected a name, or one with keyword arguments whose values are "
+                      "literals.", hint="Write it as in hf:BertConfig(num_hidden_layers=2, hidden_size=128).")
+
+
+def _torchvision(text: str) -> LibraryModel:
+    name, given = _parsed(text)
     models = _imported("torchvision", "torchvision.models")
     _known(name, models.list_models(), library="torchvision", listed="torchvision.models.list_models()")
     # Some builders would download weights for their backbone even where weights=None.
     takes_backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
-    options = {"weights": None, **({"weights_backbone": None} if takes_backbone else {})}
-    label = f"{name} (random weights)"
+    options = {"weights": None, **({"weights_backbone": None} if takes_backbone else {}), **given}
+    label = f"{text} (random weights)"
     model = _built(lambda: models.get_model(name, **options), label=label).eval()
     return LibraryModel(model=model, label=label, draw=_drawn_for_torchvision(models, name))
 
@@ -57,7 +84,7 @@ def _drawn_for_torchvision(models: Any, name: str) -> Callable[[], tuple[Any, ..
     """Return what draws an image, two for optical flow, or a clip of the size that the weights' preprocessing makes."""
     preset = next(iter(models.get_model_weights(name))).transforms
     size: Any = (getattr(preset, "keywords", None) or {}).get("crop_size", _IMAGE[-1])
-    sides = tuple(size) if isinstance(size, Iterable) else (size, size)
+    sides = _sides(size)
     match getattr(preset, "func", preset).__name__:
         case "OpticalFlow":
             return lambda: (torch.randn(1, *_IMAGE), torch.randn(1, *_IMAGE))
@@ -67,37 +94,46 @@ def _drawn_for_torchvision(models: Any, name: str) -> Callable[[], tuple[Any, ..
             return lambda: (torch.randn(1, *_IMAGE),)
 
 
-def _timm(name: str) -> LibraryModel:
+def _timm(text: str) -> LibraryModel:
+    name, given = _parsed(text)
     timm = _imported("timm", "timm")
     _known(name.partition(".")[0], timm.list_models(), library="timm", listed="timm.list_models()")
-    label = f"{name} (random weights)"
-    model = _built(lambda: timm.create_model(name, pretrained=False), label=label)
-    size = tuple((getattr(model, "pretrained_cfg", None) or {}).get("input_size", _IMAGE))
+    label = f"{text} (random weights)"
+    model = _built(lambda: timm.create_model(name, pretrained=False, **given), label=label)
+    channels, *sides = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", _IMAGE)
+    sides = _sides(given["img_size"]) if "img_size" in given else sides
+    size = (given.get("in_chans", channels), *sides)
     return LibraryModel(model=model.eval(), label=label, draw=lambda: (torch.randn(1, *size),))
 
 
-def _transformers(name: str) -> LibraryModel:
+def _transformers(text: str) -> LibraryModel:
+    name, given = _parsed(text)
     transformers = _imported("transformers", "transformers")
     configs = [each for each in dir(transformers) if each.endswith("Config")]
     _known(name, configs, library="transformers", listed="the classes that end in Config")
-    config = getattr(transformers, name)()
+    config = getattr(transformers, name)(**given)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # a cache of past keys is no output that ships
-    label = f"{name.removesuffix('Config')} (random weights)"
+    label = f"{name.removesuffix('Config')}{text.removeprefix(name)} (random weights)"
     try:
-        model: Any = _built(lambda: _of_config(transformers, config), label=label).eval()
+        model: Any = _built(lambda: _of_config(transformers, config), label=label, smaller=lambda: (
+            "" if given else _smaller(transformers, name, config))).eval()
     except ValueError as error:
         raise InvalidCase(f"transformers has no model for {name}: {str(error).splitlines()[0][:200]}",
                           hint="Write a function that builds the model, and name that instead.") from error
-    except TypeError as error:  # a config whose defaults make no model
-        raise InvalidCase(f"{name}() makes no model, its defaults are not complete: {str(error).splitlines()[0][:200]}",
+    except QATError:
+        raise
+    except Exception as error:  # a config whose defaults make no model
+        raise InvalidCase(f"{name}() makes no model, its defaults are not complete: {headline(error)} "
+                          f"({place_of(error)}).",
                           hint="Write a function that builds the model, and name that instead.") from error
     if getattr(config, "is_encoder_decoder", False):
         encoder = model.get_encoder()
-        if _runs(encoder, draw := _drawn_for(encoder, config)):
+        if (draw := _drawn_for(encoder, config)) is not None and not _problem(encoder, draw):
             return LibraryModel(model=encoder, label=label.replace(" (", " encoder ("), draw=draw)
     draw = _drawn_for(model, config)
-    return LibraryModel(model=model, label=label, draw=draw if _runs(model, draw) else None)
+    problem = "" if draw is None else _problem(model, draw)
+    return LibraryModel(model=model, label=label, draw=None if problem else draw, problem=problem)
 
 
 def _of_config(transformers: Any, config: Any) -> nn.Module:
@@ -119,31 +155,70 @@ def _of_config(transformers: Any, config: Any) -> nn.Module:
     return bare
 
 
-def _runs(model: nn.Module, draw: Callable[[], tuple[Any, ...]] | None) -> bool:
-    """Whether a model takes what is drawn for it: what its configuration says may be something else than it reads."""
-    if draw is None:
-        return False
+def _problem(model: nn.Module, draw: Callable[[], tuple[Any, ...]]) -> str:
+    """Return what a model raises on what is drawn for it; "" if it runs.
+
+    What a configuration says may be something else than the model reads.
+    """
     try:
         with preserved_torch_state(seed=0), torch.no_grad():
-            model(*draw())
-    except Exception:
-        return False
-    return True
+            inputs = draw()
+            model(*inputs)
+    except Exception as error:
+        shapes = " and ".join("x".join(str(size) for size in tensor.shape) for tensor in inputs)
+        return f"on {shapes}, as its configuration says, it raised {headline(error)} ({place_of(error)})"
+    return ""
 
 
-def _built(build: Callable[[], nn.Module], *, label: str) -> nn.Module:
+def _smaller(transformers: Any, name: str, config: Any) -> str:
+    """Return how to name a model of the same kind with two layers, where one would fit into memory; else ""."""
+    if hasattr(config, _LAYERS):
+        fewer: dict[str, Any] = {_LAYERS: 2}
+    else:
+        fewer = {part: {_LAYERS: 2} for part in ("text_config", "vision_config")
+                 if hasattr(getattr(config, part, None), _LAYERS)}
+    if not fewer:
+        return ""
+    kind = type(config)
+    if not fits_into_memory(_weight_bytes(lambda: _of_config(transformers, kind(**fewer)))):
+        return ""
+    return f"'hf:{name}({', '.join(f'{key}={value!r}' for key, value in fewer.items())})'"
+
+
+def _built(build: Callable[[], nn.Module], *, label: str, smaller: Callable[[], str] = str) -> nn.Module:
     """Build a model, after finding out without its weights that a run of it fits into memory.
+
+    Args:
+        build: Builds it.
+        label: Its name.
+        smaller: Returns how a smaller one is named; "" if that cannot be said.
 
     Raises:
         UnsupportedEnvironment: it does not.
     """
-    with preserved_torch_state(seed=0), torch.device("meta"):  # the weights themselves are drawn below
-        try:
-            weights = sum(parameter.nbytes for parameter in build().parameters())
-        except Exception:  # code that reads values while it builds cannot do without them
-            weights = 0
-    hold_to_memory(label, weights)
+    needed = _weight_bytes(build)
+    hold_to_memory(label, needed, smaller="" if fits_into_memory(needed) else smaller())
     return build()
+
+
+def _weight_bytes(build: Callable[[], nn.Module]) -> int:
+    """Return how much its weights would take, without drawing any; of those that come before an error, if one comes."""
+    sizes: dict[int, int] = {}
+    held: list[Tensor] = []  # so that ids stay theirs
+
+    def note(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        if parameter is not None and parameter.is_meta:
+            held.append(parameter)
+            sizes[id(parameter)] = parameter.nbytes
+
+    noting = register_module_parameter_registration_hook(note)
+    try:
+        # Code that reads values while it builds cannot do without them, and fails here.
+        with preserved_torch_state(seed=0), torch.device("meta"), contextlib.suppress(Exception):
+            build()
+    finally:
+        noting.remove()
+    return sum(sizes.values())
 
 
 def _drawn_for(model: Any, config: Any) -> Callable[[], tuple[Any, ...]] | None:
@@ -163,17 +238,21 @@ def _drawn_for(model: Any, config: Any) -> Callable[[], tuple[Any, ...]] | None:
 def _drawn_as(kind: str, config: Any) -> Callable[[], tuple[Any, ...]] | None:
     """Return what draws one input of a transformers model, by its name; None where the size is not known."""
     if kind == "input_ids" and hasattr(config, "vocab_size"):
-        tokens = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+        longest = getattr(config, "max_position_embeddings", None) or _TOKENS
+        tokens = min(_TOKENS, longest) if longest > 0 else _TOKENS  # XLNet's is -1, for no limit
         return lambda: (torch.randint(0, config.vocab_size, (1, tokens)),)
     if kind == "pixel_values":
         image = getattr(config, "image_size", None) or _IMAGE[-1]
-        sides = tuple(image) if isinstance(image, Iterable) else (image, image)
-        return lambda: (torch.randn(1, getattr(config, "num_channels", 3), *sides),)
+        return lambda: (torch.randn(1, getattr(config, "num_channels", 3), *_sides(image)),)
     if kind == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
         return lambda: (torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions),)
     if kind == "input_values":
         return lambda: (torch.randn(1, _WAVE_SAMPLES),)
     return None
+
+
+def _sides(size: Any) -> tuple[int, ...]:
+    return tuple(size) if isinstance(size, Iterable) else (size, size)
 
 
 def _imported(library: str, module: str) -> Any:
