@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -43,6 +44,12 @@ class Recipe:
     packages: tuple[str, ...] = ()
     extra: str | None = None
     lowered: bool = True
+
+    @property
+    def suits_machine(self) -> bool:
+        """Whether its engine, if it uses one, is the one that is made for this machine's processor."""
+        arm = platform.machine().lower() in ("aarch64", "arm64")
+        return self.engine in (None, "qnnpack" if arm else "x86")
 
     def require_packages(self) -> None:
         """Look for the packages that the recipe needs, without importing them.

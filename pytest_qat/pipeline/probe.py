@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Probe", "Trial", "best_first"]
+from pytest_qat.core.text import percent
+from pytest_qat.recipe import RECIPES
+
+__all__ = ["Probe", "Trial", "best_first", "held_to"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,22 @@ class Probe:
     speedup_ci: tuple[float, float] | None = None
 
 
-def best_first(probe: Probe) -> tuple[int, float, float]:
-    """Return a sort key: recipes that take the model by share in int8 and size, then those that do not."""
+def best_first(probe: Probe) -> tuple[int, float, bool, float]:
+    """Return a sort key: recipes that take the model by share in int8, machine and size, then those that do not."""
     rank = {True: 0, None: 1, False: 2}[probe.takes]
-    return rank, -round(probe.mac_share or 0.0, 2), -(probe.size_reduction or 0.0)
+    other_machine = probe.recipe in RECIPES and not RECIPES[probe.recipe].suits_machine
+    return rank, -round(probe.mac_share or 0.0, 2), other_machine, -(probe.size_reduction or 0.0)
+
+
+def held_to(probe: Probe, floor: float) -> Probe:
+    """Return a probe as the coverage check will judge it: a recipe that leaves too much in float takes nothing.
+
+    Args:
+        probe: What came of a trial.
+        floor: The least share of the multiply-accumulates in int8.
+    """
+    if not probe.takes or probe.mac_share is None or probe.mac_share >= floor:
+        return probe
+    return replace(probe, takes=False, code="too-little-int8", reason=(
+        f"it runs, but only {percent(probe.mac_share, unlike=floor)} of the multiply-accumulates would be in int8, and "
+        f"coverage requires {percent(floor)}."))

@@ -158,13 +158,15 @@ class ProbeItem(CommandLineItem):
 
         from pytest_qat.core.torch_state import preserved_torch_state
         from pytest_qat.pipeline.preflight import checked_model
+        from pytest_qat.pipeline.probe import best_first, held_to
 
         qat, source = self.parent.qat, self.parent.source
         names = [name for name in qat.options.recipes if name != AUTO] or COMPLETE_RECIPES
         case = qat.registry.case(source)
         with preserved_torch_state(seed=qat.options.seed):
             checked_model(case)  # a model that does not run fails here, not once for each recipe
-        found = qat.registry.probes(source, names)
+        floor = qat.options.tolerances(case.tolerances).coverage_floor
+        found = sorted((held_to(probe, floor) for probe in qat.registry.probes(source, names)), key=best_first)
         note(self, probes={"model": source.reference, "name": case.label, "command": qat.registry.command(source),
                            "probes": [cast("ProbeRecord", asdict(probe)) for probe in found]})
         if not any(probe.takes for probe in found):

@@ -332,6 +332,9 @@ class ProbeRecord(TypedDict):
     skip: Sequence[str]
     agrees: bool | None
     sqnr_db: float | None
+    float_db: float | None
+    speedup: float | None
+    speedup_ci: tuple[float, float] | None
 
 
 class Probes(TypedDict):

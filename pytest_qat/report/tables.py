@@ -283,7 +283,7 @@ def probe_rows(probes: Probes) -> list[tuple[str, str, str, str, str]]:
     """Return a row for each recipe: its name, whether it works, coverage, size reduction and seconds."""
     works = {True: "yes", False: "no", None: "unknown"}
     return [(found["recipe"], works[found["takes"]],
-             _NOTHING if found["mac_share"] is None or not found["takes"] else percent(found["mac_share"]),
+             _NOTHING if found["mac_share"] is None else percent(found["mac_share"]),
              _NOTHING if found["size_reduction"] is None else f"{found['size_reduction']:.2f}x",
              f"{found['seconds']:.0f} s" if found["seconds"] else _NOTHING) for found in probes["probes"]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import tempfile
 import time
@@ -16,7 +17,7 @@ from torch import nn
 from pytest_qat.case import QATCase
 from pytest_qat.measure.machine_lock import MachineLock
 from pytest_qat.pipeline import probing as module
-from pytest_qat.pipeline.probe import Probe, Trial, best_first
+from pytest_qat.pipeline.probe import Probe, Trial, best_first, held_to
 from pytest_qat.pipeline.probing import ProbeSettings, probe_recipe, try_all
 from pytest_qat.recipe import get_recipe
 
@@ -127,6 +128,28 @@ def test_the_order_is_by_answer_then_share_in_int8_then_size() -> None:
               Probe(recipe="big", takes=True, mac_share=0.99, size_reduction=2.0),
               Probe(recipe="small", takes=True, mac_share=0.99, size_reduction=3.0)]
     assert [probe.recipe for probe in sorted(probes, key=best_first)] == ["small", "big", "half", "silent", "refuses"]
+
+
+def test_an_engine_of_another_machine_comes_after_that_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = [Probe(recipe=name, takes=True, mac_share=1.0, size_reduction=size) for name, size in (
+        ("fx-qnnpack", 3.9), ("fx-x86", 3.7), ("pt2e-executorch", 3.6))]
+    for machine, expected in (("x86_64", ["fx-x86", "pt2e-executorch", "fx-qnnpack"]),
+                              ("arm64", ["fx-qnnpack", "pt2e-executorch", "fx-x86"]),
+                              ("AARCH64", ["fx-qnnpack", "pt2e-executorch", "fx-x86"])):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        assert [probe.recipe for probe in sorted(probes, key=best_first)] == expected
+
+
+@pytest.mark.parametrize(("share", "floor", "takes"), [
+    (0.0001, 0.1, False), (0.0999, 0.1, False), (0.1, 0.1, True), (None, 0.1, True), (0.0001, 0.0, True)])
+def test_a_recipe_that_leaves_too_much_in_float_takes_nothing(share: float | None, floor: float, takes: bool) -> None:
+    found = held_to(Probe(recipe="pt2e-litert", takes=True, mac_share=share), floor)
+    assert found.takes is takes
+    assert (found.code == "too-little-int8") is not takes
+    if not takes:
+        assert "coverage requires 10.0%" in found.reason
+    refusing = Probe(recipe="pt2e-litert", takes=False, mac_share=0.0, reason="no.")
+    assert held_to(refusing, floor) == refusing
 
 
 @needs_fork

@@ -57,6 +57,28 @@ def test_probing_fails_where_no_recipe_takes_the_model(project: Project) -> None
     assert "no recipe takes the model" in everything(result)
 
 
+def test_a_recipe_that_puts_hardly_anything_into_int8_does_not_work(project: Project) -> None:
+    project.add("""
+        class Mostly(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.rnn, self.fc = nn.GRU(16, 64), nn.Linear(64, 2)
+
+            def forward(self, x):
+                return self.fc(self.rnn(x)[0][-1])
+
+        def mostly():
+            return Mostly().eval(), (torch.randn(20, 2, 16),)
+        """)
+    result = project.run("--qat-model=models:mostly", "--qat-probe", "--qat-recipe=fx-x86", "--qat-json=qat.json")
+    assert result.ret == 1
+    assert "it runs, but only" in everything(result)
+    [probed] = json.loads((project.path / "qat.json").read_text())["probes"]
+    assert [(found["takes"], found["code"]) for found in probed["probes"]] == [(False, "too-little-int8")]
+    again = project.run("--qat-model=models:mostly", "--qat-probe", "--qat-recipe=fx-x86", "--qat-min-coverage=0")
+    assert again.ret == 0
+
+
 @pytest.mark.slow
 def test_a_refusal_ends_with_a_recipe_that_was_tried_and_its_command_holds(project: Project) -> None:
     project.add(RESIDUAL)
