@@ -30,6 +30,8 @@ __all__ = ["Change", "changes_for", "skippable", "with_next"]
 
 _SLOWER = 0.1
 _SIZES = (1, 2, 4, 8)
+_TAKEN_APART = (nn.LSTM, nn.GRU, nn.MultiheadAttention)
+"""Layers that torch.ao replaces by one module for each step and gate, of which each rounds."""
 _LEAST_LEFT = 0.5
 """Where no module is to blame, at least so many of the layers stay in int8."""
 
@@ -147,6 +149,9 @@ def _skips(run: ModelRun, findings: Sequence[Finding]) -> Iterator[Change]:
     largest = [module for finding in findings for module, _ in finding.evidence.get("largest", ()) if module]
     named = skippable(run, blamed)
     sets = [named, *(skippable(run, largest[:size]) for size in _SIZES if size <= len(largest))]
+    if not named and not largest:  # simulating such a layer is so slow that there was no time to look
+        sets.append(skippable(run, [name for name, module in run.case.model.named_modules()
+                                    if isinstance(module, _TAKEN_APART)]))
     for names in dict.fromkeys(each for each in sets if each):
         for given in dict.fromkeys((names, with_next(run, names))):
             if _left(run, given) >= (_LEAST_LEFT if names != named else 1e-9):

@@ -211,10 +211,14 @@ def _others(failed: Recipe, check: str) -> Sequence[str]:
 
 
 def _quick(failed: Recipe) -> list[str]:
-    """Return the recipes that may be faster: other runtimes, and where qnnpack runs, the engine of this machine."""
-    engine = [f"{failed.workflow}-x86"] if failed.engine == "qnnpack" else []
-    torch_alike = {"torch", "torchscript"} if failed.runtime == "torchscript" else {failed.runtime}
-    return [*engine, *(name for name in _QUICK if RECIPES[name].runtime not in torch_alike)]
+    """Return the recipes that may be faster: other engines, of which each has shapes that it is slow at, and runtimes.
+
+    qnnpack is made for other processors, so it is no engine to send to.
+    """
+    engines = [f"{failed.workflow}-{engine}" for engine in ("x86", "onednn", "fbgemm")
+               if failed.runtime == "torch" and failed.engine not in (None, engine)]
+    alike = {"torch", "torchscript"} if failed.runtime == "torchscript" else {failed.runtime}
+    return [*engines, *(name for name in _QUICK if RECIPES[name].runtime not in alike)]
 
 
 def _prepares_with(recipe: Recipe) -> str | None:

@@ -22,6 +22,7 @@ from pytest_qat.diagnosis import recipes, remedies
 from pytest_qat.diagnosis.causes import with_causes
 from pytest_qat.diagnosis.changes import Change, changes_for, skippable, with_next
 from pytest_qat.diagnosis.remedies import mended
+from pytest_qat.findings import Finding
 from pytest_qat.measure.machine_lock import MachineLock
 from pytest_qat.pipeline.probe import Probe
 from pytest_qat.pipeline.run import ModelRun, RunSettings
@@ -115,6 +116,26 @@ def test_nothing_is_tried_for_a_model_that_passes(made: Callable[..., ModelCheck
 def test_without_time_nothing_is_tried(made: Callable[..., ModelChecks]) -> None:
     checks = made(faults.heavy_column(), diagnose_s=1e-3)
     assert not [each for each in judged(checks).findings if each.code == "remedy-mends"]
+
+
+class Listener(nn.Module):
+    """A recurrent layer, whose fake-quantized form runs step by step, between others."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.first, self.rnn, self.head = nn.Linear(4, 8), kind(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(self.first(x))[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_where_there_was_no_time_to_look_layers_that_are_taken_apart_are_left_out_first(
+        kind: type[nn.Module], made: Callable[..., ModelChecks]) -> None:
+    checks = made(QATCase(model=Listener(kind).eval(), example_inputs=(torch.randn(3, 2, 4),)))
+    assert "skip=('rnn',)" in [change.text for change in changes_for(checks.run, [])]
+    known = Finding(code="error-is-spread", severity="note", message="", evidence={"largest": [["head", 0.3]]})
+    assert "skip=('rnn',)" not in [change.text for change in changes_for(checks.run, [known])]
 
 
 # -- how a change is tried ----------------------------------------------------------------------------------------
