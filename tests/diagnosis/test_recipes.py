@@ -110,10 +110,10 @@ def test_numbers_are_compared_only_where_they_are_what_failed(opened: list[Model
 def test_only_a_failed_speedup_is_timed_one_recipe_at_a_time_until_one_does(
         opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
     quick = {"mac_share": 1.0, "speedup": 2.0, "speedup_ci": (1.9, 2.1)}
-    made = scripted(monkeypatch, pt2e_inductor=quick, pt2e_executorch=quick)
+    made = scripted(monkeypatch, pt2e_executorch=quick, pt2e_inductor=quick)
     found = told(run_of(opened), "speedup")
     assert [trial.recipe for trial in made] == [
-        "fx-onednn", "fx-fbgemm", "fx-torchscript", "pt2e-onnxruntime", "pt2e-inductor"]
+        "fx-onednn", "fx-fbgemm", "fx-torchscript", "pt2e-onnxruntime", "pt2e-litert", "pt2e-executorch"]
     assert {trial.floor for trial in made} == {1.2}
     assert "2.00x as fast as float [1.90, 2.10]" in found.message
     for check in ("prepare", "convert", "coverage", "parity", "accuracy", "size"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import platform
 import signal
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,6 +177,20 @@ def test_an_artifact_is_timed_if_asked(recipe: str) -> None:
     assert timed.speedup is not None
     assert timed.speedup_ci is not None
     assert timed.speedup_ci[0] <= timed.speedup <= timed.speedup_ci[1]
+
+
+def test_a_speedup_without_an_interval_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls so slow that few fit into the time show nothing, however large their ratio is."""
+    def measured(high: float) -> Any:
+        return lambda **_: SimpleNamespace(like_for_like=SimpleNamespace(estimate=3076.0, ci=(0.0, high)))
+
+    monkeypatch.setattr(module, "measure_speed", measured(math.inf))
+    first = Probe(recipe="fx-x86", takes=True)
+    form = SimpleNamespace(session=contextlib.nullcontext, run=lambda inputs: inputs, adapt=lambda inputs: inputs)
+    pair: Any = SimpleNamespace(fp32={"contiguous": form}, int8={"contiguous": form})
+    assert module._timed(first, case(Net()), pair, floor=1.0) == first
+    monkeypatch.setattr(module, "measure_speed", measured(3077.0))
+    assert module._timed(first, case(Net()), pair, floor=1.0).speedup == 3076.0
 
 
 @needs_fork
