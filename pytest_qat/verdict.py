@@ -135,8 +135,8 @@ def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool =
             outcome, reasons = Outcome.INCONCLUSIVE, (_too_faint(accuracy), *reasons)
     elif accuracy.flat or accuracy.only_class is not None:
         outcome, reasons = Outcome.FAILED, (_nothing_left(accuracy), *reasons)
-    if accuracy.untrained_norms and outcome is Outcome.FAILED:
-        outcome, reasons = Outcome.INCONCLUSIVE, (_random_weights(accuracy.untrained_norms), *reasons)
+    if accuracy.random_weights and outcome is Outcome.FAILED:
+        outcome, reasons = Outcome.INCONCLUSIVE, (_random_weights(accuracy.random_weights), *reasons)
     return Verdict(outcome=outcome, reasons=reasons)
 
 
@@ -166,10 +166,9 @@ def _too_faint(accuracy: Accuracy) -> str:
             "little for int8 to resolve. Use the trained model, and give eval_data.")
 
 
-def _random_weights(norms: int) -> str:
-    layers = "normalization layer still holds" if norms == 1 else f"{norms} normalization layers still hold"
-    return (f"the model has random weights (its {layers} the values that a new layer starts from), and how far int8 "
-            "changes what they give says little about the trained model. Use the trained model, and give eval_data.")
+def _random_weights(why: str) -> str:
+    return (f"the model has random weights ({why}), and how far int8 changes what they give says little about the "
+            "trained model. Use the trained model, and give eval_data.")
 
 
 def _nothing_left(accuracy: Accuracy) -> str:

@@ -26,11 +26,12 @@ from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.core.tracebacks import headline, place_of
 from pytest_qat.errors import InvalidCase, QATError, ReferenceNotFound, UnsupportedEnvironment
 
-__all__ = ["LIBRARIES", "LibraryModel"]
+__all__ = ["LIBRARIES", "LibraryModel", "weights_drawn_by"]
 
 _TOKENS, _WAVE_SAMPLES, _FRAMES = 64, 16_000, 16
 _IMAGE = (3, 224, 224)
 _LAYERS = "num_hidden_layers"
+_DRAWN_BY = "_pytest_qat_weights_drawn_by"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +76,10 @@ def _torchvision(text: str) -> LibraryModel:
     # Some builders would download weights for their backbone even where weights=None.
     takes_backbone = "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters
     options = {"weights": None, **({"weights_backbone": None} if takes_backbone else {}), **given}
-    label = f"{text} (random weights)"
-    model = _built(lambda: models.get_model(name, **options), label=label).eval()
-    return LibraryModel(model=model, label=label, draw=_drawn_for_torchvision(models, name))
+    random = options.get("weights") is None and options.get("weights_backbone") is None
+    label = _label(text, random=random)
+    model = _built(lambda: models.get_model(name, **options), label=label, library="torchvision" if random else "")
+    return LibraryModel(model=model.eval(), label=label, draw=_drawn_for_torchvision(models, name))
 
 
 def _drawn_for_torchvision(models: Any, name: str) -> Callable[[], tuple[Any, ...]]:
@@ -98,8 +100,10 @@ def _timm(text: str) -> LibraryModel:
     name, given = _parsed(text)
     timm = _imported("timm", "timm")
     _known(name.partition(".")[0], timm.list_models(), library="timm", listed="timm.list_models()")
-    label = f"{text} (random weights)"
-    model = _built(lambda: timm.create_model(name, pretrained=False, **given), label=label)
+    options = {"pretrained": False, **given}
+    label = _label(text, random=not options["pretrained"])
+    model = _built(lambda: timm.create_model(name, **options), label=label,
+                   library="" if options["pretrained"] else "timm")
     channels, *sides = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", _IMAGE)
     sides = _sides(given["img_size"]) if "img_size" in given else sides
     size = (given.get("in_chans", channels), *sides)
@@ -114,10 +118,10 @@ def _transformers(text: str) -> LibraryModel:
     config = getattr(transformers, name)(**given)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # a cache of past keys is no output that ships
-    label = f"{name.removesuffix('Config')}{text.removeprefix(name)} (random weights)"
+    label = _label(f"{name.removesuffix('Config')}{text.removeprefix(name)}", random=True)
     try:
-        model: Any = _built(lambda: _of_config(transformers, config), label=label, smaller=lambda: (
-            "" if given else _smaller(transformers, name, config))).eval()
+        model: Any = _built(lambda: _of_config(transformers, config), label=label, library="transformers",
+                            smaller=lambda: "" if given else _smaller(transformers, name, config)).eval()
     except ValueError as error:
         raise InvalidCase(f"transformers has no model for {name}: {str(error).splitlines()[0][:200]}",
                           hint="Write a function that builds the model, and name that instead.") from error
@@ -128,7 +132,7 @@ def _transformers(text: str) -> LibraryModel:
                           f"({place_of(error)}).",
                           hint="Write a function that builds the model, and name that instead.") from error
     if getattr(config, "is_encoder_decoder", False):
-        encoder = model.get_encoder()
+        encoder = _drawn(model.get_encoder(), library="transformers")
         if (draw := _drawn_for(encoder, config)) is not None and not _problem(encoder, draw):
             return LibraryModel(model=encoder, label=label.replace(" (", " encoder ("), draw=draw)
     draw = _drawn_for(model, config)
@@ -185,12 +189,29 @@ def _smaller(transformers: Any, name: str, config: Any) -> str:
     return f"'hf:{name}({', '.join(f'{key}={value!r}' for key, value in fewer.items())})'"
 
 
-def _built(build: Callable[[], nn.Module], *, label: str, smaller: Callable[[], str] = str) -> nn.Module:
+def weights_drawn_by(model: nn.Module) -> str:
+    """Return the library that has built a model with random weights; "" for any other model."""
+    return str(getattr(model, _DRAWN_BY, ""))
+
+
+def _drawn(model: nn.Module, *, library: str) -> nn.Module:
+    """Note on a model, for its copies as well, that a library has drawn its weights."""
+    setattr(model, _DRAWN_BY, library)
+    return model
+
+
+def _label(text: str, *, random: bool) -> str:
+    return f"{text} (random weights)" if random else text
+
+
+def _built(build: Callable[[], nn.Module], *, label: str, library: str,
+           smaller: Callable[[], str] = str) -> nn.Module:
     """Build a model, after finding out without its weights that a run of it fits into memory.
 
     Args:
         build: Builds it.
         label: Its name.
+        library: Which one draws its weights; "" if they are trained.
         smaller: Returns how a smaller one is named; "" if that cannot be said.
 
     Raises:
@@ -198,7 +219,7 @@ def _built(build: Callable[[], nn.Module], *, label: str, smaller: Callable[[], 
     """
     needed = _weight_bytes(build)
     hold_to_memory(label, needed, smaller="" if fits_into_memory(needed) else smaller())
-    return build()
+    return _drawn(build(), library=library)
 
 
 def _weight_bytes(build: Callable[[], nn.Module]) -> int:

@@ -47,7 +47,7 @@ def causes_of_scores(accuracy: Accuracy, fine_tuning: FineTuning | None, *, high
         higher_is_better: Whether a higher score is better.
         tolerance: The drop that is allowed.
     """
-    found = [_flat_finding(each, faint=accuracy.faint, untrained=accuracy.untrained_norms > 0)
+    found = [_flat_finding(each, faint=accuracy.faint, untrained=bool(accuracy.random_weights))
              for each in accuracy.flat]
     sign = 1.0 if higher_is_better else -1.0
     least = _MATTERS * max(accuracy.allowed(tolerance), accuracy.drop)

@@ -108,7 +108,8 @@ class Accuracy:
         ragged: Outputs that cannot be compared, each with the reason.
         same_class: Share of the positions of maps where both name the same class, for agreement where nobody knows
             whether the maps are classes or values; they are compared as values then.
-        untrained_norms: Normalization layers of a float model that nobody has trained; only for `agreement`.
+        random_weights: How it is known that nobody has trained the float model; "" where nothing says so, and for
+            other kinds than `agreement`.
     """
 
     fp32: float
@@ -138,7 +139,7 @@ class Accuracy:
     shuffled: float | None = None
     ragged: tuple[str, ...] = ()
     same_class: float | None = None
-    untrained_norms: int = 0
+    random_weights: str = ""
 
     @property
     def relative_drop(self) -> float | None:

@@ -22,7 +22,7 @@ from pytest_qat.measure.outputs import agreement_of
 from pytest_qat.measure.paired_outputs import pair_outputs
 from pytest_qat.measure.scoring import evaluate, run_labeled
 from pytest_qat.measure.set_scores import compare_sets, gather, set_score
-from pytest_qat.measure.untrained import untrained_norms
+from pytest_qat.measure.untrained import why_random
 from pytest_qat.runtimes import Deployed, DeployedPair
 
 __all__ = ["CALIBRATION_BATCHES", "Subjects", "measure_accuracy", "score_of"]
@@ -147,7 +147,7 @@ def _agreement(case: QATCase, subjects: Subjects) -> Accuracy:
     # Training may change a random model as it likes, and a prepared or converted one is what its user made of it.
     ours = not case.fine_tunes and case.prepared is None and case.converted is None
     return replace(compared, flat=flat_outputs(reference, candidate, samples=samples), ragged=found.ragged,
-                   same_class=found.same_class, untrained_norms=untrained_norms(case.model) if ours else 0)
+                   same_class=found.same_class, random_weights=why_random(case.model) if ours else "")
 
 
 def _agreed(agreement: Callable[[list[Any]], Any], outputs: list[Any]) -> Scores | None:

@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["untrained_norms"]
+from pytest_qat.core.libraries import weights_drawn_by
+
+__all__ = ["untrained_norms", "why_random"]
+
+
+def why_random(model: nn.Module) -> str:
+    """Return how it is known that a model has random weights, as a clause; "" where nothing says that it has."""
+    if library := weights_drawn_by(model):
+        return f"{library} drew them"
+    norms = untrained_norms(model)
+    layers = "normalization layer still holds" if norms == 1 else f"{norms} normalization layers still hold"
+    return f"its {layers} the values that a new layer starts from" if norms else ""
 
 
 def untrained_norms(model: nn.Module) -> int:

@@ -43,7 +43,8 @@ class Option(NamedTuple):
 
 OPTIONS = (
     Option(name="qat-model", metavar="REF", repeat=True, ini=False, parse="text",
-           help="Quantize and check this model: package.module:function, path/file.py:function or torchvision:name."),
+           help="Quantize and check this model: package.module:function, path/file.py:function, torchvision:name, "
+                "timm:name or hf:ConfigClass."),
     Option(name="qat-recipe", metavar="NAME", repeat=True, parse="recipe",
            help="Recipe to use, such as fx-x86 (the default) or pt2e-litert; all for every recipe; auto to rank them."),
     Option(name="qat-inputs", metavar="SHAPE", parse="shapes",

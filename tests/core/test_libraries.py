@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from pytest_qat.case import QATCase
 from pytest_qat.core import memory
 from pytest_qat.errors import InvalidCase, QATError, UnsupportedEnvironment
+from pytest_qat.measure.untrained import why_random
 from pytest_qat.references import load_case
 
 GIB = 2**30
@@ -129,6 +131,22 @@ def test_keyword_arguments_go_to_the_configuration() -> None:
     assert [layer.in_features for layer in case.model.layers] == [16, 16]
     assert case.label == "Text(num_hidden_layers=2, hidden_size=16) (random weights)"
     assert len(loaded("hf:TextConfig").model.layers) == 4
+
+
+def test_a_library_model_is_known_to_be_random_as_are_its_copies() -> None:
+    for reference, library in (("hf:TextConfig", "transformers"), ("torchvision:raft_small", "torchvision")):
+        model = copy.deepcopy(loaded(reference).model)
+        assert why_random(model) == f"{library} drew them"
+
+
+def test_a_model_with_trained_weights_is_not_called_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, **options: nn.Linear(2, 2))
+    case = loaded("torchvision:resnet18(weights='DEFAULT')")
+    assert case.label == "resnet18(weights='DEFAULT')"
+    assert why_random(case.model) == ""
+    assert loaded("torchvision:resnet18").label == "resnet18 (random weights)"
 
 
 def test_keyword_arguments_go_to_the_function_that_builds_the_model() -> None:

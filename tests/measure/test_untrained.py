@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pytest_qat.measure.untrained import untrained_norms
+from pytest_qat.measure.untrained import untrained_norms, why_random
 
 
 class RMSNorm(nn.Module):
@@ -65,6 +65,13 @@ def test_one_trained_norm_of_several_is_enough() -> None:
 
 def test_a_layer_of_the_users_counts_by_its_name() -> None:
     assert untrained_norms(nn.Sequential(RMSNorm(8, 0.0), RMSNorm(8, 1.0))) == 2
+
+
+def test_how_it_is_known_is_a_clause() -> None:
+    one = net(nn.BatchNorm2d(8))
+    assert why_random(one) == "its normalization layer still holds the values that a new layer starts from"
+    assert why_random(nn.Sequential(one, net(nn.BatchNorm2d(8)))).startswith("its 2 normalization layers still hold ")
+    assert why_random(stepped(one)) == ""
 
 
 def test_without_a_norm_nothing_is_known() -> None:
