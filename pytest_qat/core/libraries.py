@@ -14,6 +14,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -30,7 +31,8 @@ __all__ = ["LIBRARIES", "LibraryModel", "weights_drawn_by"]
 
 _TOKENS, _WAVE_SAMPLES, _FRAMES = 64, 16_000, 16
 _IMAGE = (3, 224, 224)
-_LAYERS = "num_hidden_layers"
+_LESS = (("num_hidden_layers", 2), ("intermediate_size", 1024), ("vocab_size", 1000))
+"""What a configuration is tried with where its defaults do not fit into memory, one more at a time."""
 _DRAWN_BY = "_pytest_qat_weights_drawn_by"
 
 
@@ -140,6 +142,10 @@ def _transformers(text: str) -> LibraryModel:
     return LibraryModel(model=model, label=label, draw=None if problem else draw, problem=problem)
 
 
+def _of_kind(transformers: Any, kind: Callable[..., Any], given: Mapping[str, Any]) -> nn.Module:
+    return _of_config(transformers, kind(**given))
+
+
 def _of_config(transformers: Any, config: Any) -> nn.Module:
     """Return a model of a configuration: the bare one, or else the first with a head, as a depth estimator is."""
     try:
@@ -175,18 +181,22 @@ def _problem(model: nn.Module, draw: Callable[[], tuple[Any, ...]]) -> str:
 
 
 def _smaller(transformers: Any, name: str, config: Any) -> str:
-    """Return how to name a model of the same kind with two layers, where one would fit into memory; else ""."""
-    if hasattr(config, _LAYERS):
-        fewer: dict[str, Any] = {_LAYERS: 2}
-    else:
-        fewer = {part: {_LAYERS: 2} for part in ("text_config", "vision_config")
-                 if hasattr(getattr(config, part, None), _LAYERS)}
-    if not fewer:
-        return ""
+    """Return how to name a model of the same kind with less in it, where one is known to fit into memory; else ""."""
     kind = type(config)
-    if not fits_into_memory(_weight_bytes(lambda: _of_config(transformers, kind(**fewer)))):
-        return ""
-    return f"'hf:{name}({', '.join(f'{key}={value!r}' for key, value in fewer.items())})'"
+    for count in range(1, len(_LESS) + 1):
+        less = dict(_LESS[:count])
+        if hasattr(config, _LESS[0][0]):
+            fewer: dict[str, Any] = {key: value for key, value in less.items() if hasattr(config, key)}
+        else:
+            parts = {part: getattr(config, part, None) for part in ("text_config", "vision_config")}
+            fewer = {part: {key: value for key, value in less.items() if hasattr(held, key)}
+                     for part, held in parts.items() if hasattr(held, _LESS[0][0])}
+        if not fewer:
+            return ""
+        needed, built = _weight_bytes(partial(_of_kind, transformers, kind, fewer))
+        if built and fits_into_memory(needed):
+            return f"'hf:{name}({', '.join(f'{key}={value!r}' for key, value in fewer.items())})'"
+    return ""
 
 
 def weights_drawn_by(model: nn.Module) -> str:
@@ -217,13 +227,16 @@ def _built(build: Callable[[], nn.Module], *, label: str, library: str,
     Raises:
         UnsupportedEnvironment: it does not.
     """
-    needed = _weight_bytes(build)
+    needed, _ = _weight_bytes(build)
     hold_to_memory(label, needed, smaller="" if fits_into_memory(needed) else smaller())
     return _drawn(build(), library=library)
 
 
-def _weight_bytes(build: Callable[[], nn.Module]) -> int:
-    """Return how much its weights would take, without drawing any; of those that come before an error, if one comes."""
+def _weight_bytes(build: Callable[[], nn.Module]) -> tuple[int, bool]:
+    """Return how much a model's weights would take, without drawing any, and whether building it came to an end.
+
+    If it does not, the weights are those that were made before.
+    """
     sizes: dict[int, int] = {}
     held: list[Tensor] = []  # so that ids stay theirs
 
@@ -232,14 +245,16 @@ def _weight_bytes(build: Callable[[], nn.Module]) -> int:
             held.append(parameter)
             sizes[id(parameter)] = parameter.nbytes
 
+    built = False
     noting = register_module_parameter_registration_hook(note)
     try:
         # Code that reads values while it builds cannot do without them, and fails here.
         with preserved_torch_state(seed=0), torch.device("meta"), contextlib.suppress(Exception):
             build()
+            built = True
     finally:
         noting.remove()
-    return sum(sizes.values())
+    return sum(sizes.values()), built
 
 
 def _drawn_for(model: Any, config: Any) -> Callable[[], tuple[Any, ...]] | None:

@@ -72,9 +72,9 @@ def row(make: Callable[..., QATCase], text: str, path: str = "diagnosis/lost.py"
 
 
 def roomy(gibibytes: float) -> Callable[[World], object]:
-    """Ask for the weights of a model of that size, where 4 GiB are left."""
+    """Ask for the weights of a model of that size, where 16 GiB are left."""
     def work(world: World) -> object:
-        world.patch.setattr(memory, "available_memory_bytes", lambda: 4 * 2**30)
+        world.patch.setattr(memory, "available_memory_bytes", lambda: 16 * 2**30)
         return hold_to_memory("net", int(gibibytes * 2**30))
     return work
 
