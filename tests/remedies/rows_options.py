@@ -166,6 +166,8 @@ REFERENCE_ROWS = [
     Row(path=REFERENCES, text="Install {}, or drop the import.",
         calls=load("lost:build", lost="import nowhere_to_be\n" + ZOO),
         follow=load("lost:build", lost=ZOO)),
+    Row(path="core/libraries.py", text="Write it as in hf:BertConfig", calls=load("torchvision:squeezenet1_1(7)"),
+        follow=load("torchvision:squeezenet1_1(num_classes=7)")),
     Row(path="core/libraries.py", text="Did you mean {}?", calls=load("torchvision:resnet81"),
         follow=load("torchvision:resnet18", shapes="1x3x64x64")),
     Row(path="core/libraries.py", text="Choose one of {}.", calls=load("torchvision:qqqqqqq"),

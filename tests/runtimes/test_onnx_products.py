@@ -107,6 +107,7 @@ def run_of(model: nn.Module, inputs: tuple[Any, ...]) -> ModelRun:
                     get_recipe("pt2e-onnxruntime"), RunSettings(tolerances=Tolerances()), lock=MachineLock())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "inputs", "in_float"), [
     (Branches(), (IMAGE,), {}),
     (Attention(), (torch.randn(2, 1, 6, 16),), {"": 3 * 2 * 6 * 6 * 16}),
