@@ -109,7 +109,7 @@ def _not_judged(recipe: str, note: str, *, latency_s: float | None = None) -> Ra
 
 
 def _judged(checks: ModelChecks, done: Callable[[ModelChecks], None]) -> RankingEntry:
-    results = [with_causes(checks, checks.check(check)) for check in CHECKS]
+    results = [with_causes(checks, checks.check(check), others=False) for check in CHECKS]
     done(checks)
     wrong = [result for result in results if _speaks_against(result)]
     metrics = checks.record()["metrics"]

@@ -17,7 +17,7 @@ from pytest_qat.checks import CheckResult
 from pytest_qat.pipeline.probe import Probe, best_first
 from pytest_qat.recipe import COMPLETE_RECIPES, get_recipe
 from pytest_qat.record.metrics import no_metrics
-from pytest_qat.record.schema import RankingEntry
+from pytest_qat.record.schema import CHECKS, RankingEntry
 from pytest_qat.verdict import Outcome, Verdict
 
 CASE = QATCase(model=nn.Sequential(nn.Linear(4, 2)).eval(), example_inputs=(torch.randn(2, 4),))
@@ -84,6 +84,13 @@ def test_only_recipes_that_take_the_model_are_trained_the_best_first() -> None:
     refused = [entry for entry in entries.values() if not entry["judged"]]
     assert len(refused) == len(COMPLETE_RECIPES) - 3
     assert all(entry["note"] == f"{entry['recipe']} refuses it." and not entry["holds"] for entry in refused)
+
+
+def test_no_recipe_is_tried_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(auto, "with_causes", lambda checks, result, *, others=True: (asked.append(others), result)[1])
+    Trial({"fx-torchscript": 1.0}).rank()
+    assert asked == [False] * len(CHECKS)
 
 
 def test_where_no_recipe_takes_it_nothing_is_trained() -> None:

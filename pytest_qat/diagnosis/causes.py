@@ -46,18 +46,19 @@ _MOST_FASTER = 8.0
 Explain = Callable[[ModelRun, CheckResult], tuple[Finding, ...]]
 
 
-def with_causes(checks: ModelChecks, result: CheckResult) -> CheckResult:
+def with_causes(checks: ModelChecks, result: CheckResult, *, others: bool = True) -> CheckResult:
     """Explain the result of a check, and add what was found to the record.
 
     Args:
         checks: The checks of the run, one of which gave the result.
         result: What it concluded.
+        others: Whether to try other recipes after a failure; not where they are judged anyway.
 
     Returns:
         The result with the findings added; the verdict stays as it is, even if looking for causes fails.
     """
     try:
-        found = _explained(checks, result)
+        found = _explained(checks, result, others=others)
     except Exception as error:  # a verdict must not get lost with its explanation
         found = (Finding(
             code="diagnosis-failed", severity="warning", evidence={"error": type(error).__name__},
@@ -68,13 +69,13 @@ def with_causes(checks: ModelChecks, result: CheckResult) -> CheckResult:
     return replace(result, findings=(*result.findings, *found))
 
 
-def _explained(checks: ModelChecks, result: CheckResult) -> tuple[Finding, ...]:
+def _explained(checks: ModelChecks, result: CheckResult, *, others: bool) -> tuple[Finding, ...]:
     explain = _EXPLAIN.get(result.judged or "")
     found = () if explain is None else explain(checks.run, result)
     if result.judged == "accuracy" and result.verdict.outcome is Outcome.FAILED and checks.run.settings.diagnose_s > 0:
         found = (*found, *_what_mends(checks, found))
     found = (*found, *_of_given_stages(checks, result, known=(*result.findings, *found)))
-    return (*found, *_what_would_do(checks, result, known=(*result.findings, *found)))
+    return (*found, *_what_would_do(checks, result, known=(*result.findings, *found))) if others else found
 
 
 def _of_given_stages(checks: ModelChecks, result: CheckResult, *, known: Sequence[Finding]) -> tuple[Finding, ...]:

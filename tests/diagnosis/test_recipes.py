@@ -88,11 +88,11 @@ def told(run: ModelRun, check: str, *, blamed: Sequence[str] = (), command: str 
 ])
 def test_a_recipe_is_recommended_only_if_its_trial_shows_what_the_check_needs(
         check: str, short: dict, enough: dict, opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, torchao_int8=short)
+    scripted(monkeypatch, pt2e_litert=short)
     nothing = told(run_of(opened), check)
     assert (nothing.code, nothing.remedy) == ("no-recipe-takes-it", "")
-    assert "torchao-int8 takes it" in nothing.message
-    scripted(monkeypatch, torchao_int8=short, pt2e_executorch=enough)
+    assert "pt2e-litert takes it" in nothing.message
+    scripted(monkeypatch, pt2e_litert=short, pt2e_executorch=enough)
     found = told(run_of(opened), check)
     assert (found.code, found.remedy) == ("recipe-takes-it", f"run: {COMMAND} --qat-recipe=pt2e-executorch")
     assert "faster" not in found.message
@@ -126,7 +126,7 @@ def test_only_a_failed_speedup_is_timed_one_recipe_at_a_time_until_one_does(
     ("fx-x86", "fx-onednn", {"fx-x86", "fx-qnnpack"}), ("fx-onednn", "fx-x86", {"fx-onednn"}),
     ("fx-qnnpack", "fx-x86", {"fx-qnnpack"}), ("eager-qnnpack", "eager-x86", {"fx-onednn"}),
     ("fx-torchscript", "pt2e-onnxruntime", {"fx-torchscript"}),
-    ("pt2e-inductor", "fx-torchscript", {"pt2e-inductor", "torchao-int8"}),
+    ("pt2e-inductor", "fx-torchscript", {"pt2e-inductor", "torchao-int8"}), ("torchao-int8", "fx-torchscript", set()),
     ("pt2e-executorch", "fx-torchscript", {"pt2e-executorch"})])
 def test_after_a_failed_speedup_other_runtimes_are_timed(
         recipe: str, first: str, left_out: set[str], opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +323,18 @@ def test_only_a_failed_check_tries_anything(check: str, bounds: Tolerances, trie
     checks = ModelChecks(run_of(opened, tolerances=bounds), reference="models:net", command=COMMAND)
     with_causes(checks, checks.check(check))
     assert bool(made) is tried
+
+
+def test_nothing_is_tried_where_other_recipes_are_judged_anyway(opened: list[ModelRun],
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch)
+    checks = ModelChecks(run_of(opened, tolerances=Tolerances(min_speedup=8.0)), reference="models:net",
+                         command=COMMAND)
+    result = checks.check("speedup")
+    with_causes(checks, result, others=False)
+    assert made == []
+    with_causes(checks, result)
+    assert made
 
 
 def test_a_trial_has_one_thread_so_nothing_is_timed_for_a_run_of_more(opened: list[ModelRun],

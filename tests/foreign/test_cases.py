@@ -66,7 +66,7 @@ CASES: dict[str, dict[str, Right]] = {
         "unet3d:case": failing("convert", codes=(("no-kernel", "pool"),), said=("max_pool3d", "unet3d.py:")),
         "vocoder_wn:removed": Right(),
     },
-    "pt2e-onnxruntime": {"tcn_causal:case": Right(share=0.995, codes=(("dead-weights", None),))},
+    "pt2e-onnxruntime": {"tcn_causal:case": Right(share=1.0, codes=(("dead-weights", None),))},
     "pt2e-litert": {"cross_attention:case": Right(share=0.968)},
     "pt2e-inductor": {"van_lka:case": Right(fails=frozenset({"size"}))},
 }

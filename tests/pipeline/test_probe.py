@@ -168,7 +168,7 @@ def test_outputs_are_compared_if_asked() -> None:
 @needs_fork
 @pytest.mark.parametrize("recipe", [
     "fx-x86", *(pytest.param(name, marks=pytest.mark.slow) for name in (
-        "fx-torchscript", "pt2e-onnxruntime", "pt2e-inductor", "pt2e-executorch", "pt2e-litert"))])
+        "fx-torchscript", "pt2e-onnxruntime", "pt2e-executorch", "pt2e-litert"))])
 def test_an_artifact_is_timed_if_asked(recipe: str) -> None:
     if reason := module.not_installed(get_recipe(recipe)):
         pytest.skip(reason)

@@ -77,6 +77,8 @@ def exported(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
     (Recurrent(nn.LSTM(5, 7, batch_first=True)), (2, 6, 5)), (Recurrent(nn.GRU(5, 7)), (6, 2, 5)),
     (Recurrent(nn.LSTM(5, 7, num_layers=2, bidirectional=True)), (6, 2, 5)),
     (Attention(), (2, 1, 6, 16)), (Branches(), (2, 4, 8, 8)),
+    (nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()), (1, 3, 8, 8)),
+    (nn.Sequential(nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4))), (1, 3, 8, 8)),
 ], ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None)
 def test_products_are_those_that_torch_counts_by_module(model: nn.Module, shape: tuple[int, ...]) -> None:
     inputs = (torch.randn(shape),)

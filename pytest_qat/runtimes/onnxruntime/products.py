@@ -64,11 +64,14 @@ def original_name(name: str) -> str:
 
 def _module(node: onnx.NodeProto) -> str | None:
     """Return the user's module that a node comes from; "" is the model itself, None: unknown."""
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), None)
-    if scopes is None:
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    if "BatchNorm" in notes.get("pkg.onnxscript.rewriter.rule_name", ""):
+        inside = node.input[1].rpartition(".")[0]  # such a node bears the notes of the batch norm; the weight does not
+    elif "pkg.torch.onnx.name_scopes" in notes:
+        names: list[str] = ast.literal_eval(notes["pkg.torch.onnx.name_scopes"])
+        inside = names[-2] if len(names) > 1 else ""  # the last is the node's own
+    else:
         return None
-    names: list[str] = ast.literal_eval(scopes)
-    inside = names[-2] if len(names) > 1 else ""  # the last is the node's own
     return re.sub(r"^graph_module(\.|$)", "", re.sub(r"@\d+", "", inside))
 
 
