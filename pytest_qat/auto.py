@@ -16,7 +16,7 @@ from pytest_qat.core.torch_state import preserved_torch_state
 from pytest_qat.diagnosis.causes import with_causes
 from pytest_qat.errors import QATError
 from pytest_qat.pipeline.preflight import checked_model
-from pytest_qat.pipeline.probe import Probe
+from pytest_qat.pipeline.probe import Probe, held_to
 from pytest_qat.pipeline.probing import not_installed
 from pytest_qat.pipeline.run import ModelRun, StageFailed
 from pytest_qat.recipe import COMPLETE_RECIPES, get_recipe
@@ -76,7 +76,7 @@ def _reason_against(probe: Probe, tolerances: Tolerances) -> str:
     if not probe.takes:
         return probe.reason
     floor, share = tolerances.coverage_floor, probe.mac_share
-    if share is None or share >= floor:
+    if share is None or held_to(probe, floor).takes:
         return ""
     return (f"not trained: {percent(share, unlike=floor)} of the multiply-accumulates would run in int8; required is "
             f"{percent(floor)}")

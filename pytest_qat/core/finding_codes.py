@@ -66,7 +66,8 @@ def finding_codes(package: Path = PACKAGE) -> Mapping[str, CodeNotes]:
                 severity = ast.walk(given["severity"]) if "severity" in given else ()
                 named = [str(each.value) for each in severity if isinstance(each, ast.Constant)]
                 entry.severities.update(dict.fromkeys(each for each in named if each in _SEVERITIES))
-                entry.messages.update(dict.fromkeys(_texts(given.get("message"), constants)))
+                said = given.get("message", given.get("reason"))  # a probe's reason is the message of its code
+                entry.messages.update(dict.fromkeys(_texts(said, constants)))
                 entry.remedies.update(dict.fromkeys(
                     text for text in _texts(given.get("remedy"), constants) if text != _FILLED_IN))
                 entry.evidence.update(dict.fromkeys(list(_keys(given.get("evidence"), tree)) or of_tables.get(table,

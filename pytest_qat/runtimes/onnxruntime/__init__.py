@@ -72,16 +72,14 @@ class OnnxRuntime(ExportedRuntime):
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             _session(path, threads=1, optimized=optimized)
-            nodes = list(onnx.load(str(optimized)).graph.node)
-        made = {name: node for node in nodes for name in node.output}
+            graph = onnx.load(str(optimized)).graph
+        made = {name: node for node in graph.node for name in node.output}
         asked = [node.name for node in product_nodes(onnx.load(str(path)).graph)]
         left = dict(zip(asked, named, strict=True))
         found: list[Kernel] = []
         unnamed: list[int] = []
-        for node in nodes:
-            int8 = int8_op(node.op_type)
-            if int8 is None:
-                continue
+        for node in product_nodes(graph):
+            int8 = bool(int8_op(node.op_type))
             around = any(name in made and made[name].op_type == "DequantizeLinear" for name in node.input)
             kernel = Kernel(int8=int8, op=node.op_type, reason="" if int8 else (
                 "ONNX Runtime did not fuse its QuantizeLinear and DequantizeLinear into an integer kernel" if around

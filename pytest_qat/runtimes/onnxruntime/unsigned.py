@@ -34,7 +34,7 @@ def make_unsigned(model: onnx.ModelProto) -> None:
     zero_points = _int8_constants(graph)
     pairs = _pairs(graph, zero_points)
     shifted: dict[str, str] = {}  # name of a zero point to that of the larger one
-    for name in {node.input[2] for nodes in pairs.values() for node in nodes}:
+    for name in dict.fromkeys(node.input[2] for nodes in pairs.values() for node in nodes):  # in order: files are alike
         shifted[name] = f"{name}_uint8"
         larger = (zero_points[name].astype(np.int16) + _SHIFT).astype(np.uint8)
         graph.initializer.append(numpy_helper.from_array(larger, shifted[name]))
