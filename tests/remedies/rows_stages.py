@@ -13,6 +13,7 @@ from torch.ao import quantization
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from fixtures.cases import CASES
+from fixtures.cases.joins import Paths
 from pytest_qat import dequantize_model, diagnose
 from pytest_qat.workflows.kernels import replace_wrong_kernels
 from tests.remedies.walk import Row, World
@@ -178,7 +179,25 @@ def wrong_kernel(*, in_float: bool) -> Callable[[World], object]:
     return work
 
 
+def concatenated(*, in_float: bool) -> Callable[[World], object]:
+    """Convert a model in FX mode that concatenates one tensor twice, with ranges that are unlike."""
+    def work(_: World) -> object:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, inputs = Paths(8, loud_first=False).eval(), torch.randn(4, 3, 8, 8)
+        mapping = quantization.get_default_qconfig_mapping("x86")
+        if in_float:
+            mapping.set_object_type(torch.cat, None).set_module_name("first", None)
+        prepared = prepare_fx(copy.deepcopy(model), mapping, (inputs,))
+        prepared(inputs)
+        return list(diagnose(model, (inputs,), converted=convert_fx(prepared)).findings)
+    return work
+
+
 STAGE_ROWS = [
+    Row(path="diagnosis/audits/joined.py", text="leave the concatenation and the layer that reads it in float",
+        calls=concatenated(in_float=False), follow=concatenated(in_float=True), then="stays in float"),
+    row("audits/joined", "concatenate with an nn.quantized.FloatFunctional", "put_together_without_functional"),
     row("audits/preparing", "set model.qconfig", "no_qconfig_eager"),
     row("audits/preparing", "prepare with prepare_qat", "observers_instead_of_fake_quantizers_fx"),
     row("audits/preparing", "make the optimizer from", "optimizer_of_the_float_model_fx"),

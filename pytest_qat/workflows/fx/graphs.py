@@ -14,6 +14,7 @@ from torch.ao.quantization.fx.prepare import prepare as insert_observers
 from torch.fx import GraphModule
 
 from pytest_qat.workflows.fx.in_place import with_results_read
+from pytest_qat.workflows.fx.joined import share_ranges
 from pytest_qat.workflows.fx.padding import with_plain_padding
 from pytest_qat.workflows.fx.recurrent import EagerLayer, convert_layers, prepare_layers
 from pytest_qat.workflows.fx.tracing import Traced
@@ -48,6 +49,7 @@ def prepare_graph(traced: Traced, inputs: Sequence[Any], mapping: tq.QConfigMapp
     prepared: GraphModule = insert_observers(
         fused, mapping, True, scopes, example_inputs=tuple(inputs), prepare_custom_config=PrepareCustomConfig())
     _without_observers_of(prepared, alone.strange)
+    share_ranges(prepared, inputs)
     prepare_layers(prepared, own)
     return prepared, alone
 
