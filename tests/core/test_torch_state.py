@@ -79,11 +79,14 @@ def test_threads_are_set_and_restored() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_torchs_own_deprecations_stay_silent_and_others_do_not() -> None:
+@pytest.mark.parametrize("message", [
+    "torch.ao.quantization is deprecated and will be removed",
+    "All inputs of this cat operator must share the same quantization parameters. Otherwise ..."])
+def test_torchs_own_warnings_stay_silent_and_others_do_not(message: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with preserved_torch_state():
-            warnings.warn("torch.ao.quantization is deprecated and will be removed", DeprecationWarning, stacklevel=1)
+            warnings.warn(message, stacklevel=1)
             warnings.warn("something of the user's", UserWarning, stacklevel=1)
     assert [str(entry.message) for entry in caught] == ["something of the user's"]
 
