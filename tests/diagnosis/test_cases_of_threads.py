@@ -207,6 +207,8 @@ MEASURES: dict[str, Callable[[Stages], bool]] = {
     "targets_of_unlike_units": lost_in_columns(1),
     "one_adder_for_two_places": lost,
     "one_join_for_two_places": lost,
+    "put_together": lost,
+    "sigmoid_put_in_front": lost,
     "depthwise_per_tensor": lost,
     "dense_per_tensor": lost,
     "few_codes": coarse,
