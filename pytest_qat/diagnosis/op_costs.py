@@ -20,14 +20,15 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of work: the code of its finding, the names of its ops in the runtimes, and what to call it."""
+    """A kind of work: the code of its finding, the names of its ops in the runtimes, and what it is called."""
 
     code: str
     names: str
     title: str
+    verb: str = "take"
 
 
-_OUTSIDE = _Kind("slow-calls", "(?!)", "work outside of ops (modules in Python, dispatch, generated code)")
+_OUTSIDE = _Kind("slow-calls", "(?!)", "work outside of ops (modules in Python, dispatch, generated code)", "takes")
 _KINDS = (
     _Kind("slow-int8-kernels", r"conv(?!ert)|::linear|qlinear_|matmul|matrix multiply|fully connected|gemm|mm$|"
           r"attention|lstm|gru", "convolutions, linear layers and matrix products"),
@@ -79,7 +80,7 @@ def cause_in_ops(fp32: Sequence[OpTime], int8: Sequence[OpTime], *, calls_s: tup
 def _text(kind: _Kind, base: _Side, made: _Side) -> str:
     longest = ", ".join(f"{each.op}{f' on {each.shapes}' if each.shapes else ''} {call_time(each.seconds)}"
                         for each in made.ops[kind][:_NAMED])
-    return (f"{kind.title} take {call_time(made.by_kind[kind])} of an int8 call's {call_time(made.whole)}, and "
+    return (f"{kind.title} {kind.verb} {call_time(made.by_kind[kind])} of an int8 call's {call_time(made.whole)}, and "
             f"{call_time(base.by_kind[kind])} of a float call's {call_time(base.whole)}"
             f"{f' (in int8 {longest})' if longest else ''}")
 

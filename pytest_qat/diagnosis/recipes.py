@@ -31,6 +31,9 @@ _CANDIDATES = ("fx-x86", "eager-x86", "torchao-int8", "pt2e-inductor", "pt2e-exe
 _QUICK = ("fx-torchscript", "pt2e-onnxruntime", "pt2e-litert", "pt2e-executorch")
 """One recipe of each runtime, those first that take the least time to build. Inductor's are missing: a trial is a
 forked process, in which its compiler may wait forever."""
+_CLOSE = ("torchao-int8", "fx-onednn", "pt2e-executorch", "pt2e-onnxruntime", "pt2e-litert", "eager-onednn",
+          "pt2e-inductor", "fx-x86")
+"""One recipe of each way to round, those first that round the least: a scale per token, eight bits, seven."""
 _TIMEOUT_S = 60.0
 _NAMED = 3
 _CLOSER_DB = 6.0
@@ -127,7 +130,7 @@ def _made(run: ModelRun, trials: Sequence[Trial], need: Need) -> list[Probe]:
     def some(wanted: Sequence[Trial], at_once: int) -> list[Probe]:
         left_s = max(0.0, run.settings.diagnose_s - run.shared.probing_s)
         settings = ProbeSettings(timeout_s=min(_TIMEOUT_S, left_s), budget_s=left_s, seed=run.settings.seed,
-                                 at_once=at_once, locks=True)
+                                 at_once=at_once, locks=True, floor=run.settings.tolerances.coverage_floor)
         began = time.monotonic()
         found = run.shared.probed(wanted, lambda missing: try_all(run.case, missing, settings=settings))
         run.shared.probing_s += time.monotonic() - began
@@ -204,11 +207,20 @@ def _others(failed: Recipe, check: str) -> Sequence[str]:
 
     if check == "speedup":
         return _quick(failed)
+    if check == "accuracy":
+        return [name for name in _CLOSE if _rounds_like(RECIPES[name]) != _rounds_like(failed)]
     names = [name for name in _CANDIDATES if not alike(RECIPES[name])]
     if check != "prepare" and failed.engine is not None:  # a kernel that fails in one engine may do in another
         names[:0] = [name for name, other in RECIPES.items() if name not in names and not alike(other)
                      and (other.workflow, other.runtime) == (failed.workflow, failed.runtime)]
     return names
+
+
+def _rounds_like(recipe: Recipe) -> tuple[str | None, ...]:
+    """Return what decides which values fake-quantize leaves; the runtime does not, nor, beside its bits, the engine."""
+    bits = {"x86": "seven", "fbgemm": "seven", "qnnpack": "per tensor"}.get(recipe.engine or "", "eight")
+    workflow = "torch.ao" if recipe.engine else recipe.workflow
+    return workflow, _prepares_with(recipe), bits
 
 
 def _quick(failed: Recipe) -> list[str]:

@@ -22,12 +22,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pytest_qat.case import QATCase, calibration_batches, without_training
 from pytest_qat.core import progress
 from pytest_qat.core.batches import call
 from pytest_qat.core.forked import ChildEnd, Children, run_forked
 from pytest_qat.core.system import can_fork
+from pytest_qat.core.text import percent
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine, threads, without_fast_path
 from pytest_qat.core.tracebacks import headline
 from pytest_qat.errors import CheckFailed, MissingPackage, QATError, UnsupportedEnvironment
@@ -35,6 +37,7 @@ from pytest_qat.finetune import calibrate, untrained_copy
 from pytest_qat.measure.coverage import coverage_of_kernels, measure_coverage
 from pytest_qat.measure.latency import TimingSettings
 from pytest_qat.measure.machine_lock import MachineLock
+from pytest_qat.measure.macs import count_macs
 from pytest_qat.measure.speed import measure_speed
 from pytest_qat.pipeline import stages
 from pytest_qat.pipeline.first_call import with_right_kernels
@@ -44,7 +47,7 @@ from pytest_qat.pipeline.probe import Probe, Trial
 from pytest_qat.recipe import Recipe, get_recipe
 from pytest_qat.runtimes import DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
-from pytest_qat.workflows import load_workflow
+from pytest_qat.workflows import PreparedModel, load_workflow
 from pytest_qat.workflows.known_errors import explain, unexplained
 
 __all__ = ["ProbeSettings", "not_installed", "probe_recipe", "try_all"]
@@ -64,6 +67,8 @@ class ProbeSettings:
         at_once: Number of recipes that are tried at the same time.
         locks: Whether each trial holds the machine's lock: alone while it times, else shared. Trials that time need
             it, and whoever asks must not hold the lock then.
+        floor: The coverage that the model is held to. Where preparing shows that it is out of reach, Inductor, which
+            takes most of a minute, compiles nothing.
     """
 
     timeout_s: float = 120.0
@@ -71,6 +76,7 @@ class ProbeSettings:
     seed: int = 0
     at_once: int = 2
     locks: bool = False
+    floor: float = 0.0
 
 
 def try_all(case: QATCase, trials: Sequence[Trial], *, settings: ProbeSettings,
@@ -203,7 +209,7 @@ def _answer(case: QATCase, recipe: Recipe, writer: int, *, trial: Trial, setting
         with (preserved_torch_state(seed=settings.seed), quantized_engine(recipe.engine), threads(1),
               tempfile.TemporaryDirectory(prefix="pytest-qat-") as folder):
             with nullcontext() if lock is None else lock.shared(), without_fast_path():
-                made, pair = _tried(case, recipe, enter, folder=Path(folder), timeout_s=settings.timeout_s, trial=trial)
+                made, pair = _tried(case, recipe, enter, folder=Path(folder), settings=settings, trial=trial)
             if trial.floor is not None and pair is not None:
                 enter("timing")
                 with nullcontext() if lock is None else lock.alone():
@@ -213,13 +219,20 @@ def _answer(case: QATCase, recipe: Recipe, writer: int, *, trial: Trial, setting
     os.write(writer, (json.dumps(asdict(made)) + "\n").encode())
 
 
-def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folder: Path, timeout_s: float,
+def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folder: Path, settings: ProbeSettings,
            trial: Trial) -> tuple[Probe, DeployedPair | None]:
     """Go through the stages of a run, without training; what another process has built is loaded only to be timed."""
+    timeout_s = settings.timeout_s
     enter("prepare")
     plain = replace(without_training(with_plain_model(case)[0]), prepared=None, converted=None)
     float_model = checked_model(plain)
     first = stages.prepare(plain, recipe)
+    if recipe.runtime == "inductor":
+        reachable = _reachable(float_model, first, plain)
+        if reachable is not None and reachable < settings.floor:
+            return Probe(recipe=recipe.name, takes=False, code="too-little-int8", mac_share=reachable, reason=(
+                f"at most {percent(reachable, unlike=settings.floor)} of the multiply-accumulates could be in int8, "
+                f"and coverage requires {percent(settings.floor)}.")), None
     stages.check_fit(plain, recipe, first, timeout_s=timeout_s)
     prepared = replace(first, module=copy.deepcopy(first.module))
     calibrate(prepared.module, calibration_batches(plain, limit=1))
@@ -250,6 +263,13 @@ def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folde
                    float_db=_finite(parity.quantization_sqnr_db)), pair
 
 
+def _reachable(float_model: nn.Module, prepared: PreparedModel, case: QATCase) -> float | None:
+    """Return the share of the multiply-accumulates outside of modules that preparing left in float; None: no MACs."""
+    macs = count_macs(float_model, case.example_inputs).by_module
+    total = sum(macs.values())
+    return sum(count for name, count in macs.items() if name not in prepared.float_modules) / total if total else None
+
+
 def _timed(found: Probe, case: QATCase, pair: DeployedPair, *, floor: float) -> Probe:
     """Add the speedup, measured as the speedup check does."""
     float_model = checked_model(case)
@@ -262,8 +282,6 @@ def _timed(found: Probe, case: QATCase, pair: DeployedPair, *, floor: float) -> 
     if not math.isfinite(speed.ci[1]):
         return found  # too few pairs to say anything
     return replace(found, speedup=speed.estimate, speedup_ci=speed.ci)
-
-
 
 
 def _finite(decibels: float) -> float | None:

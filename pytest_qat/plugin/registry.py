@@ -139,7 +139,8 @@ class RunRegistry:
 
         case, options = self.case(source), self._options
         limits = ProbeSettings(timeout_s=min(options.stage_timeout_s, _PROBE_S), seed=options.seed,
-                               budget_s=_PROBE_S * len(COMPLETE_RECIPES))
+                               budget_s=_PROBE_S * len(COMPLETE_RECIPES),
+                               floor=options.tolerances(case.tolerances).coverage_floor)
 
         def probe(missing: Sequence[Trial]) -> list[Probe]:
             with self._machine_lock().shared():

@@ -161,6 +161,24 @@ def test_after_a_failed_prepare_no_recipe_that_prepares_alike_is_tried(
     assert {"pt2e-inductor", "pt2e-executorch"} - left_out <= tried
 
 
+@pytest.mark.parametrize(("recipe", "tried"), [
+    ("fx-x86", ["torchao-int8", "fx-onednn", "pt2e-executorch", "pt2e-onnxruntime", "pt2e-litert", "eager-onednn",
+                "pt2e-inductor"]),
+    ("fx-torchscript", ["torchao-int8", "fx-onednn", "pt2e-executorch", "pt2e-onnxruntime", "pt2e-litert",
+                        "eager-onednn", "pt2e-inductor"]),
+    ("eager-fbgemm", ["torchao-int8", "fx-onednn", "pt2e-executorch", "pt2e-onnxruntime", "pt2e-litert",
+                      "eager-onednn", "pt2e-inductor"]),
+    ("fx-onednn", ["torchao-int8", "pt2e-executorch", "pt2e-onnxruntime", "pt2e-litert", "pt2e-inductor", "fx-x86"]),
+    ("pt2e-litert", ["torchao-int8", "fx-onednn", "eager-onednn", "pt2e-inductor", "fx-x86"]),
+    ("torchao-int8", ["fx-onednn", "pt2e-executorch", "pt2e-onnxruntime", "pt2e-litert", "eager-onednn",
+                      "pt2e-inductor", "fx-x86"])])
+def test_after_a_failed_accuracy_nothing_is_tried_that_rounds_alike_and_first_what_rounds_least(
+        recipe: str, tried: list[str], opened: list[ModelRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scripted(monkeypatch)
+    told(run_of(opened, recipe), "accuracy")
+    assert [trial.recipe for trial in made] == tried
+
+
 @pytest.mark.parametrize(("also", "text"), [
     ((), ""), (("eager_x86",), "; eager-x86 does, too"),
     (("eager_x86", "torchao_int8"), "; eager-x86 and torchao-int8 do, too")])

@@ -230,3 +230,22 @@ def test_trials_that_differ_in_what_is_skipped_are_made_apart_and_keep_their_ord
     found = try_all(case(Net()), trials, settings=ProbeSettings())
     assert [probe.skip for probe in found] == [("conv",), (), ("conv",)]
     assert found[0] is found[2]
+
+
+@needs_fork
+@pytest.mark.parametrize(("floor", "reason"), [
+    (0.14, "at most 12.9% of the multiply-accumulates could be in int8, and coverage requires 14.0%."),
+    (0.12, "built")])
+def test_inductor_compiles_nothing_that_cannot_reach_the_coverage(floor: float, reason: str,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchao takes the linear layer, with 32 of 248 multiply-accumulates."""
+    def deploy(*given: Any) -> Any:
+        raise NotImplementedError("built")
+
+    monkeypatch.setattr(module, "load_runtime", lambda name: SimpleNamespace(deploy=deploy))
+    net = Net()
+    net.conv = nn.Conv2d(3, 8, 3, stride=6)
+    found = probe_recipe(case(net), Trial(recipe="torchao-int8"), settings=ProbeSettings(floor=floor))
+    assert found.takes is False
+    assert reason in found.reason
+    assert (found.code == "too-little-int8") is (floor > 32 / 248)
