@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,39 +60,47 @@ def first_divergence(prepared: nn.Module, converted: nn.Module, inputs: Any) -> 
     return next((each for each in found if each.sqnr_db < BROKEN_DB), None)
 
 
-def _first_in_graphs(prepared: ExportedModel, converted: ExportedModel, inputs: Any) -> Divergence | None:
-    """Return the first module whose last value differs between two exported graphs, which no module hooks reach.
+def _first_in_graphs(reference: ExportedModel, converted: ExportedModel, inputs: Any) -> Divergence | None:
+    """Return the first module whose last value differs between two exported graphs, which no module hooks reach."""
+    wanted: dict[str, Tensor] = {}
+    found: list[Divergence] = []
 
-    The reference form computes what fake-quantize does, so that nothing adds up on the way through a healthy one.
-    """
-    before, after = (_values_in_graph(model, inputs) for model in (prepared, converted))
-    for module, (kind, value) in after.items():
-        if module in before and before[module][1].shape == value.shape and (
-                level := sqnr_db(before[module][1], value)) < BROKEN_DB:
-            return Divergence(module=module, kind=kind, sqnr_db=level)
-    return None
+    def keep(module: str, kind: str, value: Tensor) -> Tensor:
+        wanted[module] = value.detach().clone()
+        return value
 
-
-def _values_in_graph(model: ExportedModel, inputs: Any) -> dict[str, tuple[str, Tensor]]:
-    """Return the name of the op and the last float value of each module, in the order of the graph."""
-    found: dict[str, tuple[str, Tensor]] = {}
-
-    class Recording(torch.fx.Interpreter):
-        def run_node(self, node: torch.fx.Node) -> Any:
-            value = super().run_node(node)
-            name = module_of(node) if node.op == "call_function" and "quantize" not in str(node.target) else ""
-            if name and isinstance(value, Tensor) and value.is_floating_point():
-                found[name] = (str(node.target).rpartition("aten.")[2].partition(".")[0], value.detach().clone())
+    def compare(module: str, kind: str, value: Tensor) -> Tensor:
+        expected = wanted.get(module)
+        if expected is None or expected.shape != value.shape:
             return value
+        found.append(Divergence(module=module, kind=kind, sqnr_db=sqnr_db(expected, value)))
+        return expected  # so that what follows gets the reference's
 
+    _visit(reference, inputs, keep)
+    _visit(converted, inputs, compare)
+    return next((each for each in found if each.sqnr_db < BROKEN_DB), None)
+
+
+def _visit(model: ExportedModel, inputs: Any, visitor: Callable[[str, str, Tensor], Tensor]) -> None:
+    """Call a graph, and hand each module's name, op and last float value to a visitor, which returns what follows."""
     copied = copy.deepcopy(model)
-    with torch.inference_mode():
-        def run(*args: Any) -> Any:
-            return Recording(copied.graph_module).run(*args)
+    last = {module_of(node): node for node in copied.graph_module.graph.nodes
+            if node.op == "call_function" and "quantize" not in str(node.target)}
 
+    class Visiting(torch.fx.Interpreter):
+        def run_node(self, node: torch.fx.Node) -> Any:
+            value, module = super().run_node(node), module_of(node)
+            if not module or last.get(module) is not node or not (
+                    isinstance(value, Tensor) and value.is_floating_point()):
+                return value
+            return visitor(module, str(node.target).rpartition("aten.")[2].partition(".")[0], value)
+
+    def run(*args: Any) -> Any:
+        return Visiting(copied.graph_module).run(*args)
+
+    with torch.inference_mode():
         copied.graph_module.forward = run
         call(copied, inputs)
-    return found
 
 
 def agreements(reference: nn.Module, converted: nn.Module, inputs: Any, *,

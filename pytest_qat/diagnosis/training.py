@@ -55,10 +55,11 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
 
     An observer never gives a scale below its `eps` (2^-23 by default, 2^-12 in XNNPACKQuantizer). Activations smaller
     than half of it all round to zero. It happens in untrained or badly initialized models, whose signal fades out.
+    What is zero in float, too, as behind a factor that begins at zero, loses nothing.
     """
     own = user_names(prepared)
     names = [observed(own[name]) for name, module in fake_quantizers(prepared)
-             if hasattr(module, "activation_post_process") and _all_zero(module)]
+             if hasattr(module, "activation_post_process") and _rounds_to_zero(module)]
     if not names:
         return ()
     return (Finding(
@@ -69,10 +70,10 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
         evidence={"modules": names[:_NAMED]}),)
 
 
-def _all_zero(module: Any) -> bool:
+def _rounds_to_zero(module: Any) -> bool:
     observer = module.activation_post_process
     ends = [getattr(observer, name, None) for name in ("min_val", "max_val")]
     if any(end is None or end.numel() != 1 or not torch.isfinite(end).all() for end in ends):
         return False  # an observer that never ran has no range to judge
     largest = max(abs(float(end)) for end in ends if end is not None)
-    return largest < float(module.calculate_qparams()[0].max()) / 2
+    return 0 < largest < float(module.calculate_qparams()[0].max()) / 2

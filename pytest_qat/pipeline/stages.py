@@ -35,7 +35,12 @@ from pytest_qat.runtimes import DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
 from pytest_qat.runtimes.exported import ExportedRuntime
 from pytest_qat.workflows import ConvertedModel, PreparedModel, load_workflow
-from pytest_qat.workflows.observers import resume_fake_quantize, switch_fake_quantize, switch_observers
+from pytest_qat.workflows.observers import (
+    resume_fake_quantize,
+    round_as_converted,
+    switch_fake_quantize,
+    switch_observers,
+)
 
 __all__ = ["Conversion", "SharedStages", "TrainedModel", "check_fit", "convert", "deploy", "measure_parity", "prepare",
            "take_converted", "train"]
@@ -119,10 +124,13 @@ def prepare(case: QATCase, recipe: Recipe) -> PreparedModel:
         InvalidCase: the case's own prepared model comes from another workflow.
         CheckFailed: the model cannot be prepared.
     """
-    if case.prepared is not None:
+    if case.prepared is None:
+        prepared = load_workflow(recipe.workflow).prepare(case, recipe)
+    else:
         check_prepared(case, recipe)
-        return PreparedModel(module=as_module(copy.deepcopy(case.prepared)), float_modules={})
-    return load_workflow(recipe.workflow).prepare(case, recipe)
+        prepared = PreparedModel(module=as_module(copy.deepcopy(case.prepared)), float_modules={})
+    round_as_converted(prepared.module)
+    return prepared
 
 
 def check_fit(case: QATCase, recipe: Recipe, prepared: PreparedModel, *, timeout_s: float) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fake_quantizers", "forget_ranges", "qparams_of", "range_of", "resume_fake_quantize", "rounds",
+__all__ = ["fake_quantizers", "forget_ranges", "qparams_of", "range_of", "resume_fake_quantize",
+           "round_as_converted", "rounds",
            "switch_fake_quantize", "switch_observers", "switch_quantizers", "take_over_ranges", "unbounded_range"]
 
 
@@ -91,6 +92,18 @@ def forget_ranges(model: nn.Module) -> None:
             high.fill_(-torch.inf)
         if isinstance(getattr(module, "histogram", None), Tensor):
             module.histogram.zero_()
+
+
+def round_as_converted(model: nn.Module) -> None:
+    """Let fake-quantizers use the qparams that converting will read, which torch's fused kernel computes otherwise.
+
+    For symmetric codes it divides the range by 127 or 128, and the observer by 127.5 (pytorch/pytorch#194816), so that
+    each weight would be trained on one grid and shipped on another. The class that the fused one is derived from asks
+    the observer.
+    """
+    for _, module in fake_quantizers(model):
+        if type(module).__name__ == "FusedMovingAvgObsFakeQuantize":
+            module.__class__ = type(module).__base__
 
 
 def take_over_ranges(model: nn.Module) -> None:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from pytest_qat.case import QATCase
 from pytest_qat.core.torch_state import preserved_torch_state, quantized_engine
-from pytest_qat.diagnosis.divergence import Divergence, _modules, first_divergence, kernels_disagree
+from pytest_qat.diagnosis.divergence import BROKEN_DB, Divergence, _modules, first_divergence, kernels_disagree
+from pytest_qat.exported.model import ExportedModel
 from pytest_qat.finetune import calibrate
 from pytest_qat.measure.parity import Parity, sqnr_db
+from pytest_qat.pipeline import stages
 from pytest_qat.recipe import RECIPES
 from pytest_qat.workflows import load_workflow
 from pytest_qat.workflows.eager.wrappers import QuantizedBorder
@@ -51,6 +53,42 @@ class Noisy(nn.Linear):
         exact = super().forward(x)
         noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0))
         return exact + 0.05 * exact.norm() / noise.norm() * noise
+
+
+
+def exported(layers: list[nn.Module]) -> tuple[ExportedModel, ExportedModel]:
+    """Return what fake-quantizes, calibrated, and what the reference of its int8 form computes."""
+    case = QATCase(model=nn.Sequential(*layers).eval(), example_inputs=(torch.randn(8, 16),))
+    prepared = stages.prepare(case, RECIPES["pt2e-torch"])
+    calibrate(prepared.module, [case.example_inputs[0]])
+    converted = load_workflow("pt2e").convert(prepared, RECIPES["pt2e-torch"]).module
+    switch_observers(prepared.module.eval(), on=False)
+    assert isinstance(prepared.module, ExportedModel)
+    assert isinstance(converted, ExportedModel)
+    return prepared.module, converted
+
+
+def test_a_module_of_an_exported_graph_answers_for_its_own_error_alone() -> None:
+    """Each bias is off by 26 dB, which adds up over 40 layers; then the weight of one has the wrong sign."""
+    torch.manual_seed(0)
+    inputs = torch.randn(8, 16)
+    layers = [nn.Linear(16, 16) for _ in range(40)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight)
+    prepared, converted = exported(layers)
+    assert torch.equal(prepared(inputs), converted(inputs))
+    assert first_divergence(prepared, converted, inputs) is None
+    with torch.no_grad():
+        for name, parameter in converted.named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(0.05 * torch.randn(16))
+    assert sqnr_db(prepared(inputs), converted(inputs)) < BROKEN_DB
+    assert first_divergence(prepared, converted, inputs) is None
+    weights = [buffer for name, buffer in converted.named_buffers() if buffer.dtype == torch.int8]
+    weights[12].neg_()
+    found = first_divergence(prepared, converted, inputs)
+    assert found is not None
+    assert (found.module, found.kind) == ("12", "linear")
 
 
 def test_what_adds_up_along_the_way_convicts_nobody() -> None:

@@ -293,12 +293,12 @@ def test_training_without_fake_quantize_is_no_qat(runs: Any) -> None:
 
 
 class Dies(nn.Module):
-    """A layer whose signal dies."""
+    """A layer whose signal dies, by default nearly."""
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float = 1e-12) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
-        nn.init.zeros_(self.first.weight)
+        nn.init.constant_(self.first.weight, weight)
         nn.init.zeros_(self.first.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -311,6 +311,13 @@ def test_observers_are_told_by_what_they_look_at(runs: Any, recipe: str) -> None
     [collapsed] = [finding for finding in found.findings if finding.code == "range-collapsed"]
     assert collapsed.module == "first"
     assert collapsed.evidence["modules"][0] == "first"
+
+
+@pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86"])
+def test_what_is_zero_in_float_has_lost_nothing(runs: Any, recipe: str) -> None:
+    """As behind a factor that begins at zero, which many residual branches have."""
+    found = made(runs(case(Dies(0.0)), recipe), "convert")
+    assert "range-collapsed" not in [finding.code for finding in found.findings]
 
 
 @pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86"])

@@ -13,6 +13,7 @@ import pytest
 from conftest import Project
 from torch import nn
 
+from pytest_qat.case import Tolerances
 from pytest_qat.pipeline.probe import Probe, Trial
 from pytest_qat.plugin.registry import RunRegistry
 from pytest_qat.record.keys import ModelSource
@@ -20,7 +21,7 @@ from tests.plugin.inner_runs import everything
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="recipes are tried in forked processes")
 
-OPTIONS: Any = SimpleNamespace(stage_timeout_s=900.0, seed=0)
+OPTIONS: Any = SimpleNamespace(stage_timeout_s=900.0, seed=0, tolerances=lambda own: Tolerances())
 RESIDUAL = """
     class Residual(Net):
         def forward(self, x):
@@ -111,7 +112,7 @@ def test_a_recipe_is_tried_once_a_session_whatever_other_models_come_between(
     monkeypatch.setattr("pytest_qat.measure.machine_lock.tempfile.gettempdir", lambda: str(tmp_path))
     registry = RunRegistry(OPTIONS, root=tmp_path, workers=1)
     sources = [ModelSource(name, given=nn.Linear(2, 2)) for name in ("one", "other")]
-    monkeypatch.setattr(registry, "case", lambda source: None)
+    monkeypatch.setattr(registry, "case", lambda source: SimpleNamespace(tolerances=None))
     for source in (*sources, *sources):
         found = registry.probes(source, ["fx-x86", "eager-x86"])
         assert [probe.recipe for probe in found] == ["eager-x86", "fx-x86"]

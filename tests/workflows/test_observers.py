@@ -12,7 +12,13 @@ from torchao.quantization.pt2e import fake_quantize as pt2e
 from torchao.quantization.qat import IntxFakeQuantizeConfig
 from torchao.quantization.qat.fake_quantizer import IntxFakeQuantizer
 
-from pytest_qat.workflows.observers import fake_quantizers, switch_fake_quantize, switch_observers
+from pytest_qat.workflows.observers import (
+    fake_quantizers,
+    qparams_of,
+    round_as_converted,
+    switch_fake_quantize,
+    switch_observers,
+)
 
 VALUES = torch.linspace(-1, 1, 7)[None]
 
@@ -83,3 +89,28 @@ def test_every_kind_is_found_by_name_and_nothing_else() -> None:
     assert [name for name, _ in fake_quantizers(model)] == [name.replace(".", "-") for name in KINDS]
     switch_fake_quantize(model, on=False)
     assert model["own"].enabled is True
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("end", [1.0, -1.0, 0.0])
+@pytest.mark.parametrize("kind", [kind for kind in OBSERVING if "fused" in kind])
+def test_what_is_simulated_is_what_converting_reads(kind: str, end: float, symmetric: bool) -> None:
+    """torch's fused kernel computes qparams of its own for symmetric codes, and where all values are zero."""
+    made = type(KINDS[kind]())
+    scheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
+    fused, model = (nn.Sequential(made(quant_min=-128, quant_max=127, dtype=torch.qint8, qscheme=scheme))
+                    for _ in range(2))
+    round_as_converted(model)
+    assert model.state_dict().keys() == fused.state_dict().keys()
+    assert model[0].observer_enabled.dtype == fused[0].observer_enabled.dtype
+    for each in (fused, model):
+        each(VALUES * end * 0.5)
+        each(torch.where(VALUES == 1, end, VALUES * end * 0.5))
+        assert torch.equal(each[0].activation_post_process.min_val, fused[0].activation_post_process.min_val)
+    assert agree(model[0])
+    assert agree(fused[0]) is (not symmetric and end != 0)
+
+
+def agree(quantizer: Any) -> bool:
+    scale, zero_point = quantizer.calculate_qparams()
+    return qparams_of(quantizer) == (scale.flatten().tolist(), zero_point.flatten().tolist())
