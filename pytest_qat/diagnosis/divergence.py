@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +65,12 @@ def _first_in_graphs(reference: ExportedModel, converted: ExportedModel, inputs:
     """Return the first module whose last value differs between two exported graphs, which no module hooks reach."""
     wanted: dict[str, Tensor] = {}
     found: list[Divergence] = []
+    folded = _folded(reference.graph_module)
 
     def keep(module: str, kind: str, value: Tensor) -> Tensor:
         wanted[module] = value.detach().clone()
+        if kind == "batch_norm" and module in folded:
+            wanted[folded[module]] = wanted[module]
         return value
 
     def compare(module: str, kind: str, value: Tensor) -> Tensor:
@@ -79,6 +83,18 @@ def _first_in_graphs(reference: ExportedModel, converted: ExportedModel, inputs:
     _visit(reference, inputs, keep)
     _visit(converted, inputs, compare)
     return next((each for each in found if each.sqnr_db < BROKEN_DB), None)
+
+
+def _folded(graph_module: torch.fx.GraphModule) -> dict[str, str]:
+    """Return each BatchNorm's convolution or linear layer, which converting makes one with it."""
+    found: dict[str, str] = {}
+    for norm in graph_module.graph.nodes:
+        node = norm.args[0] if "batch_norm" in str(norm.target) else None
+        while isinstance(node, torch.fx.Node) and re.search(r"aten\.(div|add|mul)\.", str(node.target)):
+            node = node.args[0]
+        if isinstance(node, torch.fx.Node) and re.search(r"aten\.(conv|linear)", str(node.target)):
+            found[module_of(norm)] = module_of(node)
+    return found
 
 
 def _visit(model: ExportedModel, inputs: Any, visitor: Callable[[str, str, Tensor], Tensor]) -> None:

@@ -91,6 +91,25 @@ def test_a_module_of_an_exported_graph_answers_for_its_own_error_alone() -> None
     assert (found.module, found.kind) == ("12", "linear")
 
 
+def test_a_convolution_of_an_exported_graph_answers_for_what_its_batch_norm_returns() -> None:
+    """Converting makes one of the two, whose output stands at the batch norm of what was trained."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        norm = nn.BatchNorm1d(16)
+        norm.running_mean, norm.running_var = torch.randn(16), torch.rand(16) + 0.5
+        nn.init.normal_(norm.weight)
+        layers += [nn.Linear(16, 16), norm, nn.ReLU()]
+    inputs = torch.randn(8, 16)
+    prepared, converted = exported([*layers, nn.Linear(16, 4)])
+    assert first_divergence(prepared, converted, inputs) is None
+    weights = [buffer for name, buffer in converted.named_buffers() if buffer.dtype == torch.int8]
+    weights[1].neg_()
+    found = first_divergence(prepared, converted, inputs)
+    assert found is not None
+    assert (found.module, found.kind) == ("3", "linear")
+
+
 def test_what_adds_up_along_the_way_convicts_nobody() -> None:
     torch.manual_seed(0)
     prepared = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(40))).eval()

@@ -24,10 +24,10 @@ RECIPE_NAMES = ["fx-x86", "fx-onednn", "fx-qnnpack", "eager-x86", "pt2e-torch", 
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
-    for _ in range(6):
-        layers += [nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    layers: list[nn.Module] = []
+    for inputs in (3, 16, 16):
+        layers += [nn.Conv2d(inputs, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*layers, nn.MaxPool2d(4), nn.Flatten(), nn.Linear(256, 4)).eval()
 
 
 def trained(recipe: str, **changes: Any) -> stages.PreparedModel:
@@ -50,7 +50,7 @@ def test_training_rounds_with_the_qparams_that_converting_reads(recipe: str) -> 
     with preserved_torch_state(seed=0), quantized_engine(RECIPES[recipe].engine):
         found = [(name, each) for name, each in fake_quantizers(trained(recipe).module)
                  if hasattr(each, "calculate_qparams") and each.activation_post_process.min_val.numel()]
-        assert len(found) > 10
+        assert len(found) > 7
         for name, each in found:
             scale, zero_point = each.calculate_qparams()
             held = qparams_of(each)
@@ -64,6 +64,7 @@ def test_the_reference_form_computes_what_was_trained_to_the_bit(recipe: str) ->
             prepared = trained(recipe)
         converted = load_workflow("pt2e").convert(prepared, RECIPES[recipe]).module
         wanted, got = prepared.module(IMAGES), converted(IMAGES)
+    assert wanted.unique().numel() > 16
     assert (wanted - got).abs().max() <= 1e-5 * wanted.abs().max()
 
 
