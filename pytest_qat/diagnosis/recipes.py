@@ -34,7 +34,7 @@ forked process, in which its compiler may wait forever."""
 _CLOSE = ("torchao-int8", "fx-onednn", "pt2e-executorch", "pt2e-onnxruntime", "pt2e-litert", "eager-onednn",
           "pt2e-inductor", "fx-x86")
 """One recipe of each way to round, those first that round the least: a scale per token, eight bits, seven."""
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 90.0
 _NAMED = 3
 _CLOSER_DB = 6.0
 """A recipe with half the noise is worth a word after accuracy has failed."""
