@@ -95,17 +95,19 @@ class ModelChecks:
             if entry not in known:
                 known.append(entry)
 
-    def add_diagnosis(self, *, seconds: float, layers: Sequence[Mapping[str, object]],
-                      remedies: Sequence[RemedyRecord]) -> None:
+    def add_diagnosis(self, *, seconds: float, stages: Sequence[Mapping[str, object]] = (),
+                      layers: Sequence[Mapping[str, object]] = (), remedies: Sequence[RemedyRecord] = ()) -> None:
         """Add what was found out about a failed check, and what was tried, to the record.
 
         Args:
             seconds: What went into looking for causes and remedies so far.
+            stages: How far each stage agrees with the one before it; those of another check are the same.
             layers: Modules with the share of the error that their rounding makes.
             remedies: What was tried.
         """
         known = self._record["diagnosis"] or {"seconds": 0.0, "stages": [], "layers": [], "remedies": []}
-        self._record["diagnosis"] = {**known, "seconds": round(seconds, 1), "layers": [*known["layers"], *layers],
+        self._record["diagnosis"] = {"seconds": round(seconds, 1), "stages": [*stages] or known["stages"],
+                                     "layers": [*known["layers"], *layers],
                                      "remedies": [*known["remedies"], *remedies]}
 
     def check(self, name: str, *, selected: Collection[str] = CHECKS,

@@ -15,6 +15,7 @@ from typing import Any
 from pytest_qat.case import calibration_batches
 from pytest_qat.checks import CheckResult, ModelChecks, error_text
 from pytest_qat.diagnosis.changes import changes_for
+from pytest_qat.diagnosis.compared import as_record, compared
 from pytest_qat.diagnosis.costs import causes_of_size, causes_of_speed
 from pytest_qat.diagnosis.coverage import causes_of_coverage
 from pytest_qat.diagnosis.diagnose import diagnosed
@@ -72,8 +73,11 @@ def with_causes(checks: ModelChecks, result: CheckResult, *, others: bool = True
 def _explained(checks: ModelChecks, result: CheckResult, *, others: bool) -> tuple[Finding, ...]:
     explain = _EXPLAIN.get(result.judged or "")
     found = () if explain is None else explain(checks.run, result)
-    if result.judged == "accuracy" and result.verdict.outcome is Outcome.FAILED and checks.run.settings.diagnose_s > 0:
-        found = (*found, *_what_mends(checks, found))
+    if result.verdict.outcome is Outcome.FAILED and checks.run.settings.diagnose_s > 0:
+        if result.judged in ("parity", "accuracy"):
+            checks.add_diagnosis(seconds=checks.run.shared.probing_s, stages=as_record(compared(checks.run)))
+        if result.judged == "accuracy":
+            found = (*found, *_what_mends(checks, found))
     found = (*found, *_of_given_stages(checks, result, known=(*result.findings, *found)))
     return (*found, *_what_would_do(checks, result, known=(*result.findings, *found))) if others else found
 

@@ -29,7 +29,7 @@ from pytest_qat.pipeline.run import ModelRun
 from pytest_qat.verdict import score_text
 from pytest_qat.workflows.observers import fake_quantizers, forget_ranges, switch_fake_quantize, switch_observers
 
-__all__ = ["lost_by_rounding", "nothing_rounded", "why_lost", "with_statistics_of"]
+__all__ = ["affordable", "data_that_count", "lost_by_rounding", "nothing_rounded", "why_lost", "with_statistics_of"]
 
 _HALF = 0.5
 _BATCHES = 8
@@ -111,13 +111,13 @@ def lost_by_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float,
         least_error: An error below this is not what to look for.
     """
     ends = time.monotonic() + budget_s
-    batches = _data_that_count(case)
+    batches = data_that_count(case)
     began = time.monotonic()
     with torch.inference_mode():
         call(prepared, batches[0])
     batch_s = time.monotonic() - began
     least = -(-_FEWEST_SAMPLES // max(1, sample_count(batches[0])))
-    count = _affordable(batch_s, passes=_PASSES + len(places_of(prepared)), budget_s=budget_s,
+    count = affordable(batch_s, passes=_PASSES + len(places_of(prepared)), budget_s=budget_s,
                         least=least if least * batch_s * _PASSES_OF_PARTS < _HALF * budget_s else 1)
     batches = batches[:count]
     reference = _reference(prepared, batches)
@@ -144,7 +144,7 @@ def lost_by_rounding(case: QATCase, prepared: nn.Module, *, budget_s: float,
     return _told(effects, _causes(prepared, effects.few.places, batches, partial(error_with, prepared)))
 
 
-def _affordable(batch_s: float, *, passes: int, budget_s: float, least: int) -> int:
+def affordable(batch_s: float, *, passes: int, budget_s: float, least: int) -> int:
     """Return how many batches may be run so many times within a budget, but no fewer than so many.
 
     Args:
@@ -275,7 +275,7 @@ def _reference(prepared: nn.Module, batches: Sequence[Any]) -> list[Any]:
         return [float_tensors(call(prepared, inputs)) for inputs in batches]
 
 
-def _data_that_count(case: QATCase) -> list[Any]:
+def data_that_count(case: QATCase) -> list[Any]:
     """Return the inputs of the first evaluation batches, or calibration batches where there are none."""
     if case.eval_data is None:
         return calibration_batches(case, limit=_BATCHES)
@@ -290,7 +290,7 @@ def _by_training(run: ModelRun, prepared: nn.Module) -> tuple[Finding, ...]:
     """Return a note where training, without labels to judge it by, changed the outputs more than rounding does."""
     if not run.case.fine_tunes:
         return ()
-    batches = _data_that_count(run.case)
+    batches = data_that_count(run.case)
     with torch.inference_mode():
         wanted = [float_tensors(call(run.inputs(), inputs)) for inputs in batches]
         unrounded = _reference(prepared, batches)
