@@ -17,7 +17,8 @@ class Trial:
     Attributes:
         recipe: Name of the recipe.
         skip: Modules to leave in float beside those that the case leaves.
-        numbers: Whether to run the artifact and compare its outputs with those that fake-quantize simulates.
+        numbers: Whether to run the artifact and compare its outputs with those that fake-quantize simulates. No float
+            artifact is built then where that takes long.
         floor: The speedup to decide about, as `min_speedup`; None: nothing is timed.
     """
 
@@ -40,7 +41,7 @@ class Probe:
         code: Code of the finding behind the reason, where there is one.
         mac_share: Share of the multiply-accumulates that run in int8; None where the artifact does not tell, or the
             model multiplies nothing.
-        size_reduction: bytes(float artifact) / bytes(int8 artifact).
+        size_reduction: bytes(float artifact) / bytes(int8 artifact); None where no float artifact was built.
         skip: Modules that were left in float for the trial, beside those that the case leaves.
         agrees: Whether the artifact computes what fake-quantize simulates, as the parity check judges it; None: that
             was not looked at.

@@ -243,9 +243,10 @@ def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folde
     with torch.no_grad():
         pair = load_runtime(recipe.runtime).deploy(
             workflow.float_twin(plain).eval(), int8.module, plain.example_inputs, folder,
-            DeploySettings(engine=recipe.engine, threads=1, timeout_s=timeout_s, load=trial.floor is not None))
+            DeploySettings(engine=recipe.engine, threads=1, timeout_s=timeout_s, load=trial.floor is not None,
+                           int8_only=trial.numbers and trial.floor is None))
     enter("coverage")
-    fp32, shipped = pair.fp32["contiguous"], pair.int8["contiguous"]
+    fp32, shipped = pair.fp32.get("contiguous"), pair.int8["contiguous"]
     reasons = {**first.float_modules, **int8.float_modules}
     coverage = (measure_coverage(float_model, int8.module, plain.example_inputs, reasons=reasons)
                 if shipped.kernels is None else
@@ -254,7 +255,7 @@ def _tried(case: QATCase, recipe: Recipe, enter: Callable[[str], None], *, folde
         return Probe(recipe=recipe.name, takes=False, code="nothing-quantized", reason="nothing of it runs in int8.",
                      mac_share=0.0), None
     found = Probe(recipe=recipe.name, takes=True, mac_share=coverage.mac_share if coverage.macs else None,
-                  size_reduction=fp32.size_bytes / max(1, shipped.size_bytes))
+                  size_reduction=None if fp32 is None else fp32.size_bytes / max(1, shipped.size_bytes))
     if not trial.numbers:
         return found, pair
     enter("parity")

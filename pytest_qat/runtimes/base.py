@@ -110,7 +110,7 @@ class Deployed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeployedPair:
-    """The float and the int8 artifact in one runtime, by memory layout."""
+    """The float and the int8 artifact in one runtime, by memory layout; of float none if settings left it out."""
 
     fp32: Mapping[str, Deployed]
     int8: Mapping[str, Deployed]
@@ -125,12 +125,14 @@ class DeploySettings:
         threads: Intra-op threads that the artifact runs with.
         timeout_s: Most seconds for each side, where another process builds it.
         load: Whether to load the artifacts now; False: at their first call, where another process has built them.
+        int8_only: Whether to leave the float artifact out where building takes long; only a trial can do without.
     """
 
     engine: str | None
     threads: int
     timeout_s: float
     load: bool = True
+    int8_only: bool = False
 
 
 class Runtime(Protocol):

@@ -178,7 +178,7 @@ class ExportedRuntime(ABC):
         with torch.no_grad():
             outputs = OutputForm(fp32(*example_inputs))
         programs: dict[str, Path] = {}
-        for side, module in (("fp32", fp32), ("int8", int8)):
+        for side, module in ({"int8": int8} if settings.int8_only else {"fp32": fp32, "int8": int8}).items():
             exported = export_program(flat_model(module, example_inputs), tuple(leaves_of(example_inputs)),
                                       any_batch=False)
             self.check_program(exported)
@@ -193,7 +193,8 @@ class ExportedRuntime(ABC):
         if self.compiles and settings.load:  # now, so that compiling is never part of a timing
             for form in forms.values():
                 form.run(form.adapt(example_inputs))
-        return DeployedPair(fp32={"contiguous": forms["fp32"]}, int8={"contiguous": forms["int8"]})
+        by_side = {side: {"contiguous": form} for side, form in forms.items()}
+        return DeployedPair(fp32=by_side.get("fp32", {}), int8=by_side["int8"])
 
     def load_program(self, path: Path) -> Callable[[], object]:
         """Return a function that calls the artifact that `Deployed.save_program` recorded in `path` once."""

@@ -165,6 +165,19 @@ def test_outputs_are_compared_if_asked() -> None:
     assert looked_at.sqnr_db > 20
 
 
+@pytest.mark.slow
+@needs_fork
+def test_where_only_outputs_are_compared_no_float_artifact_is_built() -> None:
+    """Which takes as long as that of int8."""
+    if reason := module.not_installed(get_recipe("pt2e-onnxruntime")):
+        pytest.skip(reason)
+    plain, looked_at = (probe_recipe(case(Net()), Trial(recipe="pt2e-onnxruntime", numbers=numbers),
+                                     settings=ProbeSettings()) for numbers in (False, True))
+    assert plain.size_reduction is not None
+    assert (looked_at.takes, looked_at.agrees, looked_at.size_reduction) == (True, True, None)
+    assert looked_at.mac_share == plain.mac_share
+
+
 @needs_fork
 @pytest.mark.parametrize("recipe", [
     "fx-x86", *(pytest.param(name, marks=pytest.mark.slow) for name in (
