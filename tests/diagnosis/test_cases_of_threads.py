@@ -183,6 +183,20 @@ def leaves_int8(stages: Stages) -> bool:
     return sum(type(module).__name__ == "DeQuantize" for module in stages.converted.modules()) > 1
 
 
+def cannot_be_called(stages: Stages) -> bool:
+    try:
+        scored(stages.converted, stages)
+    except NotImplementedError:
+        return True
+    return False
+
+
+def returns_int8(stages: Stages) -> bool:
+    assert stages.converted is not None
+    with torch.no_grad():
+        return bool(stages.converted(*stages.example_inputs).is_quantized)
+
+
 def trains_others(stages: Stages) -> bool:
     assert stages.prepared is not None
     assert stages.optimizer is not None
@@ -237,6 +251,9 @@ MEASURES: dict[str, Callable[[Stages], bool]] = {
     "too_few_steps": unlearned,
     "labels_shifted": unlearned,
     "optimizer": trains_others,
+    "no_stub_at_the_input": cannot_be_called,
+    "no_stub_at_the_output": returns_int8,
+    "converted_without_calibration": lost,
 }
 """What shows the fault, by how the names of cases begin."""
 
