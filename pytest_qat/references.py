@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from pytest_qat.case import QATCase
 from pytest_qat.core.libraries import LIBRARIES, LibraryModel
@@ -34,6 +35,9 @@ __all__ = ["as_case", "load_case", "load_value", "resolve"]
 _MISSING = object()
 _NAMED = 6
 _DRAWN_SAMPLES, _DRAWN_BATCHES = 64, 16
+_DRAWN_MACS = 2e11
+"""About what all drawn batches may cost in one pass: ten times ViT-B at 224 pixels."""
+_PATCH = 3 * 16 * 16
 _FORMS = ("Write it as package.module:function, path/file.py:function, torchvision:model_name, timm:model_name or "
           "hf:ConfigClass.")
 
@@ -97,9 +101,21 @@ def _drawn_case(model: nn.Module, draw: Callable[[], tuple[Any, ...]] | None, *,
     if draw is None:
         raise _unknown_inputs(model, source, problem)
     inputs = draw()
-    count = min(_DRAWN_BATCHES, max(2, -(-_DRAWN_SAMPLES // max(1, inputs[0].shape[0]))))
+    enough = min(_DRAWN_BATCHES, -(-_DRAWN_SAMPLES // max(1, inputs[0].shape[0])))
+    count = max(2, min(enough, int(_DRAWN_MACS // max(1, _about_macs(model, inputs)))))
     return QATCase(model=model, example_inputs=inputs, name=name,
                    calibration_data=[inputs, *(draw() for _ in range(count - 1))])
+
+
+def _about_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    """Return about how many multiply-accumulates a call takes: each weight for each token, or patch of 16x16 pixels.
+
+    That is within a factor of three for vision and language transformers and for convolutional nets that halve their
+    resolution five times, and known without a call, which may take half a minute.
+    """
+    places = max(leaf.numel() // (_PATCH if leaf.is_floating_point() else 1) for leaf in pytree.tree_leaves(inputs)
+                 if isinstance(leaf, torch.Tensor))
+    return max(1, places) * sum(weight.numel() for weight in model.parameters())
 
 
 def _of_shapes(shapes: str) -> tuple[Any, ...]:

@@ -202,6 +202,15 @@ def test_a_bare_model_gets_inputs_of_the_given_shapes() -> None:
     assert [tuple(value.shape) for value in made.example_inputs] == [(2, 4), (2, 3)]
 
 
+@pytest.mark.parametrize(("weights", "shape", "count"), [
+    (1_000, "1x3x64x64", 16), (1_000, "8x3x64x64", 8), (1_000, "64x3x64x64", 2),
+    (100_000_000, "1x3x224x224", 10), (200_000_000, "1x3x768x768", 2), (100_000_000, "1x16", 16)])
+def test_fewer_inputs_are_drawn_for_a_model_that_takes_long(weights: int, shape: str, count: int) -> None:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(1).expand(weights))
+    assert len(list(as_case(model, source="models:net", shapes=shape).calibration_data or ())) == count
+
+
 def test_drawn_inputs_are_calibrated_on_more_than_one_batch() -> None:
     made = as_case(nn.Linear(4, 2), source="zoo:build", shapes="2x4")
     batches = list(made.calibration_data or ())
