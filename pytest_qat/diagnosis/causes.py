@@ -30,6 +30,7 @@ from pytest_qat.errors import DataError, InvalidCase, TrainingError, Unsupported
 from pytest_qat.findings import Finding
 from pytest_qat.measure.parity import HEALTHY_DB
 from pytest_qat.measure.size import take_census
+from pytest_qat.measure.untrained import why_random
 from pytest_qat.pipeline.finite import DIVERGED
 from pytest_qat.pipeline.run import ModelRun, NotApplicable, StageFailed
 from pytest_qat.runtimes.base import OpTime
@@ -172,7 +173,8 @@ def _convert(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:
     done = run.converted()
     if done.prepared is None:
         return ()
-    return (*done.int8.findings, *switched_off(done.left_off), *collapsed_ranges(done.prepared.module))
+    return (*done.int8.findings, *switched_off(done.left_off), *collapsed_ranges(
+        done.prepared.module, untrained=bool(why_random(run.case.model))))
 
 
 def _coverage(run: ModelRun, result: CheckResult) -> tuple[Finding, ...]:

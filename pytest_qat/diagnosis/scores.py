@@ -23,7 +23,7 @@ _MATTERS = 0.5
 
 def _flat_finding(flat: FlatOutput, *, faint: bool, untrained: bool) -> Finding:
     return Finding(
-        code="flat-output", severity="warning" if faint or untrained else "error",
+        code="flat-output", severity="note" if untrained else "warning" if faint else "error",
         evidence={"output": flat.output, "columns": list(flat.columns[:_NAMED]), "flat": len(flat.columns),
                   "of": flat.of, "std_fp32": flat.spread, "std_int8": flat.left, "values": flat.values},
         message=f"{flat.label} varies by {flat.spread:.3g} (standard deviation) in float, and in int8 by "

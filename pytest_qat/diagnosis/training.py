@@ -50,12 +50,16 @@ def switched_off(count: int) -> tuple[Finding, ...]:
         remedy="leave fake-quantize on until training ends; only observers may be switched off early."),)
 
 
-def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
+def collapsed_ranges(prepared: nn.Module, *, untrained: bool = False) -> tuple[Finding, ...]:
     """Return one warning if fake-quantizers of a calibrated model round every value that they saw to zero.
 
     An observer never gives a scale below its `eps` (2^-23 by default, 2^-12 in XNNPACKQuantizer). Activations smaller
     than half of it all round to zero. It happens in untrained or badly initialized models, whose signal fades out.
     What is zero in float, too, as behind a factor that begins at zero, loses nothing.
+
+    Args:
+        prepared: The calibrated model.
+        untrained: Whether it is known to have random weights, of which nothing else is expected: then it is a note.
     """
     own = user_names(prepared)
     names = [observed(own[name]) for name, module in fake_quantizers(prepared)
@@ -63,7 +67,7 @@ def collapsed_ranges(prepared: nn.Module) -> tuple[Finding, ...]:
     if not names:
         return ()
     return (Finding(
-        code="range-collapsed", severity="warning", module=names[0],
+        code="range-collapsed", severity="note" if untrained else "warning", module=names[0],
         message=f"the range of {len(names)} observer{'s' if len(names) > 1 else ''} is below the smallest scale, "
                 "so all their values become zero.",
         remedy="give the trained model, and calibrate on real data: activations this small carry no signal.",

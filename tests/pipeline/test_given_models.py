@@ -165,7 +165,7 @@ def test_random_weights_fail_no_agreement(runs: Any, scale: float, outcome: str)
     assert found.verdict.outcome.value == outcome
     assert ("random weights" in found.verdict.reasons[0]) is (outcome == "inconclusive")
     assert [finding.severity for finding in found.findings if finding.code == "flat-output"] == (
-        ["warning"] if outcome == "inconclusive" else ["error"])
+        ["note"] if outcome == "inconclusive" else ["error"])
 
 
 def test_a_metric_of_the_users_decides_what_counts(runs: Any) -> None:
@@ -309,8 +309,18 @@ class Dies(nn.Module):
 def test_observers_are_told_by_what_they_look_at(runs: Any, recipe: str) -> None:
     found = made(runs(case(Dies()), recipe), "convert")
     [collapsed] = [finding for finding in found.findings if finding.code == "range-collapsed"]
-    assert collapsed.module == "first"
+    assert (collapsed.module, collapsed.severity) == ("first", "warning")
     assert collapsed.evidence["modules"][0] == "first"
+
+
+def test_a_model_with_random_weights_is_not_warned_of_what_only_training_mends(runs: Any) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        model[2].weight.mul_(1e-12)
+        model[2].bias.zero_()
+    found = made(runs(case(model)), "convert")
+    assert [(each.code, each.severity) for each in found.findings if each.code == "range-collapsed"] == [
+        ("range-collapsed", "note")]
 
 
 @pytest.mark.parametrize("recipe", ["fx-x86", "eager-x86"])
