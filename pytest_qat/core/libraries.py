@@ -31,8 +31,13 @@ __all__ = ["LIBRARIES", "LibraryModel", "weights_drawn_by"]
 
 _TOKENS, _WAVE_SAMPLES, _FRAMES = 64, 16_000, 16
 _IMAGE = (3, 224, 224)
-_LESS = (("num_hidden_layers", 2), ("intermediate_size", 1024), ("vocab_size", 1000))
+_LESS = (("num_hidden_layers", 2), ("intermediate_size", 1024), ("vocab_size", 1000), ("n_routed_experts", 8),
+         ("num_experts", 8), ("num_local_experts", 8), ("moe_intermediate_size", 256), ("ffn_hidden_size", 1024),
+         ("num_hidden_layers", 1))
 """What a configuration is tried with where its defaults do not fit into memory, one more at a time."""
+_PARTS = ("text_config", "vision_config", "audio_config")
+_DRAWN_KINDS = ("input_ids", "pixel_values", "input_features", "input_values", "past_values", "hidden_states",
+                "inputs_embeds")
 _DRAWN_BY = "_pytest_qat_weights_drawn_by"
 
 
@@ -182,17 +187,20 @@ def _problem(model: nn.Module, draw: Callable[[], tuple[Any, ...]]) -> str:
 
 def _smaller(transformers: Any, name: str, config: Any) -> str:
     """Return how to name a model of the same kind with less in it, where one is known to fit into memory; else ""."""
-    kind = type(config)
+    kind, tried = type(config), dict[str, Any]()
     for count in range(1, len(_LESS) + 1):
         less = dict(_LESS[:count])
         if hasattr(config, _LESS[0][0]):
             fewer: dict[str, Any] = {key: value for key, value in less.items() if hasattr(config, key)}
         else:
-            parts = {part: getattr(config, part, None) for part in ("text_config", "vision_config")}
+            parts = {part: getattr(config, part, None) for part in _PARTS}
             fewer = {part: {key: value for key, value in less.items() if hasattr(held, key)}
                      for part, held in parts.items() if hasattr(held, _LESS[0][0])}
         if not fewer:
             return ""
+        if fewer == tried:
+            continue
+        tried = fewer
         needed, built = _weight_bytes(partial(_of_kind, transformers, kind, fewer))
         if built and fits_into_memory(needed):
             return f"'hf:{name}({', '.join(f'{key}={value!r}' for key, value in fewer.items())})'"
@@ -260,14 +268,15 @@ def _weight_bytes(build: Callable[[], nn.Module]) -> tuple[int, bool]:
 def _drawn_for(model: Any, config: Any) -> Callable[[], tuple[Any, ...]] | None:
     """Return what draws the inputs of a transformers model, whose sizes its configuration tells.
 
+    The first argument of its forward is what is drawn, where its name is known; some inherit another `main_input_name`.
     A model of text and images takes both, if they are the first two arguments of its forward.
     """
-    main = getattr(model, "main_input_name", "input_ids")
+    names = list(inspect.signature(model.forward).parameters)
+    main = names[0] if names and names[0] in _DRAWN_KINDS else getattr(model, "main_input_name", "input_ids")
     parts = {"input_ids": getattr(config, "text_config", None), "pixel_values": getattr(config, "vision_config", None)}
     if not all(parts.values()):
         return _drawn_as(main, config)
-    first = list(inspect.signature(model.forward).parameters)[:2]
-    draws = [draw for name in first if name in parts and (draw := _drawn_as(name, parts[name])) is not None]
+    draws = [draw for name in names[:2] if name in parts and (draw := _drawn_as(name, parts[name])) is not None]
     return (lambda: tuple(drawn for draw in draws for drawn in draw())) if len(draws) == len(parts) else None
 
 
@@ -277,14 +286,26 @@ def _drawn_as(kind: str, config: Any) -> Callable[[], tuple[Any, ...]] | None:
         longest = getattr(config, "max_position_embeddings", None) or _TOKENS
         tokens = min(_TOKENS, longest) if longest > 0 else _TOKENS  # XLNet's is -1, for no limit
         return lambda: (torch.randint(0, config.vocab_size, (1, tokens)),)
-    if kind == "pixel_values":
-        image = getattr(config, "image_size", None) or _IMAGE[-1]
-        return lambda: (torch.randn(1, getattr(config, "num_channels", 3), *_sides(image)),)
-    if kind == "input_features" and hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
-        return lambda: (torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions),)
-    if kind == "input_values":
-        return lambda: (torch.randn(1, _WAVE_SAMPLES),)
-    return None
+    shape = _shape_of(kind, config)
+    return None if shape is None else lambda: (torch.randn(1, *shape),)
+
+
+def _shape_of(kind: str, config: Any) -> tuple[int, ...] | None:
+    """Return the shape of one sample of a floating-point input; None where it is not known."""
+    found: tuple[int, ...] | None = None
+    match kind:
+        case "pixel_values":
+            image = getattr(config, "image_size", None) or _IMAGE[-1]
+            found = (getattr(config, "num_channels", 3), *_sides(image))
+        case "input_values":
+            found = (_WAVE_SAMPLES,)
+        case "input_features" if hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
+            found = (config.num_mel_bins, 2 * config.max_source_positions)
+        case "past_values" if hasattr(config, "context_length") and hasattr(config, "num_input_channels"):
+            found = (config.context_length, config.num_input_channels)
+        case "hidden_states" | "inputs_embeds" if hasattr(config, "hidden_size"):
+            found = (_TOKENS, config.hidden_size)
+    return found
 
 
 def _sides(size: Any) -> tuple[int, ...]:

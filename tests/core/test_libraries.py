@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,6 +50,24 @@ class BrokenHugeConfig(HugeAnywayConfig):
     """Whose model fails after its weights were made."""
 
 
+class ExpertsConfig(TextConfig):
+    """Of 16 GiB, most of them in 256 experts that are alike."""
+
+    def __init__(self, *, num_hidden_layers: int = 2, vocab_size: int = 50, n_routed_experts: int = 256) -> None:
+        super().__init__(num_hidden_layers=num_hidden_layers, vocab_size=vocab_size)
+        self.n_routed_experts = n_routed_experts
+
+
+class SeriesConfig:
+    def __init__(self) -> None:
+        self.context_length, self.num_input_channels = 24, 3
+
+
+class FusedConfig:
+    def __init__(self) -> None:
+        self.hidden_size = 12
+
+
 class PartsConfig:
     def __init__(self, *, text_config: dict[str, Any] | None = None) -> None:
         self.text_config = HugeConfig(**(text_config or {}))
@@ -74,6 +92,8 @@ class Text(nn.Module):
         if type(config) is BrokenConfig:
             raise KeyError("full_attention")
         self.table = nn.Embedding(config.vocab_size, config.hidden_size)
+        if experts := getattr(config, "n_routed_experts", 0):
+            self.experts = nn.Linear(2**16, 2**8 * experts, bias=False)
         self.layers = nn.ModuleList(
             nn.Linear(config.hidden_size, config.hidden_size) for _ in range(min(config.num_hidden_layers, 64)))
         if config.num_hidden_layers > 64:  # the rest at once: a test has no time for each
@@ -99,17 +119,53 @@ class Image(nn.Module):
         return self.head(pixel_values).flatten(1) @ torch.ones(4 if pixel_values.shape[-1] == 224 else 5, 1)
 
 
+class Misnamed(Image):
+    """Inherits the name of an input that it does not take."""
+
+    main_input_name = "input_ids"
+
+
+class Series(nn.Module):
+    main_input_name = "past_values"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(config.num_input_channels, 2)
+
+    def forward(self, past_values: Tensor, past_observed_mask: Tensor | None = None) -> Tensor:
+        return self.layer(past_values)
+
+
+class Fused(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.layer(hidden_states)
+
+
+class MisnamedConfig(ImageConfig):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vocab_size = 16
+
+
+KINDS: dict[type, Callable[[Any], nn.Module]] = {
+    MisnamedConfig: Misnamed, ImageConfig: Image, SeriesConfig: Series, FusedConfig: Fused}
+
+
 class AutoModel:
     @staticmethod
     def from_config(config: Any) -> nn.Module:
-        return (Image if isinstance(config, ImageConfig) else Text)(config)
+        return KINDS.get(type(config), Text)(config)
 
 
 @pytest.fixture(autouse=True)
 def _transformers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     played = ModuleType("transformers")
     for kind in (TextConfig, UnlimitedConfig, HugeConfig, HugeAnywayConfig, BrokenHugeConfig, PartsConfig, BrokenConfig,
-                 ImageConfig, AutoModel):
+                 ImageConfig, MisnamedConfig, SeriesConfig, FusedConfig, ExpertsConfig, AutoModel):
         setattr(played, kind.__name__, kind)
     monkeypatch.setitem(sys.modules, "transformers", played)
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 16 * GIB)
@@ -193,6 +249,18 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_built_and_a_smaller_o
     error = refused(UnsupportedEnvironment, "hf:PartsConfig")
     assert error.hint.endswith("such as 'hf:PartsConfig(text_config={'num_hidden_layers': 2})'.")
     assert loaded("hf:PartsConfig(text_config={'num_hidden_layers': 2})").model is not None
+
+
+def test_of_many_experts_a_few_will_do() -> None:
+    hint = refused(UnsupportedEnvironment, "hf:ExpertsConfig").hint
+    assert hint.endswith("such as 'hf:ExpertsConfig(num_hidden_layers=2, vocab_size=1000, n_routed_experts=8)'.")
+
+
+@pytest.mark.parametrize(("name", "shape"), [
+    ("MisnamedConfig", (1, 3, 224, 224)), ("SeriesConfig", (1, 24, 3)), ("FusedConfig", (1, 64, 12))])
+def test_what_the_forward_takes_first_is_drawn(name: str, shape: tuple[int, ...]) -> None:
+    case = loaded(f"hf:{name}")
+    assert [tuple(each.shape) for each in case.example_inputs] == [shape]
 
 
 @pytest.mark.parametrize("name", ["HugeAnywayConfig", "BrokenHugeConfig"])
