@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pytest_qat.core.text import percent
+from pytest_qat.core.text import fixed, percent
 from pytest_qat.measure.score_names import NAMED_IN_REPORTS
 
 if TYPE_CHECKING:
@@ -99,8 +99,9 @@ def judge_parity(parity: Parity) -> Verdict:
         return Verdict(outcome=Outcome.FAILED, reasons=(
             "the prepared model returns NaN or infinity, so the converted model cannot be compared with it.",))
     where = f" in output {parity.output}" if parity.output else ""
-    numbers = (f"the converted model agrees with the prepared one {_closeness(parity.sqnr_db)}{where}, and the "
-               f"prepared one with float {_closeness(parity.quantization_sqnr_db)}")
+    closeness = partial(_closeness, required=parity.limit_db)
+    numbers = (f"the converted model agrees with the prepared one {closeness(parity.sqnr_db)}{where}, and the "
+               f"prepared one with float {closeness(parity.quantization_sqnr_db)}")
     if parity.holds:
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))
     if parity.limit_db < 0:
@@ -110,8 +111,8 @@ def judge_parity(parity: Parity) -> Verdict:
     return Verdict(outcome=Outcome.FAILED, reasons=(f"{numbers}; at least {db_text(parity.limit_db)} is required.",))
 
 
-def _closeness(decibels: float) -> str:
-    return "exactly" if decibels == math.inf else f"to {db_text(decibels)}"
+def _closeness(decibels: float, required: float) -> str:
+    return "exactly" if decibels == math.inf else f"to {fixed(decibels, digits=1, unlike=required)} dB"
 
 
 def judge_accuracy(accuracy: Accuracy, tolerances: Tolerances, *, strict: bool = False,
@@ -316,7 +317,8 @@ def judge_size(fp32_bytes: int, int8_bytes: int, tolerances: Tolerances) -> Verd
         tolerances: What is required.
     """
     ratio = fp32_bytes / max(int8_bytes, 1)
-    reason = (f"the artifact shrinks {ratio:.2f}x ({fp32_bytes:,} to {int8_bytes:,} bytes); "
+    shown = fixed(ratio, digits=2, unlike=tolerances.min_size_reduction)
+    reason = (f"the artifact shrinks {shown}x ({fp32_bytes:,} to {int8_bytes:,} bytes); "
               f"at least {tolerances.min_size_reduction:.2f}x is required.")
     return Verdict(outcome=Outcome.PASSED if ratio >= tolerances.min_size_reduction else Outcome.FAILED,
                    reasons=(reason,))
@@ -340,8 +342,9 @@ def judge_speedup(speedup: Speedup, tolerances: Tolerances, *, noise: Speedup | 
     floor, (low, high) = tolerances.min_speedup, speedup.ci
     offset = 1.0 if noise is None else max(noise.ci[0], 1 / noise.ci[1] if noise.ci[1] else math.inf, 1.0)
     against = "" if noise is None else f" (float against itself: {noise.estimate:.2f}x{_noise_interval(noise)})"
-    numbers = (f"int8 is {speedup.estimate:.2f}x as fast as float, {speedup.confidence:.0%} interval "
-               f"[{low:.2f}, {high:.2f}] from {speedup.pairs} pairs in {speedup.elapsed_s:.1f} s{against}; "
+    estimate, from_, to = (fixed(number, digits=2, unlike=floor) for number in (speedup.estimate, low, high))
+    numbers = (f"int8 is {estimate}x as fast as float, {speedup.confidence:.0%} interval [{from_}, {to}] from "
+               f"{speedup.pairs} pairs in {speedup.elapsed_s:.1f} s{against}; "
                f"at least {floor:.2f}x is required")
     if low >= floor * offset:
         return Verdict(outcome=Outcome.PASSED, reasons=(f"{numbers}.",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["call_time", "duration", "percent"]
+__all__ = ["call_time", "duration", "fixed", "percent"]
 
 _MOST_DIGITS = 4
 
@@ -31,6 +31,23 @@ def percent(share: float, *, digits: int = 1, unlike: float | None = None) -> st
     step = 10.0 ** -places / 100
     edge = nearest + math.copysign(step, share - nearest)
     return f"{'<' if share < edge else '>'}{edge:.{places}%}"
+
+
+def fixed(value: float, *, digits: int, unlike: float) -> str:
+    """Return a number with so many digits behind the point, or up to four where it would look like another one.
+
+    What would look like it with four digits, too, is said to be below or above it (`<1.00`).
+
+    Args:
+        value: The number.
+        digits: Digits behind the point, where they are enough.
+        unlike: What it must not be taken for unless it is the same, such as what is required.
+    """
+    for places in range(digits, _MOST_DIGITS + 1):
+        text = f"{value:.{places}f}"
+        if value == unlike or text != f"{unlike:.{places}f}":
+            return text
+    return f"{'<' if value < unlike else '>'}{unlike:.{digits}f}"
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Percentages as messages and reports write them."""
+"""Numbers as messages and reports write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_qat.core.text import percent
+from pytest_qat.core.text import fixed, percent
 
 
 @pytest.mark.parametrize(("share", "text"), [
@@ -36,3 +36,18 @@ def test_only_nothing_shows_as_nothing_and_only_all_as_all(share: float, digits:
     text = percent(share, digits=digits)
     assert (share == 0) == (text.strip("0.%") == "")
     assert (share == 1) == (text.rstrip("%").rstrip("0").rstrip(".") in {"1", "10", "100"} and text[:3] == "100")
+
+
+@pytest.mark.parametrize(("value", "digits", "unlike", "text"), [
+    (21.16, 1, 21.2, "21.16"), (21.2, 1, 21.2, "21.2"), (18.34, 1, 21.2, "18.3"), (0.997, 2, 1.0, "0.997"),
+    (1.0003, 2, 1.0, "1.0003"), (0.99999, 2, 1.0, "<1.00"), (1.00001, 2, 1.0, ">1.00"), (math.inf, 2, 1.0, "inf"),
+    (0.0, 2, 0.0, "0.00"), (1.5, 2, 1.496, "1.500"),
+])
+def test_a_number_is_not_taken_for_what_is_required(value: float, digits: int, unlike: float, text: str) -> None:
+    assert fixed(value, digits=digits, unlike=unlike) == text
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.integers(1, 3))
+def test_two_numbers_never_look_alike(one: float, other: float, digits: int) -> None:
+    text = fixed(one, digits=digits, unlike=other)
+    assert one == other or text != f"{other:.{len(text.partition('.')[2])}f}"
