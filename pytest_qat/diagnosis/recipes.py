@@ -18,7 +18,7 @@ from pytest_qat.case import Tolerances
 from pytest_qat.core.text import percent
 from pytest_qat.diagnosis.changes import skippable
 from pytest_qat.findings import Finding
-from pytest_qat.pipeline.probe import Probe, Trial, best_first
+from pytest_qat.pipeline.probe import OUT_OF_TIME, Probe, Trial, best_first
 from pytest_qat.pipeline.probing import ProbeSettings, try_all
 from pytest_qat.pipeline.run import ModelRun
 from pytest_qat.recipe import RECIPES, Recipe
@@ -118,7 +118,8 @@ def recipes_that_take(run: ModelRun, need: Need, *, command: str, check: str,
     evidence = {"check": check, "need": need.what, "probes": [_as_evidence(probe) for probe in found]}
     doing = sorted((probe for probe in found if probe.takes and need.holds(probe)), key=need.order)
     if not doing:
-        return Finding(code="no-recipe-takes-it", severity="note", evidence=evidence, message=_none_text(found, need))
+        return Finding(code="no-recipe-takes-it", severity="note", evidence=evidence, message=_none_text(found, need),
+                       remedy=_more_time(found, run.settings.diagnose_s))
     also = [_name(probe) for probe in doing[1:_NAMED]]
     others = f"; {' and '.join(also)} {'does' if len(also) == 1 else 'do'}, too" if also else ""
     return Finding(code="recipe-takes-it", severity="note", evidence=evidence,
@@ -190,6 +191,13 @@ def _none_text(found: Sequence[Probe], need: Need) -> str:
         [f"tried and refused as well: {refused}"] if refused else [])
     text = ". ".join(part[0].upper() + part[1:] if index else part for index, part in enumerate(parts))
     return f"{text or 'no other recipe could be tried'}." + (f" Without an answer: {unknown}." if unknown else "")
+
+
+def _more_time(found: Sequence[Probe], given_s: float) -> str:
+    """Return how the trials that had no time get it."""
+    late = sum(probe.code == OUT_OF_TIME for probe in found)
+    wanted = math.ceil((given_s + late * _TIMEOUT_S) / 60) * 60
+    return f"give --qat-diagnose-time={wanted}, so that there is time for {late} more trials." if late else ""
 
 
 def _as_evidence(probe: Probe) -> dict[str, Any]:

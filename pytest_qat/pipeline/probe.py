@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from pytest_qat.core.text import percent
 from pytest_qat.recipe import RECIPES
 
-__all__ = ["Probe", "Trial", "best_first", "held_to"]
+__all__ = ["OUT_OF_TIME", "Probe", "Trial", "best_first", "held_to"]
+
+OUT_OF_TIME = "out-of-time"
+"""The code of a trial that was not made, or not to its end, for want of time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ from pytest_qat.pipeline import stages
 from pytest_qat.pipeline.first_call import with_right_kernels
 from pytest_qat.pipeline.plain_model import with_plain_model
 from pytest_qat.pipeline.preflight import checked_model
-from pytest_qat.pipeline.probe import Probe, Trial
+from pytest_qat.pipeline.probe import OUT_OF_TIME, Probe, Trial
 from pytest_qat.recipe import Recipe, get_recipe
 from pytest_qat.runtimes import DeployedPair, DeploySettings, load_runtime
 from pytest_qat.runtimes.chunks import run_batch
@@ -110,7 +110,7 @@ def _all_tried(case: QATCase, trials: Sequence[Trial], settings: ProbeSettings, 
         while waiting and len(running) < settings.at_once:
             left = ends - time.monotonic()
             if left <= 0:
-                found |= {trial: Probe(recipe=trial.recipe, skip=trial.skip, takes=None, reason=(
+                found |= {trial: Probe(recipe=trial.recipe, skip=trial.skip, takes=None, code=OUT_OF_TIME, reason=(
                     "not tried: the time for probing was used up.")) for trial in waiting}
                 waiting.clear()
                 break
@@ -151,7 +151,8 @@ def _read(ended: ChildEnd, recipe: Recipe, *, timeout_s: float) -> Probe:
     """Return what a child answered, or how it ended instead."""
     where = f"in {_last_stage(ended.written)}"
     if ended.hung:
-        return Probe(recipe=recipe.name, takes=None, reason=f"no answer within {timeout_s:.0f} s ({where}).")
+        return Probe(recipe=recipe.name, takes=None, code=OUT_OF_TIME,
+                     reason=f"no answer within {timeout_s:.0f} s ({where}).")
     if ended.by is not None:
         return Probe(recipe=recipe.name, takes=False, code="native-crash", reason=(
             f"it killed its process with {ended.by.name} ({where})."))

@@ -112,9 +112,28 @@ def left_out(world: World) -> object:
     return run(world, *shlex.split(advice[1])[1:])
 
 
+@cache
+def without_time(world: World) -> Any:
+    world.project.add(MODELS)
+    world.patch.setattr(recipes, "_CANDIDATES", ("fx-x86",))
+    return world.project.run("--qat-model=models:residual", "--qat-recipe=eager-x86", "--qat-diagnose=auto",
+                             "--qat-diagnose-time=0.001", "-k", FIRST)
+
+
+def with_time(world: World) -> object:
+    option = re.search(r"give (--qat-diagnose-time=\d+)", without_time(world).stdout.str())
+    assert option is not None
+    found = world.project.run("--qat-model=models:residual", "--qat-recipe=eager-x86", "--qat-diagnose=auto", option[1],
+                              "-k", FIRST)
+    assert "fx-x86 takes it" in found.stdout.str()
+    return found
+
+
 PATH = "diagnosis/recipes.py"
 RECIPE_ROWS = [
     Row(path=PATH, text="run: {} --qat-recipe={}", calls=refused, follow=as_printed, slow=True),
+    Row(path=PATH, text="give --qat-diagnose-time={}", calls=without_time, follow=with_time,
+        then="fx-x86 takes it", slow=True),
     Row(path=PATH, text="give the QATCase {}.", calls=unskipped, follow=skipped, slow=True),
     Row(path=PATH, text='give the marker recipe="{}".', calls=lambda world: marked(world, "eager-x86"),
         follow=as_marker_says, slow=True),

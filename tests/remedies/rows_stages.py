@@ -60,22 +60,19 @@ class InFloat(nn.Module):
         return self.quant(self.layer(self.dequant(x)))  # type: ignore[no-any-return]
 
 
-def net(*, scale: float = 1.0, dequantizes: bool = True) -> Any:
+def net(*, dequantizes: bool = True) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Net().eval()
     model.dequantizes = dequantizes
-    with torch.no_grad():
-        model.first.weight[0] *= scale
     return model
 
 
-def eager(model: Any, *, inputs: torch.Tensor = INPUTS, per_channel: bool = True, widest: float = 1.0,
-          in_float: tuple[str, ...] = ()) -> Any:
+def eager(model: Any, *, inputs: torch.Tensor = INPUTS, widest: float = 1.0, in_float: tuple[str, ...] = ()) -> Any:
     """Convert a copy of a model after calibration on these inputs; the range of its first layer may be too wide."""
     prepared = copy.deepcopy(model)
-    weight = quantization.default_per_channel_weight_observer if per_channel else quantization.default_weight_observer
-    prepared.qconfig = quantization.QConfig(activation=quantization.MinMaxObserver, weight=weight)
+    prepared.qconfig = quantization.QConfig(activation=quantization.MinMaxObserver,
+                                            weight=quantization.default_per_channel_weight_observer)
     for name in in_float:
         prepared.get_submodule(name).qconfig = None
         setattr(prepared, name, InFloat(prepared.get_submodule(name)))
@@ -94,12 +91,6 @@ def converted(make: Callable[[], Any], model: Any = None) -> Callable[[World], o
 
 def eager_net() -> Any:
     return eager(net())
-
-
-def small_channel(scale: float, *, per_channel: bool) -> Callable[[World], object]:
-    """Convert a model in which one channel of weights is so much smaller than the others."""
-    model = net(scale=scale)
-    return converted(lambda: eager(model, per_channel=per_channel), model)
 
 
 def kernel(*, bias: bool) -> Any:
@@ -211,9 +202,8 @@ STAGE_ROWS = [
     row("audits/ranges", "take the batches with NaN", "broken_sample_eager"),
     row("audits/ranges", "run representative batches", "nothing_observed_fx"),
     row("audits/ranges", "call model.apply(torch.ao.quantization.disable_observer)", "learning_in_evaluation_fx"),
-    Row(path="diagnosis/int8_layers.py", text="quantize these weights per channel, such as",
-        calls=small_channel(0.01, per_channel=False), follow=small_channel(0.01, per_channel=True)),
-    row("audits/weights", "give it quant_min and quant_max", "few_codes_fx"),
+    row("int8_layers", "quantize these weights per channel, such as", "dense_per_tensor_fx", without=("prepared",)),
+    row("audits/codes", "give it quant_min and quant_max", "few_codes_fx"),
     row("audits/conversion", "call convert (convert_fx", "conversion_forgotten_fx"),
     Row(path="diagnosis/audits/conversion.py", text="put a DeQuantStub on each output",
         calls=converted(lambda: eager(net(dequantizes=False))), follow=converted(lambda: eager(net()))),
