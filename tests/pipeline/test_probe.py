@@ -81,7 +81,7 @@ def test_nothing_is_trained_and_the_model_stays_as_it_was() -> None:
 
 
 @needs_fork
-@pytest.mark.parametrize(("work", "takes", "code"), [("crash", False, "native-crash"), ("hang", None, None)])
+@pytest.mark.parametrize(("work", "takes", "code"), [("crash", False, "native-crash"), ("hang", None, "out-of-time")])
 def test_a_recipe_that_crashes_or_hangs_costs_its_answer_alone(work: str, takes: bool | None, code: str | None,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
     def misbehave(*args: object, **kwargs: object) -> Probe:
