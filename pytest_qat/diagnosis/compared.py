@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import time
 from collections.abc import Callable
@@ -13,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pytest_qat.core.batches import call, float_tensors
-from pytest_qat.diagnosis.lost import affordable, data_that_count
+from pytest_qat.diagnosis.lost import affordable, data_that_count, nothing_rounded
 from pytest_qat.diagnosis.steps import StageComparison
 from pytest_qat.errors import NotComparable
 from pytest_qat.findings import json_number
 from pytest_qat.measure.agreement import compare_outputs
 from pytest_qat.pipeline.run import ModelRun, StageFailed
 from pytest_qat.runtimes.chunks import run_batch
-from pytest_qat.workflows.observers import switch_fake_quantize
 
 __all__ = ["as_record", "compared"]
 
@@ -43,7 +41,7 @@ def compared(run: ModelRun) -> tuple[StageComparison, ...]:
     float_model, done, pair = run.inputs(), run.converted(), run.deployed()
     forms: dict[str, Callable[[Any], Any]] = {"float": partial(call, float_model)}
     if done.prepared is not None:
-        forms |= {"unrounded": partial(call, _unrounded(done.prepared.module)),
+        forms |= {"unrounded": partial(_call_unrounded, done.prepared.module),
                   "fake-quantize": partial(call, done.prepared.module)}
     if run.recipe.runtime not in ("torch", "torchscript"):
         forms["reference"] = partial(call, done.int8.module)
@@ -78,10 +76,9 @@ def as_record(steps: tuple[StageComparison, ...]) -> list[dict[str, object]]:
              "same_class": step.agreement.same_class} for step in steps]
 
 
-def _unrounded(prepared: nn.Module) -> nn.Module:
-    plain = copy.deepcopy(prepared)
-    switch_fake_quantize(plain, on=False)
-    return plain
+def _call_unrounded(prepared: nn.Module, inputs: Any) -> Any:
+    with nothing_rounded(prepared):
+        return call(prepared, inputs)
 
 
 def _outputs(form: Callable[[Any], Any], batches: list[Any]) -> list[list[Tensor]]:

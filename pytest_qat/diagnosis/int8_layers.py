@@ -24,14 +24,14 @@ from pytest_qat.workflows.eager.fusion import fusable_chains
 from pytest_qat.workflows.eager.trace import trace_call
 from pytest_qat.workflows.names import user_names
 
-__all__ = ["PER_CHANNEL", "fused_form", "one_module_for_unlike_calls", "worst_layer"]
+__all__ = ["fused_form", "one_module_for_unlike_calls", "worst_layer"]
 
 _HEALTHY_DB = 25.0
 """An int8 layer by itself leaves 30 dB and more."""
 _MARGIN_DB = 6.0
 _CLIPPED = 0.01
 _UNLIKE_CALLS = 8.0
-PER_CHANNEL = "quantize these weights per channel, such as with default_per_channel_weight_fake_quant."
+_PER_CHANNEL = "quantize these weights per channel, such as with default_per_channel_weight_fake_quant."
 
 
 def worst_layer(given: Given, int8: nn.Module) -> Finding | None:
@@ -114,7 +114,7 @@ def _why(module: Any, layer: Any, made: Any) -> tuple[str, str, str]:
         code = "one-scale-for-all-channels" if per_tensor else "rounding-too-coarse"
         return code, (f"Channel {channel} of its weights agrees to {of_weights:.1f} dB"
                       f"{', for all channels share one scale' if per_tensor else ''}."), (
-            PER_CHANNEL if per_tensor else "leave this module in float: give it no qconfig.")
+            _PER_CHANNEL if per_tensor else "leave this module in float: give it no qconfig.")
     if of_range < _HEALTHY_DB:
         return _of_range(made.float(), low, high, scale)
     return "kernels-disagree", "Neither its weights nor its range make that: its kernel computes something else.", (

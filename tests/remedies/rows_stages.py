@@ -83,9 +83,9 @@ def eager(model: Any, *, inputs: torch.Tensor = INPUTS, widest: float = 1.0, in_
     return quantization.convert(prepared)
 
 
-def converted(make: Callable[[], Any], model: Any = None) -> Callable[[World], object]:
+def converted(make: Callable[[], Any]) -> Callable[[World], object]:
     def work(_: World) -> object:
-        return list(diagnose(net() if model is None else model, (INPUTS,), converted=make()).findings)
+        return list(diagnose(net(), (INPUTS,), converted=make()).findings)
     return work
 
 
